@@ -1,0 +1,1 @@
+"""Makes environments out of sources, and proves them."""

@@ -1,0 +1,1 @@
+"""Synthesizers: one file per way of making a draft out of a source."""

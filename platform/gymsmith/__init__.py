@@ -1,0 +1,1 @@
+"""The words (schema), the memory (store) and the switchboard (jobs, api, cli) of Gymsmith."""

@@ -1,0 +1,1 @@
+"""Where agents act: isolation, images, tools, the rollout loop, grading and evaluation."""

@@ -1,0 +1,1 @@
+"""Where weights change: model, optimizers, data, stages, RL and the embedded engine. The only room with torch."""
