@@ -8,10 +8,10 @@
     solution/alternatives/1.sh     other honest solutions
     solution/cheats/NAME.sh        dishonest attempts particular to this task
 
-A field stands in exactly one place: what Harbor knows (name, timeouts, limits, network, verifier mode, artifacts) under Harbor's key,
-the rest in the table `[metadata.gymsmith]`, which Harbor passes over. Reading back what was written gives an equal `Task`.
-Not here: reading other people's folders that lack our table (an import has to be proved first), and where status and evidence live
-(the store).
+A field stands in exactly one place: what Harbor knows (name, timeouts, limits, network, verifier mode, artifacts) under
+Harbor's key, the rest in the table `[metadata.gymsmith]`, which Harbor passes over. Reading back what was written gives an
+equal `Task`. Not here: reading other people's folders that lack our table (an import has to be proved first), and where
+status and evidence live (the store).
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def test_a_changed_harbor_key_is_what_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "environment/../../x", "/etc/passwd", "environment//x", "other/x", "tests", "environment/a\\..\\b", "tests/."]
+    "name",
+    ["../x", "environment/../../x", "/etc/passwd", "environment//x", "other/x", "tests", "environment/a\\..\\b", "tests/."],
 )
 def test_a_member_that_escapes_is_refused_and_nothing_is_left(tmp_path: Path, name: str) -> None:
     with pytest.raises(PolicyRefused):
