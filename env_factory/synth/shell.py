@@ -1,0 +1,192 @@
+"""Parametric shell tasks: `make(family, level, seed, split)` is a pure function to a `ShellTask`, `draft` wraps one for the factory.
+
+The families are in `shell_families.py`. Here a scene gets its verifier (a POSIX script that compares the whole folder with the
+folder of a solved task, from `cksum` and shell built-ins alone), the tool that it is played with, and `looked`, which reads off a
+transcript whether the answer was seen before it was given. Nothing is executed here.
+"""
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from env_factory.synth.shell_families import FAMILIES, Change, Kind
+from env_factory.synth.words import draw
+from gymsmith.errors import ConfigError
+from gymsmith.schema import Draft, Source, TaskSpec, ToolSpec
+
+TOOL = ToolSpec(
+    name="simple_command",
+    allow=("ls", "cat", "grep", "head", "tail", "wc", "echo", "rm", "mv", "cp", "mkdir", "touch", "sort", "sh"),
+    redirect=("echo",),
+    timeout_s=5.0,
+    max_output_bytes=4096,
+)
+"""One command per action and no operators, so that a value can only travel from a file to another through the agent."""
+
+MUTATING = frozenset(("echo", "rm", "mv", "cp", "mkdir", "touch", "sort"))
+"""Commands that can change the folder; the first of them that names a hidden token is where the answer is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShellTask:
+    """One instance. Commands are run in the working folder, which starts with exactly `files`."""
+
+    family: str
+    level: int
+    seed: int
+    split: str
+    instruction: str
+    files: Mapping[str, str]
+    test: str
+    """POSIX sh, run in the working folder after the episode; prints `PASS id` or `FAIL id` for each of `expected`."""
+    expected: tuple[str, ...]
+    solution: tuple[str, ...]
+    alternatives: tuple[tuple[str, ...], ...]
+    memorised: tuple[tuple[str, ...], ...]
+    """Command lists that know the family and the instruction but not the files; each must fail."""
+    hidden: tuple[str, ...]
+    """Tokens that must have been seen in an output before the command that uses them."""
+    changes: tuple[Change, ...]
+    tool: ToolSpec = TOOL
+
+    @property
+    def name(self) -> str:
+        """A slug that is unique over all parameters."""
+        return f"shell-{self.family}-{self.level}-{self.seed}-{self.split.replace('_', '-')}"
+
+
+def make(family: str, level: int, seed: int, split: str = "train") -> ShellTask:
+    """The task of these four coordinates; the same arguments give the same task on every machine.
+
+    Raises:
+        ConfigError: unknown family or split, or a level below 1.
+    """
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"expected a family out of {sorted(FAMILIES)}, got {family!r}; see env_factory/synth/shell_families.py"
+        )
+    if level < 1:
+        raise ConfigError(f"expected level >= 1, got {level}; level 1 is one look")
+    rng = random.Random(f"{family}/{level}/{seed}/{split}")
+    scene = FAMILIES[family](rng, partial(draw, rng, split), level)
+    test, expected = verifier(scene.files, scene.changes)
+    return ShellTask(
+        family=family,
+        level=level,
+        seed=seed,
+        split=split,
+        instruction=scene.instruction,
+        files=scene.files,
+        test=test,
+        expected=expected,
+        solution=scene.solution,
+        alternatives=scene.alternatives,
+        memorised=scene.memorised,
+        hidden=scene.hidden,
+        changes=scene.changes,
+    )
+
+
+def cksum(data: bytes) -> str:
+    """What POSIX `cksum` prints for `data`: CRC-32 (polynomial 04C11DB7, length appended, complemented), a blank, the length."""
+    crc = 0
+    size = len(data)
+    tail = size.to_bytes((size.bit_length() + 7) // 8, "little")
+    for byte in data + tail:
+        crc = (crc << 8 & 0xFFFFFFFF) ^ _CRC[crc >> 24 ^ byte]
+    return f"{crc ^ 0xFFFFFFFF} {size}"
+
+
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        crc = byte << 24
+        for _ in range(8):
+            crc = crc << 1 ^ (0x04C11DB7 if crc & 0x80000000 else 0)
+        table.append(crc & 0xFFFFFFFF)
+    return tuple(table)
+
+
+_CRC = _crc_table()
+
+
+def verifier(files: Mapping[str, str], changes: Sequence[Change]) -> tuple[str, tuple[str, ...]]:
+    """The test script and the ids it reports: one per change, `kept` for all other files, `only` for nothing else in the folder."""
+    end = {path: Change(path, Kind.TEXT, body) for path, body in files.items()}
+    end.update((change.path, change) for change in changes)
+    touched = {change.path for change in changes}
+    sums = {path: f"{cksum(change.text.encode())} {path}" for path, change in end.items() if change.kind is Kind.TEXT}
+    lines = [
+        "LC_ALL=C; export LC_ALL; nl='\n'",
+        f'sums="$nl$(cksum {" ".join(sorted(sums))} 2>/dev/null)$nl"' if sums else 'sums=""',
+        "say() { if [ $? = 0 ]; then echo PASS $1; else echo FAIL $1; fi; }",
+        'holds() { case "$sums" in *"$nl$1$nl"*) return 0;; *) return 1;; esac; }',
+    ]
+    for change in changes:
+        check = {
+            Kind.TEXT: f"[ -f {change.path} ] && holds '{sums.get(change.path, '')}'",
+            Kind.ABSENT: f"! [ -e {change.path} ]",
+            Kind.FOLDER: f"[ -d {change.path} ]",
+            Kind.ANY: f"[ -f {change.path} ]",
+        }[change.kind]
+        lines.append(f"{check}; say {change.path}")
+    kept = [f"holds '{sums[path]}'" for path in sorted(files) if path not in touched]
+    lines.append(f"{' && '.join(kept) or 'true'}; say kept")
+    names = " ".join(sorted(path for path, change in end.items() if change.kind is not Kind.ABSENT))
+    lines.append(f'set -- *; [ "$*" = "{names}" ]; say only')
+    return "\n".join(lines) + "\n", (*(change.path for change in changes), "kept", "only")
+
+
+def looked(task: ShellTask, transcript: Sequence[tuple[str, str]]) -> bool:
+    """Whether every hidden token stood in an output before the first changing command that names it.
+
+    `transcript` is the list of (command, output) of an episode. A token that no changing command names (a pattern did its work)
+    must have been seen before the last changing command.
+    """
+    changing = [
+        i for i, (command, _) in enumerate(transcript) if command.split()[:1] and command.split()[0] in MUTATING
+    ]
+    if not changing:
+        return True
+    for token in task.hidden:
+        named = re.compile(rf"(?<![A-Za-z0-9]){re.escape(token)}(?![A-Za-z0-9])")
+        deciding = next((i for i in changing if named.search(transcript[i][0])), changing[-1])
+        if not any(named.search(output) for _, output in transcript[:deciding]):
+            return False
+    return True
+
+
+def draft(task: ShellTask) -> Draft:
+    """The task as a draft of the factory: a folder in Harbor's format on the host's own /usr."""
+    script = "set -e\ncd /work\n" + "".join(f"{command}\n" for command in task.solution)
+    files = {f"environment/work/{path}": body.encode() for path, body in task.files.items()}
+    files["environment/Dockerfile"] = b"FROM gymsmith/host\nWORKDIR /work\nCOPY work/ /work/\n"
+    files["tests/test.sh"] = f"#!/bin/sh\ncd /work || exit 1\n{task.test}".encode()
+    files["solution/solve.sh"] = f"#!/bin/sh\n{script}".encode()
+    return Draft(
+        source=Source(
+            uri=f"shell:{task.family}", kind="parametric", licence="Apache-2.0", meta={"seed": str(task.seed)}
+        ),
+        spec=TaskSpec(
+            name=f"gymsmith/{task.name}",
+            kind="shell",
+            description=f"Shell family {task.family}, level {task.level}",
+            keywords=("shell", task.family),
+            labels={"family": task.family, "level": str(task.level), "seed": str(task.seed), "split": task.split},
+            tool=task.tool,
+            max_turns=max(8, len(task.solution) + 3),
+            expected=task.expected,
+            hidden=task.hidden,
+            memory_mb=128,
+            pids=32,
+        ),
+        instruction=task.instruction,
+        files=files,
+        alternatives=tuple(f"#!/bin/sh\ncd /work\n{chr(10).join(way)}\n" for way in task.alternatives),
+        cheats=tuple(
+            (f"memorised-{i}", f"#!/bin/sh\ncd /work\n{chr(10).join(way)}\n") for i, way in enumerate(task.memorised)
+        ),
+        executable=frozenset(("tests/test.sh", "solution/solve.sh")),
+    )
