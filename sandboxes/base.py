@@ -1,0 +1,288 @@
+"""The seam between agents and machines: what a sandbox is, what may be asked of it, what it may hold.
+
+Every provider (`namespace.py`, `container.py`) implements `Provider` and hands out `Sandbox` objects; everything above this
+seam (rollouts, grading, image building) is written against this file alone. It imports no provider and nothing heavy, and it
+is not a place for policy: which image, which limits and which artifacts is said by the caller.
+
+What a caller may rely on, whatever the provider:
+- A command's failure, death by signal, time-out or flood of output is *data* (`ExecResult`). An exception means that the
+  sandbox could not be asked (`SandboxError` family) or must not be (`PolicyRefused`): never a made-up observation.
+- No code that a workload can influence runs between `freeze()` and `export()`; only the resident agent (PID 1) answers.
+- A sandbox is never reused after a workload ran in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Protocol, runtime_checkable
+
+from gymsmith.errors import PolicyRefused
+
+MIB = 1024 * 1024
+MAX_FRAME_BYTES = 64 * MIB
+"""No message to or from the resident agent is longer than this; larger files go through a layer."""
+
+Role = Literal["workload", "build"]
+Isolation = Literal["namespace", "container"]
+CommandLine = str | Sequence[str]
+"""A string is run by `/bin/sh -c`; a sequence is an argument vector, looked up on the command's PATH."""
+
+USERS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {"root": (0, 0), "agent": (1000, 1000), "tester": (1001, 1001), "nobody": (65534, 65534)}
+)
+"""User names that every image understands, whether its /etc/passwd has them or not: name -> (uid, gid) inside."""
+
+_RESIDENT = frozenset({"CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"})
+_BUILD = _RESIDENT | {"FSETID", "NET_BIND_SERVICE", "SETFCAP", "SYS_CHROOT"}
+CAPABILITY_TABLE: Mapping[str, Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "namespace": MappingProxyType({"resident": _RESIDENT, "workload": frozenset(), "build": _BUILD}),
+        "container": MappingProxyType({"resident": _RESIDENT, "workload": frozenset(), "build": _BUILD}),
+    }
+)
+"""provider isolation -> who -> Linux capabilities held (without CAP_). With namespaces they count only inside the sandbox's
+own user namespace. `resident` is PID 1 of a workload sandbox (PID 1 of a build sandbox holds the `build` row); `workload` is
+every command of a workload sandbox, also one that runs as root; `build` is a root command in a sandbox of role "build"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A root file system that exists on this host, as the image store hands it out."""
+
+    id: str
+    """Content address of the image, or a container engine's name for it."""
+    layers: tuple[Path, ...] = ()
+    """Overlay lower directories, topmost first. As root their owners are shifted: host uid = UID_SHIFT + uid inside."""
+    binds: tuple[tuple[str, str], ...] = ()
+    """(host path, path inside) of directories mounted read-only, such as ("/usr", "/usr")."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str = "/work"
+    user: str = "agent"
+    engine_ref: str | None = None
+    """The name under which a container engine has this image; None: the engine does not have it."""
+
+
+UID_SHIFT = 100_000
+"""Host id of uid 0 inside a sandbox when this process is root. 65,536 ids from here on belong to sandboxes."""
+
+
+class ImageSource(Protocol):
+    """Where a provider looks an image id up."""
+
+    def resolve(self, image_id: str) -> Image:
+        """The image of that id. Raises: ImageMissing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What a sandbox is made from and what it may use. Raises PolicyRefused for a value no provider could honour."""
+
+    image: str
+    workdir: str | None = None
+    """Directory of commands that name none; None: the image's. Created, owned by `user`, when missing."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to the image's environment."""
+    user: str | None = None
+    """Who runs commands that name nobody: a name of USERS, "uid" or "uid:gid"; None: the image's."""
+    memory_bytes: int = 256 * MIB
+    pids: int = 64
+    cpus: float = 1.0
+    disk_bytes: int = 256 * MIB
+    """Limit of what the sandbox may write. Without a prepared upper directory this lives in memory, beside memory_bytes."""
+    lease_s: float = 3600.0
+    """The sandbox ends itself when it hears nothing from its owner for this long."""
+    role: Role = "workload"
+    network: Literal["none"] = "none"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Free text for lists and reports; never interpreted."""
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("memory_bytes", self.memory_bytes, 16 * MIB, 1 << 50),
+            ("pids", self.pids, 4, 100_000),
+            ("cpus", self.cpus, 0.01, 4096),
+            ("disk_bytes", self.disk_bytes, MIB, 1 << 50),
+            ("lease_s", self.lease_s, 1, 30 * 86_400),
+        ):
+            if not low <= value <= high:
+                raise PolicyRefused(f"{name} must be between {low} and {high}, got {value}; change it in the sandbox spec")
+        if self.role not in ("workload", "build"):
+            raise PolicyRefused(f'role must be "workload" or "build", got {self.role!r}')
+        if self.network != "none":
+            raise PolicyRefused(f'network must be "none", got {self.network!r}; put what the task needs into its image')
+        if not self.image:
+            raise PolicyRefused("image must be the id of an image, got an empty string")
+        if self.workdir is not None:
+            check_path("workdir", self.workdir)
+        if self.user is not None:
+            user_ids(self.user)
+        check_env(self.env)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """What one command did. Exactly one of `exit_code` and `signal` is set."""
+
+    exit_code: int | None
+    """126: found but could not be started; 127: not found, as a shell would say; the reason is in `output`."""
+    signal: int | None
+    """Number of the signal that ended the command; 9 after a time-out or when memory ran out."""
+    output: bytes
+    """Stdout and stderr as they came, merged, unless split was asked for: then stdout alone. At most max_output_bytes plus
+    one line that says how many bytes are missing in the middle."""
+    stderr: bytes = b""
+    truncated: bool = False
+    omitted_bytes: int = 0
+    timed_out: bool = False
+    oom: bool = False
+    """The kernel killed a process of the sandbox for want of memory while this command ran (needs memory control groups)."""
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    """User and system time of the command and of the children it waited for."""
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0 and not self.timed_out
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What `Sandbox.export` wrote."""
+
+    files: int
+    bytes: int
+    deleted: int
+    """Names that the sandbox deleted, present in the tree as overlay white-outs."""
+    skipped: tuple[str, ...]
+    """Sockets, FIFOs and device nodes: never copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a provider guarantees on this machine; asked before use instead of failing in the middle."""
+
+    isolation: Isolation
+    host_uid: str
+    """Which ids of the host a sandbox runs as, in words; never uid 0."""
+    users: bool
+    """Commands can run as ids other than PID 1's, and as several ones."""
+    memory_limit: bool
+    pids_limit: bool
+    cpu_limit: bool
+    disk_limit: bool
+    upper_layer: bool
+    """`export` yields only what changed, with deletions; otherwise the whole of the asked paths."""
+    prepared_upper: bool
+    """`create(upper=...)` is honoured, so that image layers can be built."""
+    seccomp: bool
+    network: tuple[str, ...] = ("none",)
+    notes: tuple[str, ...] = ()
+    """What is missing on this machine and how to get it."""
+
+
+@runtime_checkable
+class Sandbox(Protocol):
+    """One running sandbox. Every method but `destroy` raises SandboxGone once it has ended."""
+
+    id: str
+    spec: SandboxSpec
+
+    async def exec(
+        self,
+        command: CommandLine,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        stdin: bytes = b"",
+        timeout_s: float = 30.0,
+        max_output_bytes: int = 65_536,
+        split: bool = False,
+    ) -> ExecResult:
+        """Run a command and wait for its first process to end. Many may run at once.
+
+        At the deadline every process that the command started dies, also those with sessions of their own. Processes that a
+        command leaves in the background live on until `freeze` or `destroy`; their later output is discarded.
+        Raises: PolicyRefused (an argument that cannot be honoured), SandboxGone, ExecTimeout (the sandbox did not answer
+        within timeout_s plus a grace; it has been destroyed).
+        """
+        ...
+
+    async def put(self, path: str, data: bytes, mode: int = 0o644, *, owner: str = "root") -> None:
+        """Write a file, with its parent directories; a symlink in the last place is replaced, never followed."""
+        ...
+
+    async def put_files(self, files: Mapping[str, bytes], mode: int = 0o644, *, owner: str = "root") -> None:
+        """Write several files in one message. Raises as `put`; files before the failing one stay written."""
+        ...
+
+    async def get(self, path: str, max_bytes: int = MIB) -> bytes:
+        """Content of a regular file. Raises: FileNotFoundError, OutputLimit (larger than max_bytes), PolicyRefused."""
+        ...
+
+    async def freeze(self) -> None:
+        """Kill every process but PID 1 and start none again: from here on nothing in the sandbox can change."""
+        ...
+
+    async def export(self, paths: Sequence[str], dest: Path, *, max_bytes: int = 64 * MIB, max_files: int = 10_000) -> Exported:
+        """Copy what a frozen sandbox has at `paths` into the empty directory `dest`, in the form of an overlay layer.
+
+        `dest` can be given to `create(layers=[dest])` as it is: deletions are white-outs, replaced directories opaque. The
+        caller owns and removes it. Raises: PolicyRefused (not frozen), OutputLimit.
+        """
+        ...
+
+    async def destroy(self) -> None:
+        """End the sandbox; returns when its last process is dead. Calling it again does nothing."""
+        ...
+
+
+class Provider(Protocol):
+    """Makes sandboxes on this machine. Belongs to one event loop and one process."""
+
+    name: str
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def create(self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None) -> Sandbox:
+        """A running sandbox of spec.image with `layers` (topmost first) above it.
+
+        `upper`: an existing directory of the host that receives what is written (it becomes a layer); None: private memory.
+        Raises: ImageMissing, Capacity (the machine lacks what a sandbox needs), PolicyRefused.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Destroy every sandbox and stop. The provider cannot be used afterwards."""
+        ...
+
+
+def user_ids(user: str) -> tuple[int, int]:
+    """(uid, gid) inside for a name of USERS, "uid" or "uid:gid". Raises: PolicyRefused."""
+    known = USERS.get(user)
+    if known is not None:
+        return known
+    uid, _, gid = user.partition(":")
+    gid = gid or uid
+    if uid.isascii() and uid.isdecimal() and gid.isascii() and gid.isdecimal() and int(uid) < 65_536 and int(gid) < 65_536:
+        return int(uid), int(gid)
+    raise PolicyRefused(f'user must be one of {", ".join(USERS)}, "UID" or "UID:GID" below 65536, got {user!r}')
+
+
+def check_path(name: str, path: str) -> str:
+    """`path` if it is an absolute path without NUL and without ".." steps. Raises: PolicyRefused."""
+    if not path.startswith("/") or "\0" in path or len(path) > 4000 or ".." in path.split("/"):
+        raise PolicyRefused(f"{name} must be an absolute path without '..' or NUL, at most 4000 characters, got {path[:200]!r}")
+    return path
+
+
+def check_env(env: Mapping[str, str]) -> None:
+    """Refuse names and values that no process environment can hold. Raises: PolicyRefused."""
+    for key, value in env.items():
+        if not key or "=" in key or "\0" in key or "\0" in value:
+            raise PolicyRefused(f"env must map names without '=' to values without NUL, got {key[:100]!r}={value[:100]!r}")
