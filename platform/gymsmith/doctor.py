@@ -1,0 +1,137 @@
+"""`gymsmith doctor`: what this machine can do, what that guarantees, and how to get the rest.
+
+Each check looks at the real thing (starts a sandbox, asks the engine, runs the browser) instead of guessing from versions. The rooms
+above are asked by name, so importing this module loads none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gymsmith.config import Settings
+from gymsmith.errors import GymsmithError
+
+
+class Check(NamedTuple):
+    """One line of the report. `state` is ok, missing (optional) or broken (needed)."""
+
+    name: str
+    state: str
+    detail: str
+    next_move: str = ""
+
+
+def examine(settings: Settings) -> list[Check]:
+    """Run every check; none of them changes the machine."""
+    return [python(), state_folder(settings), *namespaces(), docker_engine(), chromium(settings), torch(), gpu(), swebench()]
+
+
+def can_work(checks: list[Check]) -> bool:
+    """True when nothing that the main job needs is broken and some sandbox provider works."""
+    by_name = {check.name: check for check in checks}
+    sandboxed = by_name["namespaces"].state == "ok" or by_name["docker"].state == "ok"
+    return sandboxed and not any(check.state == "broken" for check in checks)
+
+
+def show(checks: list[Check]) -> None:
+    """Print the report as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    marks = {"ok": "[green]ok[/]", "missing": "[yellow]--[/]", "broken": "[red]NO[/]"}
+    for check in checks:
+        table.add_row(marks[check.state], check.name, check.detail + (f"\n[dim]-> {check.next_move}[/]" if check.next_move else ""))
+    Console().print(table)
+
+
+def python() -> Check:
+    """Python and the kernel."""
+    version = platform.python_version()
+    state = "ok" if sys.version_info >= (3, 11) else "broken"
+    detail = f"{version} at {sys.prefix}; Linux {platform.release()}, {os.cpu_count()} cores"
+    return Check("python", state, detail, "" if state == "ok" else "install Python 3.11 or newer")
+
+
+def state_folder(settings: Settings) -> Check:
+    """Whether the state folder can be written."""
+    home = settings.home
+    parent = home
+    while not parent.exists():
+        parent = parent.parent
+    free_gib = shutil.disk_usage(parent).free / 2**30
+    if not os.access(parent, os.W_OK):
+        return Check("state folder", "broken", f"{home}: {parent} is not writable", "set GYMSMITH_HOME to a folder you may write")
+    state = "ok" if free_gib >= 2 else "broken"
+    return Check("state folder", state, f"{home}, {free_gib:.0f} GiB free", "" if state == "ok" else "free 2 GiB or set GYMSMITH_HOME")
+
+
+def namespaces() -> list[Check]:
+    """What the `ns` provider guarantees here, as its own probe found it."""
+    try:
+        report: dict[str, Any] = importlib.import_module("sandboxes.launcher").probe()
+    except GymsmithError as error:
+        return [Check("namespaces", "missing", str(error), "use a Docker Engine instead, or allow user namespaces")]
+    state = "ok" if report["works"] else "missing"
+    lines = [Check("namespaces", state, report["summary"], report.get("next_move", ""))]
+    for name, detail in report.get("guarantees", {}).items():
+        lines.append(Check(f"  {name}", "ok" if detail["holds"] else "missing", detail["text"], detail.get("next_move", "")))
+    return lines
+
+
+def docker_engine() -> Check:
+    """Whether a Docker Engine answers."""
+    how = "apt-get install docker.io iptables, start dockerd; and pip install 'gymsmith[sandbox]'"
+    if importlib.util.find_spec("docker") is None:
+        return Check("docker", "missing", "the docker package is not installed", how)
+    import_docker = importlib.import_module("docker")
+    try:
+        version = import_docker.from_env(timeout=3).version()
+    except Exception as error:  # the package raises several unrelated families when no engine listens
+        return Check("docker", "missing", f"no engine answers ({type(error).__name__})", how)
+    return Check("docker", "ok", f"Engine {version['Version']}, kernel {version['KernelVersion']}")
+
+
+def chromium(settings: Settings) -> Check:
+    """Whether a Chromium for rendering environments and browser tests is there."""
+    found = settings.chromium or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not found:
+        return Check("chromium", "missing", "not found", "apt-get install chromium, or set GYMSMITH_CHROMIUM")
+    done = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=20)
+    return Check("chromium", "ok" if done.returncode == 0 else "missing", f"{done.stdout.strip()} at {found}")
+
+
+def torch() -> Check:
+    """Whether the trainer's packages are there."""
+    if importlib.util.find_spec("torch") is None:
+        return Check("torch", "missing", "not installed: no training, no embedded engine", "pip install 'gymsmith[train]'")
+    from importlib.metadata import version
+
+    return Check("torch", "ok", version("torch"))
+
+
+def gpu() -> Check:
+    """GPUs, as the driver lists them."""
+    if not Path("/proc/driver/nvidia/gpus").is_dir():
+        return Check("gpu", "missing", "no NVIDIA driver: everything runs on the CPU")
+    names = [line.split(":", 1)[1].strip() for p in Path("/proc/driver/nvidia/gpus").glob("*/information")
+             for line in p.read_text().splitlines() if line.startswith("Model:")]
+    extra = "" if importlib.util.find_spec("transformer_engine") else "pip install 'gymsmith[fp8]' for FP8 kernels"
+    return Check("gpu", "ok", ", ".join(names), extra)
+
+
+def swebench() -> Check:
+    """Whether SWE-bench evaluation can be graded."""
+    if importlib.util.find_spec("swebench") is None:
+        return Check("swebench", "missing", "not installed: no `gymsmith evaluate swebench`", "pip install 'gymsmith[swe]'")
+    from importlib.metadata import version
+
+    return Check("swebench", "ok", version("swebench"))
