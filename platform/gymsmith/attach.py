@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gymsmith import jobs
 from gymsmith.config import Settings
 from gymsmith.errors import Conflict, GymsmithError, InfrastructureError, NotFound
-from gymsmith.ids import new_id
+from gymsmith.ids import ulid
 from gymsmith.schema import EvalReport, Job, Run, State
 from gymsmith.store import Store
 
@@ -80,7 +80,7 @@ class House:
 
     def start_run(self, kind: str, *, name: str = "", seed: int = 0, parent: str = "", config: Mapping[str, Any] | None = None) -> Run:
         """A new run row."""
-        run = Run(id=new_id("run"), kind=kind, name=name or kind, seed=seed, parent=parent, config=dict(config or {}))
+        run = Run(id=ulid(), kind=kind, name=name or kind, seed=seed, parent=parent, config=dict(config or {}))
         self.store.put_run(run)
         return run
 
