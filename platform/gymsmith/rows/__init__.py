@@ -1,0 +1,1 @@
+"""Tables, the database beneath them, and one file of queries per kind of row. `gymsmith.store` joins them into the Store."""

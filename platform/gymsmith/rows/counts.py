@@ -1,0 +1,131 @@
+"""How many: totals beside a page, facets beside a search, tiles of the overview.
+
+A total is counted up to a cap and then says so: counting a million rows for a page that shows fifty is waste. Facets of a search leave
+out their own filter, so that the other choices stay visible.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from gymsmith.rows import tables as t
+from gymsmith.rows.database import Database
+from gymsmith.rows.environments import _filters
+from gymsmith.schema import Status, Word
+
+CAP = 10_000
+FACET_VALUES = 24
+"""A label with more values than this (a seed, a file) is no facet."""
+
+
+class Total(Word):
+    """A number of rows, or at least so many when `capped`."""
+
+    n: int
+    capped: bool = False
+
+
+class Outcomes(Word):
+    """Trajectories by how they ended."""
+
+    total: int
+    passed: int
+    failed: int
+    lost: int
+    """Attempts lost to an error of ours."""
+
+
+class Counts:
+    """Part of the Store."""
+
+    db: Database
+
+    def environment_total(
+        self,
+        *,
+        kind: str | None = None,
+        status: Status | str | None = None,
+        labels: Mapping[str, str] | None = None,
+        text: str = "",
+    ) -> Total:
+        """How many environments a search finds."""
+        return self._total(t.environments, self._search(kind, status, labels, text))
+
+    def environment_facets(
+        self,
+        *,
+        kind: str | None = None,
+        status: Status | str | None = None,
+        labels: Mapping[str, str] | None = None,
+        text: str = "",
+    ) -> dict[str, dict[str, int]]:
+        """Facet name -> value -> how many: `status`, `kind`, then every label key with few values."""
+        e, label = t.environments.c, t.environment_labels.c
+        labels = labels or {}
+        facets: dict[str, dict[str, int]] = {}
+        with self.db.read() as c:
+            for name, column, where in (
+                ("status", e.status, self._search(kind, None, labels, text)),
+                ("kind", e.kind, self._search(None, status, labels, text)),
+            ):
+                query = sa.select(column, sa.func.count()).where(*where).group_by(column).order_by(sa.func.count().desc(), column)
+                facets[name] = {value: n for value, n in c.execute(query)}
+            values = (
+                sa.select(label.key)
+                .group_by(label.key)
+                .having(sa.func.count(label.value.distinct()) <= FACET_VALUES)
+                .order_by(label.key)
+            )
+            for key in c.execute(values).scalars().all():
+                others = {k: v for k, v in labels.items() if k != key}
+                where = self._search(kind, status, others, text)
+                query = sa.select(label.value, sa.func.count()).where(label.key == key)
+                if where:
+                    query = query.where(label.environment_id.in_(sa.select(e.id).where(*where)))
+                facets[key] = {value: n for value, n in c.execute(query.group_by(label.value).order_by(label.value))}
+        return facets
+
+    def trajectory_outcomes(self, *, run_id: str | None = None, environment_id: str | None = None) -> Outcomes:
+        """Passed means a reward of 1 or more; anything graded below that failed."""
+        r = t.trajectories.c
+        where = [
+            column == value for column, value in ((r.run_id, run_id), (r.environment_id, environment_id)) if value is not None
+        ]
+        passed = sa.func.coalesce(sa.func.sum(sa.case((r.reward >= 1, 1), else_=0)), 0)
+        failed = sa.func.coalesce(sa.func.sum(sa.case((r.reward < 1, 1), else_=0)), 0)
+        lost = sa.func.coalesce(sa.func.sum(sa.case((r.error != "", 1), else_=0)), 0)
+        with self.db.read() as c:
+            total, p, f, gone = c.execute(sa.select(sa.func.count(), passed, failed, lost).where(*where)).one()
+        return Outcomes(total=total, passed=p, failed=f, lost=gone)
+
+    def run_states(self) -> dict[str, int]:
+        """State -> how many runs."""
+        return self._states(t.runs)
+
+    def job_states(self) -> dict[str, int]:
+        """State -> how many jobs."""
+        return self._states(t.jobs)
+
+    def report_total(self, run_id: str | None = None) -> Total:
+        """How many evaluation reports."""
+        return self._total(t.reports, [] if run_id is None else [t.reports.c.run_id == run_id])
+
+    def _states(self, table: sa.Table) -> dict[str, int]:
+        with self.db.read() as c:
+            return {state: n for state, n in c.execute(sa.select(table.c.state, sa.func.count()).group_by(table.c.state))}
+
+    def _search(self, kind: str | None, status: Status | str | None, labels: Mapping[str, str] | None, text: str) -> list[Any]:
+        where = _filters(kind, status, labels)
+        if words := re.findall(r"\w+", text):
+            where.append(t.environments.c.id.in_(self._matching(words)))  # type: ignore[attr-defined]
+        return where
+
+    def _total(self, table: sa.Table, where: list[Any]) -> Total:
+        some = sa.select(sa.literal(1)).select_from(table).where(*where).limit(CAP + 1).subquery()
+        with self.db.read() as c:
+            n = int(c.execute(sa.select(sa.func.count()).select_from(some)).scalar_one())
+        return Total(n=min(n, CAP), capped=n > CAP)

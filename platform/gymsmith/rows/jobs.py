@@ -1,0 +1,463 @@
+"""Jobs: the truth about what was asked, who works on it and how it ended. Messages only carry ids; losing or doubling one is harmless.
+
+    queued --claim--> running --finish--> succeeded
+      ^  ^               | \\--fail------> failed
+      |  \\--fail(retry)--+  \\--(cancel)--> cancelled
+      \\-----lapsed / release
+
+`attempt` is the fencing token: claim raises it, and every later write of a worker names the attempt it claimed. A write with a stale
+one changes nothing and raises Fenced. Each write is one UPDATE that checks and changes at once, so no race is left between the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from gymsmith.config import Settings
+from gymsmith.errors import Conflict, Fenced, NotFound
+from gymsmith.rows import tables as t
+from gymsmith.rows.database import Database
+from gymsmith.rows.pages import Page, newest_first
+from gymsmith.schema import Job, State, now
+
+ENDED = (State.SUCCEEDED.value, State.FAILED.value, State.CANCELLED.value)
+_J = t.jobs.c
+_COLUMNS = [c for c in t.jobs.columns if c.name not in ("publishes", "due_us")]
+_MAX_RETRY_S = 30.0
+_SWEEP = 500
+"""Jobs that one look of the reaper takes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a heartbeat found out: attempts that lost their job, and attempts that were asked to stop."""
+
+    lost: frozenset[str]
+    cancelled: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """State of one queue for the health page."""
+
+    queue: str
+    queued: int
+    running: int
+    oldest_s: float
+    """Age of the oldest queued job, seconds."""
+
+
+class Jobs:
+    """Part of the Store."""
+
+    db: Database
+    settings: Settings
+
+    def put_job(self, job: Job) -> tuple[Job, bool]:
+        """Store a job and say whether it is new; with a key that exists, the job that has it is returned instead.
+
+        Raises:
+            Conflict: the key exists with another kind or payload.
+        """
+        return self.put_jobs([job])[0]
+
+    def put_jobs(self, jobs: Sequence[Job]) -> list[tuple[Job, bool]]:
+        """Store many jobs in one transaction: all of them or, on Conflict, none."""
+        out = []
+        with self.db.write() as c:
+            for job in jobs:
+                row = c.execute(_PUT[self.db.sqlite], _job_row(job, self.settings.lease_s)).first()
+                if row is not None:
+                    out.append((job, True))
+                    continue
+                match = (_J.key == job.key) if job.key else (_J.id == job.id)
+                old = _hand_out(c.execute(sa.select(*_COLUMNS).where(match)).one())
+                if (old.kind, _canonical(old.payload)) != (job.kind, _canonical(job.payload)):
+                    raise Conflict(
+                        f"the key {job.key or job.id!r} already names the {old.kind} job {old.id} with another payload; "
+                        "use a new key for a new job"
+                    )
+                out.append((old, False))
+        return out
+
+    def job(self, job_id: str) -> Job:
+        """Get one.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with self.db.read() as c:
+            row = c.execute(sa.select(*_COLUMNS).where(_J.id == job_id)).first()
+        if row is None:
+            raise NotFound(f"no job {job_id!r}; the page Jobs lists what there is")
+        return _hand_out(row)
+
+    def jobs(
+        self,
+        *,
+        kind: str | None = None,
+        queue: str | None = None,
+        state: State | str | None = None,
+        parent: str | None = None,
+        run_id: str | None = None,
+        top_level: bool = False,
+        cursor: str = "",
+        limit: int = 50,
+    ) -> Page[Job]:
+        """A page of jobs, newest first. `top_level` leaves out those that another job made."""
+        equal = ((_J.kind, kind), (_J.queue, queue), (_J.state, state), (_J.parent, parent), (_J.run_id, run_id))
+        where = [column == str(value) for column, value in equal if value is not None]
+        if top_level:
+            where.append(_J.parent == "")
+        return newest_first(self.db, t.jobs, _COLUMNS, where, _hand_out, cursor, limit)
+
+    def claim(self, job_id: str, owner: str, lease_s: float | None = None) -> Job | None:
+        """Take a queued job, or one whose lease lapsed; None when somebody else has it, it ended or it was cancelled."""
+        now_us = t.to_us(now())
+        with self.db.write() as c:
+            row = c.execute(_CLAIM, {"i": job_id, "o": owner, "now": now_us, "lease": now_us + self._lease_us(lease_s)}).first()
+        return None if row is None else _hand_out(row)
+
+    def heartbeat(self, job_id: str, attempt: int, lease_s: float | None = None) -> bool:
+        """Extend one lease; True when the job was asked to stop.
+
+        Raises:
+            Fenced: another attempt owns the job.
+        """
+        pulse = self.heartbeats([(job_id, attempt)], lease_s)
+        if pulse.lost:
+            raise _fenced(job_id, attempt)
+        return bool(pulse.cancelled)
+
+    def heartbeats(self, held: Iterable[tuple[str, int]], lease_s: float | None = None) -> Pulse:
+        """Extend the leases of (job id, attempt) pairs in one transaction."""
+        lease_us = t.to_us(now()) + self._lease_us(lease_s)
+        lost, cancelled = set(), set()
+        with self.db.write() as c:
+            for job_id, attempt in held:
+                cancel = c.execute(_BEAT, {"i": job_id, "a": attempt, "lease": lease_us}).scalar()
+                if cancel is None:
+                    lost.add(job_id)
+                elif cancel:
+                    cancelled.add(job_id)
+        return Pulse(frozenset(lost), frozenset(cancelled))
+
+    def set_progress(self, job_id: str, attempt: int, fields: Mapping[str, Any]) -> bool:
+        """Merge fields into the job's progress; True when the job was asked to stop.
+
+        Raises:
+            Fenced: another attempt owns the job.
+        """
+        with self.db.write() as c:
+            row = hold(c, job_id, attempt)
+            c.execute(sa.update(t.jobs).where(_J.id == job_id).values(progress={**row.progress, **fields}))
+        return bool(row.cancel)
+
+    def finish(self, job_id: str, attempt: int, result: Mapping[str, Any]) -> None:
+        """The job succeeded.
+
+        Raises:
+            Fenced: another attempt owns the job; the result is thrown away.
+        """
+        self._end(job_id, attempt, State.SUCCEEDED, dict(result), "")
+
+    def fail(self, job_id: str, attempt: int, error: str, retry: bool = False) -> State:
+        """The attempt failed: with `retry` and attempts left the job is queued again after a pause, else it is failed; says which.
+
+        Raises:
+            Fenced: another attempt owns the job.
+        """
+        with self.db.write() as c:
+            row = hold(c, job_id, attempt)
+            if retry and attempt < row.max_attempts and not row.cancel:
+                pause_s = min(0.25 * 2**attempt, _MAX_RETRY_S)
+                c.execute(sa.update(t.jobs).where(_J.id == job_id).values(error=error, **_queued(pause_s)))
+                return State.QUEUED
+        self._end(job_id, attempt, State.FAILED, {}, error)
+        return State.FAILED
+
+    def release(self, job_id: str, attempt: int) -> None:
+        """Give a job back unharmed, because its worker is going away: queued again at once, and the attempt does not count.
+
+        Raises:
+            Fenced: another attempt owns the job.
+        """
+        with self.db.write() as c:
+            hold(c, job_id, attempt)
+            c.execute(sa.update(t.jobs).where(_J.id == job_id).values(max_attempts=_J.max_attempts + 1, **_queued(0.0)))
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job and all that it made: queued ones end now, running ones are told by their next heartbeat. Ended ones stay.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        end = {"state": State.CANCELLED.value, "finished_us": t.to_us(now()), "cancel": True}
+        with self.db.write() as c:
+            wave = [job_id]
+            while wave:
+                c.execute(sa.update(t.jobs).where(_J.id.in_(wave), _J.state == State.RUNNING.value).values(cancel=True))
+                c.execute(sa.update(t.jobs).where(_J.id.in_(wave), _J.state == State.QUEUED.value).values(**end))
+                wave = list(
+                    c.execute(
+                        sa.select(_J.id).where(_J.parent.in_(wave), _J.state.in_(("queued", "running")), ~_J.cancel)
+                    ).scalars()
+                )
+        return self.job(job_id)
+
+    def cancelled(self, job_id: str, attempt: int) -> None:
+        """The attempt stopped because it was asked to.
+
+        Raises:
+            Fenced: another attempt owns the job.
+        """
+        self._end(job_id, attempt, State.CANCELLED, {}, "")
+
+    def lapsed(self) -> list[tuple[str, str]]:
+        """(job id, queue) of what must be published again; taking it from here is atomic, so only one reaper gets each.
+
+        Running jobs whose lease ran out go back to queued; without attempts left they fail, and cancelled ones end. Queued jobs come
+        when they are due: after a retry's pause, or when no worker claimed them for a while, which doubles each time. A queue that
+        moves is not flooded: a job waiting its turn is left alone until a later one of the same queue overtook it.
+        """
+        now_us = t.to_us(now())
+        with self.db.read() as c:
+            if not c.execute(_ANY_LAPSED, {"now": now_us}).first():
+                return []
+        out = []
+        with self.db.write() as c:
+            for row in c.execute(_LAPSED, {"now": now_us}).all():
+                update = sa.update(t.jobs).where(_J.id == row.id)
+                if row.cancel:
+                    c.execute(update.values(state=State.CANCELLED.value, finished_us=now_us, lease_us=None))
+                elif row.attempt >= row.max_attempts:
+                    error = f"its worker died or fell silent in each of {row.attempt} attempts; see the workers' logs, then order it again"
+                    c.execute(
+                        update.values(state=State.FAILED.value, finished_us=now_us, lease_us=None, error=row.error or error)
+                    )
+                else:
+                    c.execute(update.values(**_queued(0.0)))
+            overtaken: dict[str, int] = {}
+            for row in c.execute(_DUE, {"now": now_us}).all():
+                waits_its_turn = False
+                if row.publishes:
+                    if row.queue not in overtaken:
+                        overtaken[row.queue] = self._newest_claimed_us(c, row.queue, now_us)
+                    waits_its_turn = overtaken[row.queue] >= 0 and row.created_us >= overtaken[row.queue]
+                pause_us = self._lease_us(None) * 2 ** min(row.publishes, 6)
+                c.execute(_POSTPONE, {"i": row.id, "due": now_us + pause_us, "p": row.publishes + (not waits_its_turn)})
+                if not waits_its_turn:
+                    out.append((row.id, row.queue))
+        return out
+
+    def states(self, ids: Sequence[str]) -> dict[str, State]:
+        """Job id -> state, for ids that exist."""
+        out: dict[str, State] = {}
+        with self.db.read() as c:
+            for start in range(0, len(ids), 500):
+                query = sa.select(_J.id, _J.state).where(_J.id.in_(ids[start : start + 500]))
+                out.update((i, State(state)) for i, state in c.execute(query))
+        return out
+
+    def unfinished(self, ids: Sequence[str]) -> int:
+        """How many of these jobs have not ended; cheaper than `states`."""
+        n = 0
+        with self.db.read() as c:
+            for start in range(0, len(ids), 500):
+                query = sa.select(sa.func.count()).where(_J.id.in_(ids[start : start + 500]), _J.state.not_in(ENDED))
+                n += int(c.execute(query).scalar_one())
+        return n
+
+    def jobs_by_id(self, ids: Sequence[str]) -> dict[str, Job]:
+        """Job id -> job, for ids that exist."""
+        out: dict[str, Job] = {}
+        with self.db.read() as c:
+            for start in range(0, len(ids), 500):
+                out.update(
+                    (row.id, _hand_out(row)) for row in c.execute(sa.select(*_COLUMNS).where(_J.id.in_(ids[start : start + 500])))
+                )
+        return out
+
+    def queue_depths(self) -> list[QueueDepth]:
+        """Queues that have work, for the health page and metrics."""
+        counts: Counter[tuple[str, str]] = Counter()
+        oldest: dict[str, int] = {}
+        query = sa.select(_J.queue, _J.state, sa.func.count(), sa.func.min(_J.created_us)).where(
+            _J.state.in_(("queued", "running"))
+        )
+        with self.db.read() as c:
+            for queue, state, n, first in c.execute(query.group_by(_J.queue, _J.state)):
+                counts[queue, state] = n
+                if state == State.QUEUED.value:
+                    oldest[queue] = first
+        now_us = t.to_us(now())
+        return [
+            QueueDepth(q, counts[q, "queued"], counts[q, "running"], (now_us - oldest[q]) / 1e6 if q in oldest else 0.0)
+            for q in sorted({queue for queue, _ in counts})
+        ]
+
+    def _newest_claimed_us(self, c: Connection, queue: str, now_us: int) -> int:
+        """Making time of the newest job of `queue` that some worker has or lately had; -1 when the queue stands still."""
+        recent = sa.or_(_J.state == State.RUNNING.value, _J.finished_us > now_us - self._lease_us(None))
+        return int(
+            c.execute(sa.select(sa.func.coalesce(sa.func.max(_J.created_us), -1)).where(_J.queue == queue, recent)).scalar_one()
+        )
+
+    def _end(self, job_id: str, attempt: int, state: State, result: dict[str, Any], error: str) -> None:
+        values = {"i": job_id, "a": attempt, "s": state.value, "r": result, "e": error, "now": t.to_us(now())}
+        with self.db.write() as c:
+            if c.execute(_END, values).rowcount == 0:
+                raise _fenced(job_id, attempt)
+
+    def _lease_us(self, lease_s: float | None) -> int:
+        return int((self.settings.lease_s if lease_s is None else lease_s) * 1e6)
+
+
+def hold(c: Connection, job_id: str, attempt: int) -> Any:
+    """Inside a write transaction: the job's row, which stays this attempt's until the transaction ends.
+
+    Raises:
+        Fenced: another attempt owns the job.
+    """
+    row = c.execute(_HOLD, {"i": job_id, "a": attempt}).first()
+    if row is None:
+        raise _fenced(job_id, attempt)
+    return row
+
+
+def _fenced(job_id: str, attempt: int) -> Fenced:
+    return Fenced(f"attempt {attempt} of job {job_id} no longer owns it; its work is dropped, the newer attempt's counts")
+
+
+def _bound(name: str, kind: Any = None) -> Any:
+    return sa.bindparam(name, type_=kind)
+
+
+_OWNED = (_J.id == _bound("i"), _J.attempt == _bound("a"), _J.state == State.RUNNING.value)
+_HOLD = sa.select(_J.max_attempts, _J.progress, _J.cancel).where(*_OWNED).with_for_update()
+_CLAIM = (
+    sa.update(t.jobs)
+    .where(
+        _J.id == _bound("i"),
+        sa.or_(_J.state == State.QUEUED.value, sa.and_(_J.state == State.RUNNING.value, _J.lease_us < _bound("now"))),
+        _J.attempt < _J.max_attempts,
+        ~_J.cancel,
+    )
+    .values(
+        state=State.RUNNING.value,
+        attempt=_J.attempt + 1,
+        owner=_bound("o"),
+        lease_us=_bound("lease"),
+        started_us=sa.func.coalesce(_J.started_us, _bound("now")),
+        due_us=None,
+    )
+    .returning(*_COLUMNS)
+)
+_BEAT = sa.update(t.jobs).where(*_OWNED).values(lease_us=_bound("lease")).returning(_J.cancel)
+_END = (
+    sa.update(t.jobs)
+    .where(*_OWNED)
+    .values(state=_bound("s"), result=_bound("r", t.Json), error=_bound("e"), finished_us=_bound("now"), lease_us=None)
+)
+_ANY_LAPSED = sa.union_all(
+    sa.select(sa.literal(1)).where(_J.state == State.RUNNING.value, _J.lease_us < _bound("now")),
+    sa.select(sa.literal(1)).where(_J.state == State.QUEUED.value, _J.due_us <= _bound("now")),
+)
+_LAPSED = (
+    sa.select(_J.id, _J.cancel, _J.attempt, _J.max_attempts, _J.error)
+    .where(_J.state == State.RUNNING.value, _J.lease_us < _bound("now"))
+    .limit(_SWEEP)
+    .with_for_update(skip_locked=True)
+)
+_DUE = (
+    sa.select(_J.id, _J.queue, _J.publishes, _J.created_us)
+    .where(_J.state == State.QUEUED.value, _J.due_us <= _bound("now"))
+    .order_by(_J.due_us)
+    .limit(_SWEEP)
+    .with_for_update(skip_locked=True)
+)
+_POSTPONE = sa.update(t.jobs).where(_J.id == _bound("i")).values(due_us=_bound("due"), publishes=_bound("p"))
+
+
+def _put_statement(sqlite: bool) -> Any:
+    from sqlalchemy.dialects import postgresql
+    from sqlalchemy.dialects import sqlite as sqlite_dialect
+
+    insert = sqlite_dialect.insert(t.jobs) if sqlite else postgresql.insert(t.jobs)
+    return insert.on_conflict_do_nothing().returning(_J.id)
+
+
+_PUT = {True: _put_statement(True), False: _put_statement(False)}
+
+
+def _queued(pause_s: float) -> dict[str, Any]:
+    """Values of a job that waits for its next attempt and is due for publishing after the pause."""
+    return {
+        "state": State.QUEUED.value,
+        "owner": "",
+        "lease_us": None,
+        "publishes": 0,
+        "due_us": t.to_us(now()) + int(pause_s * 1e6),
+    }
+
+
+def _job_row(job: Job, lease_s: float) -> dict[str, Any]:
+    created_us = t.to_us(job.created_at)
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "queue": job.queue,
+        "payload": job.payload,
+        "key": job.key or None,
+        "state": job.state.value,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "owner": job.owner,
+        "lease_us": None,
+        "progress": job.progress,
+        "result": job.result,
+        "error": job.error,
+        "parent": job.parent,
+        "run_id": job.run_id,
+        "cancel": job.cancel,
+        "created_us": created_us,
+        "started_us": None,
+        "finished_us": None,
+        "publishes": 1,
+        "due_us": created_us + int(lease_s * 1e6),
+    }
+
+
+def _hand_out(row: Any) -> Job:
+    return Job.model_construct(
+        id=row.id,
+        kind=row.kind,
+        queue=row.queue,
+        payload=row.payload,
+        key=row.key or "",
+        state=State(row.state),
+        attempt=row.attempt,
+        max_attempts=row.max_attempts,
+        owner=row.owner,
+        lease_until=t.from_us(row.lease_us),
+        progress=row.progress,
+        result=row.result,
+        error=row.error,
+        parent=row.parent,
+        run_id=row.run_id,
+        cancel=bool(row.cancel),
+        created_at=t.from_us(row.created_us),
+        started_at=t.from_us(row.started_us),
+        finished_at=t.from_us(row.finished_us),
+    )
+
+
+def _canonical(payload: Any) -> str:
+    return json.dumps(payload, sort_keys=True)
