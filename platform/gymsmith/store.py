@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from gymsmith.config import Settings, settings
+from gymsmith.rows.counts import Counts, Outcomes, Total
 from gymsmith.rows.database import Database
 from gymsmith.rows.environments import Environments
 from gymsmith.rows.events import Event, Events
@@ -17,10 +18,10 @@ from gymsmith.rows.pages import Page
 from gymsmith.rows.runs import Runs
 from gymsmith.rows.trajectories import Trajectories, TrajectoryRow
 
-__all__ = ["Event", "Page", "Pulse", "QueueDepth", "Store", "TrajectoryRow", "process_store"]
+__all__ = ["Event", "Outcomes", "Page", "Pulse", "QueueDepth", "Store", "Total", "TrajectoryRow", "process_store"]
 
 
-class Store(Environments, Runs, Trajectories, Jobs, Events):
+class Store(Environments, Runs, Trajectories, Jobs, Events, Counts):
     """Everything that is kept, by kind in `gymsmith.rows`."""
 
     def __init__(self, settings: Settings, db: Database) -> None:
