@@ -1,7 +1,7 @@
 """What an episode may spend, and the words for how it ends.
 
-The words are those of `gymsmith.schema.Trajectory.finish`. Context size is a matter of `fold`; this file counts turns, tokens of an
-action and wall seconds.
+The words are those of `gymsmith.schema.Trajectory.finish`. Context size is a matter of `fold`; this file counts turns, tokens
+of an action and wall seconds.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     <|doc|> <|task|> INSTRUCTION <|end|> <|act|> COMMAND <|end|> <|obs|> OUTPUT <|end|> <|act|> ... exit <|end|>
 
-A `Chat` owns a tokenizer file (byte-level, so any text survives the round trip) and nothing else. Turns are bridged by ids: what the
-policy produced goes into the next prompt as it is and is never decoded and encoded again. Instructions and outputs are hostile text:
-a special token's spelling inside them becomes ordinary tokens, never the special id.
+A `Chat` owns a tokenizer file (byte-level, so any text survives the round trip) and nothing else. Turns are bridged by ids:
+what the policy produced goes into the next prompt as it is and is never decoded and encoded again. Instructions and outputs
+are hostile text: a special token's spelling inside them becomes ordinary tokens, never the special id.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class Chat:
         self.tokenizer = tokenizer
         self.name = name
         self.vocab_size: int = tokenizer.get_vocab_size()
-        ids = [tokenizer.token_to_id(token) for token in SPECIALS]
-        missing = [token for token, i in zip(SPECIALS, ids, strict=True) if i is None]
+        known: dict[str, int] = tokenizer.get_vocab()
+        missing = [token for token in SPECIALS if token not in known]
         if missing:
             raise ConfigError(
                 f"tokenizer {name or '(unnamed)'} must know {SPECIALS}, lacks {missing}; train one with trainer.data.tokenizer"
             )
-        self.pad, self.doc, self.task, self.act, self.obs, self.end = ids
-        self.specials = frozenset(ids)
+        self.pad, self.doc, self.task, self.act, self.obs, self.end = (known[token] for token in SPECIALS)
+        self.specials = frozenset(known[token] for token in SPECIALS)
         for added in tokenizer.get_added_tokens_decoder().values():
             self._check_plain(added.content)
         self._ellipsis = self.encode(ELLIPSIS)
-        self._token_chars = max(len(token) for token in tokenizer.get_vocab())
+        self._token_chars = max(map(len, known))
 
     @classmethod
     def load(cls, path: Path) -> Chat:
@@ -130,8 +130,8 @@ class Chat:
         texts = (token, f"a{token} {token}\n{token}")
         if any(self.tokenizer.token_to_id(token) in self.encode(text) for text in texts):
             raise ConfigError(
-                f"tokenizer {self.name or '(unnamed)'} reads the text {token!r} as the token itself, so any file could forge a turn; "
-                "mark it special and keep it out of the merges"
+                f"tokenizer {self.name or '(unnamed)'} reads the text {token!r} as the token itself, so any file could "
+                "forge a turn; mark it special and keep it out of the merges"
             )
 
 

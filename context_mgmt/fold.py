@@ -1,11 +1,12 @@
 """Folding: which rounds of a long episode the next prompt still shows.
 
-Keep-recent-k (GLM-5 report, 4.2.4): what is older than the last k rounds leaves the prompt. `fold = "observations"` is the report's form:
-an old observation becomes a short marker and the actions stay; `fold = "turns"` drops whole rounds, which suits a small model. On top
-of both lies a hard limit: a prompt that would not fit starts again from the instruction and the last rounds.
+Keep-recent-k (GLM-5 report, 4.2.4): what is older than the last k rounds leaves the prompt. `fold = "observations"` is the
+report's form: an old observation becomes a short marker and the actions stay; `fold = "turns"` drops whole rounds, which
+suits a small model. On top of both lies a hard limit: a prompt that would not fit starts again from the instruction and the
+last rounds.
 
-A fold edits the prefix, so the next prompt is no extension of the last one and a new segment begins (see `transcript`). Folding in blocks
-of `every` rounds makes segments longer: between folds the prompt only grows.
+A fold edits the prefix, so the next prompt is no extension of the last one and a new segment begins (see `transcript`).
+Folding in blocks of `every` rounds makes segments longer: between folds the prompt only grows.
 """
 
 from __future__ import annotations

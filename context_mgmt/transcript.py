@@ -1,8 +1,8 @@
 """The token-exact record of an episode: what went into the policy and what came out, as ids.
 
-Each call appends to the present segment when its prompt extends it (`prompt[: len(ids)] == ids`), else it opens a new segment. Inside a
-segment only ids sampled in that segment are trainable, so an action that a later prompt repeats as context trains once, where it
-was sampled. Nothing here knows text.
+Each call appends to the present segment when its prompt extends it (`prompt[: len(ids)] == ids`), else it opens a new
+segment. Inside a segment only ids sampled in that segment are trainable, so an action that a later prompt repeats as context
+trains once, where it was sampled. Nothing here knows text.
 """
 
 from __future__ import annotations
