@@ -1,0 +1,118 @@
+"""Checkpoints: damage is named, the last good one loads, a kill at any moment changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gymsmith.errors import CorruptCheckpoint, NotFound
+from trainer import checkpoint
+from trainer.config import OptimConfig, SaveConfig, ScheduleConfig
+from trainer.data.documents import Document
+from trainer.data.loader import Loader
+from trainer.loop import Trainer
+from trainer.model.config import ModelConfig
+from trainer.model.transformer import Transformer
+from trainer.optim.groups import Optimizers
+from trainer.stages.pretrain import TextFeed
+
+CONFIG = ModelConfig(vocab_size=32, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, ffn_dim=16)
+
+
+def write(root: Path, step: int, seed: int = 0) -> Path:
+    return checkpoint.save(root, step, Transformer(CONFIG, seed), tokenizer="{}", meta={"n": step}, keep=3)
+
+
+def test_round_trip_and_keep(tmp_path: Path) -> None:
+    for step in range(5):
+        write(tmp_path, step, seed=step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000002", "00000003", "00000004"]
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 4 and found.meta == {"n": 4}
+    assert checkpoint.weights_digest(found.build()) == checkpoint.weights_digest(Transformer(CONFIG, 4))
+    assert checkpoint.weights_digest(found.build()) != checkpoint.weights_digest(Transformer(CONFIG, 3))
+
+
+def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
+    tied = Transformer(CONFIG.model_copy(update={"tied_head": True}), 1)
+    found = checkpoint.load(checkpoint.save(tmp_path, 1, tied, tokenizer="{}", meta={}))
+    assert "head.weight" not in found.weights
+    again = found.build()
+    assert again.head.weight is again.embedding.token.weight
+    ids = torch.arange(9)[None]
+    assert torch.equal(again(ids), tied(ids))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "tokenizer.json", "meta.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damage_is_named_and_passed_over(tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, 1)
+    file = write(tmp_path, 2) / name
+    body = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    else:
+        body[len(body) // 2] ^= 1
+        file.write_bytes(body if damage == "flip" else body[:-1])
+    with pytest.raises(CorruptCheckpoint, match=name):
+        checkpoint.load(file.parent)
+    with caplog.at_level(logging.WARNING):
+        found = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 1
+    assert "00000002" in caplog.text
+
+
+def test_all_damaged_is_an_error_and_none_is_none(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "no") is None
+    (write(tmp_path, 1) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CorruptCheckpoint, match="all 1 checkpoints"):
+        checkpoint.newest(tmp_path)
+    with pytest.raises(NotFound):
+        checkpoint.load(tmp_path / "00000009")
+
+
+def train(folder: Path, every: int = 1) -> str:
+    """Sixty updates of a small model; says what came out."""
+    rng = np.random.default_rng(0)
+    documents = [Document(rng.integers(6, 32, n).astype(np.int32), np.ones(n, np.float32)) for n in rng.integers(3, 20, 50)]
+    model = Transformer(CONFIG.model_copy(update={"n_layers": 2, "logit_gain": True}), 1)
+    optimizers = Optimizers(model, OptimConfig())
+    saving = SaveConfig(every_steps=every, keep=2)
+    schedule = ScheduleConfig(warmup_steps=3)
+    trainer = Trainer(model, optimizers, schedule, 60, folder, saving, "{}", {"seed": 1}, lambda step, metrics: None)
+    feed = TextFeed(Loader(documents, 2, 24, 5))
+    trainer.resume(feed)
+    trainer.run(feed)
+    return f"{checkpoint.weights_digest(model)} {trainer.tokens}"
+
+
+def test_kill_and_resume_is_bitwise(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    whole = train(tmp_path / "whole", every=1000)
+    rng = random.Random(4)
+    killed = 0
+    for _ in range(8):
+        child = os.fork()
+        if child == 0:
+            train(tmp_path / "killed")
+            os._exit(0)
+        time.sleep(rng.uniform(0.02, 0.12))
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    found = checkpoint.newest(tmp_path / "killed")
+    assert killed and found is not None and found.step < 60, "the kills must land inside the run"
+    assert train(tmp_path / "killed") == whole
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    with pytest.raises(CorruptCheckpoint, match="another run"):
+        train(tmp_path)

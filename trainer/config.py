@@ -1,0 +1,304 @@
+"""Every knob of training, as frozen models read from `recipes/*.toml`. Imports no torch.
+
+A `Recipe` says how to train; a `TrainConfig` says what: stage, seed, data and the checkpoint to start from. Both are stored
+with the run. Budgets count steps, never seconds.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from gymsmith.errors import ConfigError
+from trainer.model.config import ModelConfig, Strict
+
+RECIPES = Path(__file__).parent / "recipes"
+Stage = Literal["pretrain", "sft", "dpo", "rl"]
+T = TypeVar("T", bound=Strict)
+
+
+class TokenizerConfig(Strict):
+    """Byte-level BPE, trained on the pre-training corpus."""
+
+    vocab_size: int = Field(default=640, ge=300)
+    sample_documents: int = Field(default=0, ge=0)
+    """Train on the first so many documents; 0 means all."""
+
+
+class OptimConfig(Strict):
+    """Muon for hidden matrices, AdamW for the rest."""
+
+    hidden: Literal["muon", "adamw"] = "muon"
+    lr: float = Field(default=0.02, ge=0)
+    """Of hidden matrices."""
+    adam_lr: float = Field(default=4e-3, ge=0)
+    """Of embeddings, head and norms."""
+    gain_lr: float = Field(default=4e-3, ge=0)
+    """Of the logit gain."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Of Muon."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of hidden matrices only."""
+    clip: float = Field(default=1.0, gt=0)
+    """Global gradient norm."""
+    freeze: tuple[str, ...] = ()
+    """Regular expressions, matched at the start of parameter names, that do not train."""
+    muon_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class ScheduleConfig(Strict):
+    """Warm-up, stable, decay."""
+
+    warmup_steps: int = Field(default=20, ge=0)
+    decay: float = Field(default=0.4, ge=0, le=1)
+    """Share of the steps, at the end, over which the rate falls linearly."""
+    final: float = Field(default=0.0, ge=0, le=1)
+    """Multiplier that the fall would reach one step after the last."""
+
+
+class SaveConfig(Strict):
+    """When a run saves itself, beside its end."""
+
+    every_steps: int = Field(default=200, ge=1)
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints that stay on disk."""
+
+
+class PretrainConfig(Strict):
+    """Next-token prediction on packed documents."""
+
+    steps: int = Field(default=1800, ge=1)
+    rows: int = Field(default=16, ge=1)
+    """Rows of a batch."""
+    length: int = Field(default=128, ge=2)
+    """Tokens of a row."""
+    observation_weight: float = Field(default=1.0, ge=0)
+    """Weight of the loss on observation tokens; 1 is a plain language model."""
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    save: SaveConfig = SaveConfig()
+
+
+class SFTConfig(Strict):
+    """Next-token prediction on the commands of demonstrations."""
+
+    epochs: int = Field(default=4, ge=1)
+    demonstrations: int = Field(default=16, ge=1)
+    """Demonstrations per update."""
+    gain_shift: float = 0.0
+    """Added to the logit gain afterwards; exp of it divides the policy's temperature."""
+    optim: OptimConfig = OptimConfig(lr=0.01, adam_lr=3e-3, gain_lr=3e-3, freeze=("embedding", "head"))
+    schedule: ScheduleConfig = ScheduleConfig(warmup_steps=5, decay=1.0)
+    save: SaveConfig = SaveConfig()
+
+
+class DPOConfig(Strict):
+    """Direct preference optimisation on pairs of own rollouts of one environment, one passed and one failed."""
+
+    enabled: bool = True
+    environments: int = Field(default=48, ge=1)
+    attempts: int = Field(default=8, ge=2)
+    pairs_per_group: int = Field(default=2, ge=1)
+    min_pairs: int = Field(default=16, ge=1)
+    """With fewer pairs the stage leaves the weights alone and says so."""
+    epochs: int = Field(default=1, ge=1)
+    pairs: int = Field(default=16, ge=1)
+    """Pairs per update."""
+    beta: float = Field(default=0.1, gt=0)
+    length_normalised: bool = False
+    """Divide each side's log-ratio by its trained tokens."""
+    optim: OptimConfig = OptimConfig(hidden="adamw", lr=2e-4, adam_lr=2e-4, gain_lr=2e-4, freeze=("embedding", "head"))
+    schedule: ScheduleConfig = ScheduleConfig(warmup_steps=0, decay=0.0)
+
+
+class RolloutConfig(Strict):
+    """What a policy may produce and see in an episode; the payload of rollout jobs."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=24, ge=1)
+    """Tokens of one action."""
+    max_turns: int = Field(default=6, ge=1)
+    keep_recent_k: int | None = None
+    """Fold observations older than the last k rounds away; None keeps all."""
+    limit_tokens: int = Field(default=320, ge=32)
+    """Longest context."""
+    observation_tokens: int = Field(default=56, ge=1)
+    """Longest observation; a longer one keeps head and tail."""
+
+
+class RLConfig(Strict):
+    """GRPO (Shao et al., 2024) with DAPO's clip-higher and token-level loss, IcePop's gate, no KL."""
+
+    steps: int = Field(default=80, ge=1)
+    groups: int = Field(default=16, ge=1)
+    """Environments per step."""
+    attempts: int = Field(default=8, ge=2)
+    """Rollouts per environment: the group that shares a baseline."""
+    minibatches: int = Field(default=2, ge=1)
+    """Optimizer updates per step."""
+    advantage: Literal["normalised", "centered"] = "normalised"
+    """(R - mean) / std, or R - mean."""
+    std_eps: float = Field(default=1e-4, ge=0)
+    """Added to the standard deviation."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    clip_high: float = Field(default=0.272, gt=0)
+    icepop: tuple[float, float] = (0.5, 2.0)
+    """Tokens whose trainer / engine probability ratio lies outside get no gradient; inside, the ratio stays as weight."""
+    family_floor: float = Field(default=0.1, ge=0)
+    """A family is drawn with weight floor + 1 - its recent pass rate."""
+    family_decay: float = Field(default=0.9, ge=0, lt=1)
+    """Memory of the recent pass rate, per group."""
+    check_logprobs: int = Field(default=1, ge=1)
+    """Every so many steps, all sampled tokens are re-scored and the largest difference is recorded."""
+    optim: OptimConfig = OptimConfig(lr=0.006, adam_lr=2e-3, gain_lr=2e-3, freeze=("embedding", "head"))
+    schedule: ScheduleConfig = ScheduleConfig(warmup_steps=5, decay=0.4, final=0.15)
+    save: SaveConfig = SaveConfig(every_steps=1)
+
+
+class EngineConfig(Strict):
+    """The embedded inference engine."""
+
+    slots: int = Field(default=64, ge=8)
+    """Sequences decoded together, and caches kept warm."""
+    context: int = Field(default=320, ge=64)
+    """Tokens a slot can hold; a multiple of 64."""
+    chunk: int = Field(default=32, ge=8)
+    """Prompt tokens of one sequence per forward pass."""
+    prefill_batch: int = Field(default=12, ge=1)
+    """Prompts that wait until so many are there ..."""
+    prefill_wait: int = Field(default=6, ge=0)
+    """... or so many decode steps went by, or nothing decodes."""
+    batching: Literal["continuous", "static"] = "continuous"
+    """`static` admits a new batch only when the last one is done: the control arm of the benchmark."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.context % 64 or self.slots % 8:
+            got = f"{self.context} and {self.slots}"
+            raise ValueError(f"context must be a multiple of 64 and slots of 8, got {got}; round them up")
+        return self
+
+
+class Recipe(Strict):
+    """How to train one model from nothing to RL."""
+
+    name: str
+    model: ModelConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SFTConfig = SFTConfig()
+    dpo: DPOConfig = DPOConfig()
+    rl: RLConfig = RLConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    engine: EngineConfig = EngineConfig()
+    threads: int = Field(default=1, ge=1)
+    """Of torch. One makes runs repeatable bit by bit and leaves the other core to the sandboxes."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        need = max(self.pretrain.length, self.engine.context)
+        if self.model.max_positions < need:
+            raise ValueError(f"model.max_positions must cover rows and context ({need}), got {self.model.max_positions}")
+        if self.engine.context < self.rollout.limit_tokens + self.rollout.max_new_tokens:
+            raise ValueError(
+                f"engine.context must hold limit_tokens + max_new_tokens = "
+                f"{self.rollout.limit_tokens + self.rollout.max_new_tokens}, got {self.engine.context}; raise it"
+            )
+        return self
+
+
+class Pool(Strict):
+    """Environments that RL and DPO draw from: by id, or all verified ones of a kind with these labels."""
+
+    ids: tuple[str, ...] = ()
+    kind: str = "shell"
+    labels: dict[str, str] = Field(default_factory=lambda: {"split": "train"})
+
+
+class TrainConfig(Strict):
+    """One training job."""
+
+    stage: Stage
+    recipe: Recipe
+    seed: int = Field(default=0, ge=0)
+    init: str = ""
+    """Checkpoint folder to start from, absolute or relative to the state folder; every stage but pretrain needs one."""
+    tokenizer: str = ""
+    """Name under the tokenizers folder. Pre-training trains one on the corpus when it is empty; later stages read it from
+    `init`."""
+    corpus: str = ""
+    """Pre-training documents: JSONL, gzip allowed."""
+    demonstrations: str = ""
+    """SFT demonstrations: JSONL, gzip allowed."""
+    pool: Pool = Pool()
+    permute_rewards: bool = False
+    """Control arm: rewards are permuted across the episodes of a step before they become advantages."""
+
+    @model_validator(mode="after")
+    def _inputs(self) -> Self:
+        needs = {"pretrain": ("corpus",), "sft": ("init", "demonstrations"), "dpo": ("init",), "rl": ("init",)}[self.stage]
+        missing = [name for name in needs if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"stage {self.stage} needs {' and '.join(missing)}, got nothing; add to the config")
+        return self
+
+
+def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe by name (`demo`) or path (ends in .toml), with dotted overrides such as {"rl.steps": 40}.
+
+    Raises:
+        ConfigError: no such recipe, not TOML, or a key or value that is not allowed.
+    """
+    path = Path(name) if str(name).endswith(".toml") else RECIPES / f"{name}.toml"
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise ConfigError(f"expected a recipe, got {str(name)!r}, which is none; use {known} or a path to a .toml") from None
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{path} is not TOML: {e}; fix the file") from e
+    data.setdefault("name", path.stem)
+    return parse(Recipe, override(data, overrides or {}), str(path))
+
+
+def override(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Set dotted keys in a nested dictionary, which is changed and returned."""
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        table = data
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[last] = value
+    return data
+
+
+def parse_train(data: Mapping[str, Any]) -> TrainConfig:
+    """A job's config. `recipe` may be a name or a whole recipe; `set` holds dotted overrides of it.
+
+    Raises:
+        ConfigError: names the first wrong key, what was expected and what came.
+    """
+    data = dict(data)
+    overrides = data.pop("set", {})
+    recipe = data.get("recipe", "demo")
+    if isinstance(recipe, str):
+        data["recipe"] = load_recipe(recipe, overrides)
+    elif isinstance(recipe, Mapping):
+        data["recipe"] = parse(Recipe, override(dict(recipe), overrides), "recipe")
+    return parse(TrainConfig, data, "train config")
+
+
+def parse(kind: type[T], data: Mapping[str, Any], where: str) -> T:
+    """Validate, with pydantic's report turned into one sentence."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as e:
+        first = e.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(whole)"
+        raise ConfigError(f"{where}: {key}: {first['msg']}, got {first.get('input')!r}"[:600]) from e

@@ -1,0 +1,99 @@
+"""Reads corpora and turns documents into token ids.
+
+A document is {"segments": [[kind, text], ...]} with kinds doc, task, act and obs, in the shape the agent will meet them in:
+`<|doc|>` TEXT  or  `<|doc|><|task|>` TEXT `<|end|><|act|>` TEXT `<|end|><|obs|>` TEXT `<|end|>`. Text never becomes a special
+token.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from gymsmith.errors import ConfigError, NotFound
+
+Segments = Sequence[tuple[str, str]]
+KINDS = ("doc", "task", "act", "obs")
+
+
+@dataclass(slots=True)
+class Document:
+    """Token ids and the weight of the loss on each, both (T,). The first token is never predicted."""
+
+    ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """Values of a JSONL file, gzip or plain.
+
+    Raises:
+        NotFound: no such file.
+        ConfigError: a line that is not JSON; names file and line.
+    """
+    if not path.is_file():
+        raise NotFound(f"expected a JSONL file, got {path} which is none; generate it or fix the path")
+    with path.open("rb") as probe:
+        packed = probe.read(2) == b"\x1f\x8b"
+    with gzip.open(path, "rt", encoding="utf-8") if packed else path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as e:
+                raise ConfigError(f"{path}:{number} is not JSON ({e}); the file may be cut off, generate it again") from e
+
+
+def read_documents(path: Path) -> list[Segments]:
+    """All documents of a corpus.
+
+    Raises:
+        ConfigError: a line without segments, or with an unknown kind.
+    """
+    documents: list[Segments] = []
+    for number, row in enumerate(read_lines(path), 1):
+        try:
+            segments = [(str(kind), str(text)) for kind, text in row["segments"]]
+        except (KeyError, TypeError, ValueError) as e:
+            shape = '{"segments": [[kind, text], ...]}'
+            raise ConfigError(f"{path}: document {number} must be {shape}, got {str(row)[:80]!r}") from e
+        unknown = {kind for kind, _ in segments} - set(KINDS)
+        if unknown:
+            raise ConfigError(f"{path}: document {number} has segments {sorted(unknown)}; known kinds are {', '.join(KINDS)}")
+        documents.append(segments)
+    if not documents:
+        raise ConfigError(f"{path} holds no document; generate the corpus again")
+    return documents
+
+
+def encode(tokenizer: Tokenizer, documents: Sequence[Segments], observation_weight: float = 1.0) -> list[Document]:
+    """Token ids of every document, texts encoded in one parallel call."""
+    tokenizer.encode_special_tokens = True
+    found = {kind: tokenizer.token_to_id(f"<|{kind}|>") for kind in (*KINDS, "end")}
+    special = {kind: i for kind, i in found.items() if i is not None}
+    if len(special) < len(found):
+        missing = ", ".join(found.keys() - special.keys())
+        raise ConfigError(f"the tokenizer lacks the special tokens of {missing}; train it with trainer.data.tokenizer")
+    texts = tokenizer.encode_batch_fast([text for segments in documents for _, text in segments], add_special_tokens=False)
+    encoded = iter(texts)
+    out = []
+    for segments in documents:
+        ids: list[int] = [special["doc"]]
+        weights: list[float] = [1.0]
+        for kind, _ in segments:
+            body = next(encoded).ids
+            if kind != "doc":
+                body = [special[kind], *body, special["end"]]
+            ids += body
+            weights += [observation_weight if kind == "obs" else 1.0] * len(body)
+        out.append(Document(np.asarray(ids, np.int32), np.asarray(weights, np.float32)))
+    return out

@@ -1,0 +1,51 @@
+"""Batches of packed documents, epoch after epoch, resumable at any batch.
+
+The order of an epoch is a function of (seed, epoch): documents are shuffled, packed best-fit, rows shuffled. So the whole state
+is the epoch and a cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer.data.documents import Document
+from trainer.data.packing import Batch, Item, best_fit, cut, pack
+
+
+class Loader:
+    """Endless batches of `rows` rows; the last batch of an epoch may have fewer, so that every token is seen once."""
+
+    def __init__(self, documents: Sequence[Document], rows: int, length: int, seed: int) -> None:
+        self.items = [piece for d in documents for piece in cut(Item(d.ids, d.weights), length) if len(piece.ids) > 1]
+        if not self.items:
+            raise ValueError("a loader needs at least one document of two tokens, got none; check the corpus")
+        self.rows, self.length, self.seed = rows, length, seed
+        self.epoch = self.cursor = 0
+        self.order = self._shuffle()
+
+    def next(self) -> Batch:
+        """The next batch."""
+        if self.cursor >= len(self.order):
+            self.epoch, self.cursor = self.epoch + 1, 0
+            self.order = self._shuffle()
+        rows = self.order[self.cursor : self.cursor + self.rows]
+        self.cursor += len(rows)
+        return pack([[self.items[i] for i in row] for row in rows], self.length)
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands."""
+        return {"epoch": self.epoch, "cursor": self.cursor}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go where `state` stood."""
+        self.epoch, self.cursor = int(state["epoch"]), int(state["cursor"])
+        self.order = self._shuffle()
+
+    def _shuffle(self) -> list[list[int]]:
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
+        documents = rng.permutation(len(self.items))
+        rows = best_fit([len(self.items[i].ids) for i in documents], self.length)
+        return [[int(documents[i]) for i in rows[r]] for r in rng.permutation(len(rows))]

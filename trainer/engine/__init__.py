@@ -1,0 +1,1 @@
+"""The embedded inference engine: continuous batching behind SGLang's HTTP format."""

@@ -1,0 +1,1 @@
+"""Advantages, losses and batches of the GRPO family."""

@@ -1,0 +1,1 @@
+"""Pre-training, SFT, DPO and RL as short functions over one loop."""
