@@ -1,8 +1,8 @@
 """Settings of one installation: where the state lives, who may connect, how long a lease is.
 
-The only place that reads environment variables. Precedence: arguments, then `GYMSMITH_<FIELD>`, then `gymsmith.toml` in the working
-directory, then the defaults below. Recipes of runs are not settings: they are stored with the run. Importing this creates nothing;
-each folder is made by whoever first writes into it.
+The only place that reads environment variables. Precedence: arguments, then `GYMSMITH_<FIELD>`, then `gymsmith.toml` in the
+working directory, then the defaults below. Recipes of runs are not settings: they are stored with the run. Importing this creates
+nothing; each folder is made by whoever first writes into it.
 """
 
 from __future__ import annotations

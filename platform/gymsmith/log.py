@@ -13,12 +13,11 @@ import time
 class LineFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.123Z level=info at=gymsmith.jobs pid=7 message`, with the traceback below when there is one."""
 
-    converter = time.gmtime
-
     def format(self, record: logging.LogRecord) -> str:
         """One record, one line."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", self.converter(record.created))
-        line = f"{stamp}.{int(record.msecs):03d}Z level={record.levelname.lower()} at={record.name} pid={record.process} {record.getMessage()}"
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        where = f"level={record.levelname.lower()} at={record.name} pid={record.process}"
+        line = f"{stamp}.{int(record.msecs):03d}Z {where} {record.getMessage()}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line

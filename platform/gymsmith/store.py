@@ -39,6 +39,19 @@ class Store(Environments, Runs, Trajectories, Jobs, Events, Counts):
         """
         return cls(settings, Database(settings.resolved_database_url))
 
+    @staticmethod
+    def migrate(settings: Settings) -> None:
+        """Bring the database to this code's version; what `gymsmith db upgrade` does for PostgreSQL.
+
+        Raises:
+            StoreError: unreachable, or written by a newer Gymsmith.
+        """
+        db = Database(settings.resolved_database_url, check_version=False)
+        try:
+            db.upgrade()
+        finally:
+            db.close()
+
     def close(self) -> None:
         """Write the events that wait and let go of the database."""
         try:

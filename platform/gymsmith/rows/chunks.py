@@ -1,8 +1,8 @@
 """Bodies of trajectories: append-only chunk files, each trajectory a zlib stream of one JSON line.
 
-A chunk is written once, under its final name, and synced to disk before its index rows are committed. A writer killed half-way leaves
-a file that no row names; nothing reads it. Every stream carries its own checksum (zlib's), so a damaged one is noticed on its own and
-the others stay readable. One trajectory is read with one seek.
+A chunk is written once, under its final name, and synced to disk before its index rows are committed. A writer killed half-way
+leaves a file that no row names; nothing reads it. Every stream carries its own checksum (zlib's), so a damaged one is noticed on
+its own and the others stay readable. One trajectory is read with one seek.
 """
 
 from __future__ import annotations

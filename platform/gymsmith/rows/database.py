@@ -1,8 +1,8 @@
 """One database: engine, transactions, and errors in words that name the next move.
 
-SQLite runs in WAL mode; writers start with BEGIN IMMEDIATE, so that a read inside a write transaction is never stale and never fails
-half-way; readers are in autocommit. Writers of one process queue on a lock, because SQLite's own lock is not fair. PostgreSQL uses its
-ordinary transactions.
+SQLite runs in WAL mode; writers start with BEGIN IMMEDIATE, so that a read inside a write transaction is never stale and never
+fails half-way; readers are in autocommit. Writers of one process queue on a lock, because SQLite's own lock is not fair.
+PostgreSQL uses its ordinary transactions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", 
 class Database:
     """An open, migrated database."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, check_version: bool = True) -> None:
         """Open `url`. SQLite is created and migrated when needed; PostgreSQL must already be at this code's version.
 
         Raises:
@@ -41,6 +41,8 @@ class Database:
         self.file = Path(parsed.database or "") if self.sqlite else None
         self.name = str(self.file) if self.sqlite else parsed.render_as_string(hide_password=True)
         self._lock = threading.Lock()
+        self._observing = threading.Lock()
+        self._observer: sqlite3.Connection | None = None
         if self.file is not None:
             _prepare_file(self.file)
             self.engine = sa.create_engine(
@@ -53,7 +55,8 @@ class Database:
             except ModuleNotFoundError as e:
                 raise StoreError(f"the database {self.name} needs the Python package {e.name}; install gymsmith[postgres]") from e
         self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT") if not self.sqlite else self.engine
-        self._check_version()
+        if check_version:
+            self._check_version()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -85,8 +88,22 @@ class Database:
 
         return sqlite.insert(table) if self.sqlite else postgresql.insert(table)
 
+    def changes(self) -> int | None:
+        """A number that differs whenever somebody committed since it was last asked; None where that costs a query."""
+        if self.file is None:
+            return None
+        with self._observing:
+            if self._observer is None:
+                # A connection of its own that never writes: SQLite does not count a connection's own commits.
+                self._observer = sqlite3.connect(self.file, check_same_thread=False, isolation_level=None)
+            return int(self._observer.execute("PRAGMA data_version").fetchone()[0])
+
     def close(self) -> None:
         """Close every connection. In SQLite the last one folds the WAL back into the file."""
+        with self._observing:
+            if self._observer is not None:
+                self._observer.close()
+                self._observer = None
         self.engine.dispose()
 
     def explain(self, error: sa.exc.DBAPIError) -> StoreError:
@@ -110,6 +127,16 @@ class Database:
                 return StoreError(f"database {self.name}: {text}; {advice}")
         return StoreError(f"database {self.name}: {text or type(error.orig).__name__}")
 
+    def upgrade(self) -> None:
+        """Bring the database to this code's version.
+
+        Raises:
+            StoreError: it was written by a newer Gymsmith.
+        """
+        from gymsmith import migrate
+
+        migrate.upgrade(self.engine, self.name)
+
     def _check_version(self) -> None:
         """Migrate SQLite to VERSION; refuse another database that is not there."""
         try:
@@ -123,9 +150,7 @@ class Database:
             assert self.file is not None
             with _exclusive(self.file.with_suffix(".migrating")):
                 if self._version() != VERSION:
-                    from gymsmith import migrate
-
-                    migrate.upgrade(self.engine, self.name)
+                    self.upgrade()
         except sa.exc.DBAPIError as e:
             raise self.explain(e) from e
 
@@ -165,7 +190,7 @@ def _prepare_file(file: Path) -> None:
     kind = file_system(file.parent)
     if kind in _NETWORK_FILE_SYSTEMS:
         raise StoreError(
-            f"{file.parent} lies on {kind}, where SQLite's write-ahead log corrupts; set GYMSMITH_HOME to a local disk or use PostgreSQL"
+            f"{file.parent} lies on {kind}, where SQLite's log corrupts; set GYMSMITH_HOME to a local disk or use PostgreSQL"
         )
 
 

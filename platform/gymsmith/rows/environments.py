@@ -108,19 +108,6 @@ class Environments:
         with self.db.read() as c:
             return list(c.execute(sa.select(e.id).where(*_filters(kind, status, labels)).order_by(e.seed, e.id)).scalars())
 
-    def environment_counts(self, group_by: str = "") -> dict[tuple[str, str, str], int]:
-        """(kind, status, value of label `group_by` or "") -> how many, for facets."""
-        e, label = t.environments, t.environment_labels
-        value = sa.func.coalesce(label.c.value, "") if group_by else sa.literal("")
-        source: Any = e.outerjoin(label, sa.and_(label.c.environment_id == e.c.id, label.c.key == group_by)) if group_by else e
-        query = (
-            sa.select(e.c.kind, e.c.status, value.label("value"), sa.func.count())
-            .select_from(source)
-            .group_by(e.c.kind, e.c.status, "value")
-        )
-        with self.db.read() as c:
-            return {(kind, status, v): n for kind, status, v, n in c.execute(query)}
-
     def reject_counts(self, kind: str | None = None) -> dict[str, int]:
         """Typed reason -> how many stored environments were rejected for it, most frequent first."""
         e = t.environments.c

@@ -1,7 +1,7 @@
 """Events: what happened, in the order of `id`. A reader tails them by id; rows are never changed.
 
-`emit` hands an event to one background thread, which writes what has gathered every 50 ms, so a busy worker pays one transaction for
-many events. `close` writes the rest. In PostgreSQL writers take turns, or a reader could see id 8 before id 7 and skip it.
+`emit` hands an event to one background thread, which writes what has gathered every 50 ms, so a busy worker pays one transaction
+for many events. `close` writes the rest. In PostgreSQL writers take turns, or a reader could see id 8 before id 7 and skip it.
 """
 
 from __future__ import annotations

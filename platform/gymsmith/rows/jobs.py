@@ -1,12 +1,13 @@
-"""Jobs: the truth about what was asked, who works on it and how it ended. Messages only carry ids; losing or doubling one is harmless.
+"""Jobs: the truth about what was asked, who works on it and how it ended. Messages only carry ids.
 
     queued --claim--> running --finish--> succeeded
       ^  ^               | \\--fail------> failed
       |  \\--fail(retry)--+  \\--(cancel)--> cancelled
       \\-----lapsed / release
 
-`attempt` is the fencing token: claim raises it, and every later write of a worker names the attempt it claimed. A write with a stale
-one changes nothing and raises Fenced. Each write is one UPDATE that checks and changes at once, so no race is left between the two.
+`attempt` is the fencing token: claim raises it, and every later write of a worker names the attempt it claimed. A write with a
+stale one changes nothing and raises Fenced. Each write is one UPDATE that checks and changes at once, so no race is left between
+the two.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ class Jobs:
         self._end(job_id, attempt, State.SUCCEEDED, dict(result), "")
 
     def fail(self, job_id: str, attempt: int, error: str, retry: bool = False) -> State:
-        """The attempt failed: with `retry` and attempts left the job is queued again after a pause, else it is failed; says which.
+        """The attempt failed: with `retry` and attempts left the job is queued again after a pause, else it is failed.
 
         Raises:
             Fenced: another attempt owns the job.
@@ -192,6 +193,20 @@ class Jobs:
         with self.db.write() as c:
             hold(c, job_id, attempt)
             c.execute(sa.update(t.jobs).where(_J.id == job_id).values(max_attempts=_J.max_attempts + 1, **_queued(0.0)))
+
+    def revive(self, job_id: str) -> tuple[Job, bool]:
+        """Queue a failed or cancelled job again, with as many attempts as a new one; says whether it was in such a state."""
+        values = _queued(self.settings.lease_s) | {"publishes": 1, "cancel": False, "error": "", "finished_us": None}
+        ended_badly = _J.state.in_((State.FAILED.value, State.CANCELLED.value))
+        attempts = _J.attempt + Job.model_fields["max_attempts"].default
+        with self.db.write() as c:
+            n = c.execute(sa.update(t.jobs).where(_J.id == job_id, ended_badly).values(max_attempts=attempts, **values)).rowcount
+        return self.job(job_id), n == 1
+
+    def to_cancel(self, ids: Sequence[str]) -> list[str]:
+        """Those of these running jobs that were asked to stop."""
+        with self.db.read() as c:
+            return list(c.execute(sa.select(_J.id).where(_J.id.in_(ids), _J.cancel)).scalars())
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job and all that it made: queued ones end now, running ones are told by their next heartbeat. Ended ones stay.
@@ -223,9 +238,9 @@ class Jobs:
     def lapsed(self) -> list[tuple[str, str]]:
         """(job id, queue) of what must be published again; taking it from here is atomic, so only one reaper gets each.
 
-        Running jobs whose lease ran out go back to queued; without attempts left they fail, and cancelled ones end. Queued jobs come
-        when they are due: after a retry's pause, or when no worker claimed them for a while, which doubles each time. A queue that
-        moves is not flooded: a job waiting its turn is left alone until a later one of the same queue overtook it.
+        Running jobs whose lease ran out go back to queued; without attempts left they fail, and cancelled ones end. Queued jobs
+        come when they are due: after a retry's pause, or when no worker claimed them for a while, which doubles each time. A
+        queue that moves is not flooded: a job waiting its turn is left alone until a later one of the same queue overtook it.
         """
         now_us = t.to_us(now())
         with self.db.read() as c:
@@ -238,23 +253,23 @@ class Jobs:
                 if row.cancel:
                     c.execute(update.values(state=State.CANCELLED.value, finished_us=now_us, lease_us=None))
                 elif row.attempt >= row.max_attempts:
-                    error = f"its worker died or fell silent in each of {row.attempt} attempts; see the workers' logs, then order it again"
+                    error = f"its worker died or fell silent in each of {row.attempt} attempts; see the workers' logs"
                     c.execute(
                         update.values(state=State.FAILED.value, finished_us=now_us, lease_us=None, error=row.error or error)
                     )
                 else:
                     c.execute(update.values(**_queued(0.0)))
             overtaken: dict[str, int] = {}
-            for row in c.execute(_DUE, {"now": now_us}).all():
+            for due in c.execute(_DUE, {"now": now_us}).all():
                 waits_its_turn = False
-                if row.publishes:
-                    if row.queue not in overtaken:
-                        overtaken[row.queue] = self._newest_claimed_us(c, row.queue, now_us)
-                    waits_its_turn = overtaken[row.queue] >= 0 and row.created_us >= overtaken[row.queue]
-                pause_us = self._lease_us(None) * 2 ** min(row.publishes, 6)
-                c.execute(_POSTPONE, {"i": row.id, "due": now_us + pause_us, "p": row.publishes + (not waits_its_turn)})
+                if due.publishes:
+                    if due.queue not in overtaken:
+                        overtaken[due.queue] = self._newest_claimed_us(c, due.queue, now_us)
+                    waits_its_turn = overtaken[due.queue] >= 0 and due.created_us >= overtaken[due.queue]
+                pause_us = self._lease_us(None) * 2 ** min(due.publishes, 6)
+                c.execute(_POSTPONE, {"i": due.id, "due": now_us + pause_us, "p": due.publishes + (not waits_its_turn)})
                 if not waits_its_turn:
-                    out.append((row.id, row.queue))
+                    out.append((due.id, due.queue))
         return out
 
     def states(self, ids: Sequence[str]) -> dict[str, State]:

@@ -70,7 +70,7 @@ class Runs:
         return newest_first(self.db, t.runs, [r.body], where, lambda row: Run.model_validate_json(row.body), cursor, limit)
 
     def put_metrics(self, metrics: Iterable[Metric]) -> None:
-        """Store points of curves; the same (run, name, step) again replaces the value, so a resumed run writes over its lost steps."""
+        """Store points of curves; the same (run, name, step) again replaces the value, as when a resumed run repeats steps."""
         rows = [{"run_id": m.run_id, "name": m.name, "step": m.step, "value": m.value} for m in metrics]
         if rows:
             insert = self.db.insert(t.metrics)

@@ -1,8 +1,8 @@
 """The tables. SQLAlchemy Core, not the ORM: a job is claimed and finished in well under a millisecond of CPU each.
 
-What is searched or sorted is a column; the rest of a word is its JSON in `body`. Times are integer microseconds since 1970 in UTC,
-exact and cheap to compare in both engines. Trajectory bodies are not here (see `chunks`). A change here needs a migration;
-a test compares these tables with what the migrations build.
+What is searched or sorted is a column; the rest of a word is its JSON in `body`. Times are integer microseconds since 1970 in
+UTC, exact and cheap to compare in both engines. Trajectory bodies are not here (see `chunks`). A change here needs a migration; a
+test compares these tables with what the migrations build.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ jobs = sa.Table(
     sa.Index(None, "run_id", "created_us", "id"),
     sa.Index(None, "parent"),
 )
-"""`publishes` counts messages sent for the job since it was last queued; `due_us` is when the reaper looks at a queued job again."""
+"""`publishes` counts messages sent since the job was last queued; `due_us` is when the reaper looks at a queued job again."""
 
 events = sa.Table(
     "events",

@@ -54,7 +54,8 @@ class Trajectories:
     def put_trajectories(self, trajectories: Sequence[Trajectory], *, fence: tuple[str, int] | None = None) -> None:
         """Store trajectories: one chunk file, made durable first, then all index rows in one transaction.
 
-        The same id again replaces the row. `fence` is (job id, attempt): the rows are only written while that attempt owns the job.
+        The same id again replaces the row. `fence` is (job id, attempt): the rows are only written while that attempt owns the
+        job.
 
         Raises:
             Fenced: the attempt lost its job; nothing of it can be seen.
@@ -158,4 +159,6 @@ def _row(x: Trajectory, place: chunks.Place) -> dict[str, Any]:
 def _hand_out(row: Any) -> TrajectoryRow:
     fields = dict(row._mapping)
     del fields["_id"]
-    return TrajectoryRow(created_at=t.from_us(fields.pop("_us")), **fields)
+    created_at = t.from_us(fields.pop("_us"))
+    assert created_at is not None
+    return TrajectoryRow(created_at=created_at, **fields)

@@ -5,6 +5,8 @@ Alembic never sees the search table: FTS5 and GIN have no common description, so
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -20,7 +22,7 @@ def number() -> sa.types.TypeEngine[int]:
     return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
-def json() -> sa.types.TypeEngine[object]:
+def json() -> sa.types.TypeEngine[Any]:
     """JSONB where there is one."""
     return sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
