@@ -65,8 +65,8 @@ class Item:
 def base_digest() -> str:
     """SHA-256 over what the host's /usr offers: names and sizes of its programs and libraries.
 
-    Contents are not read (that would take seconds): an update changes sizes, and Debian's package database, where there is one, is
-    hashed as it stands.
+    Contents are not read (that would take seconds): an update changes sizes, and Debian's package database, where there is one,
+    is hashed as it stands.
     """
     python = os.path.realpath("/usr/bin/python3")
     parts = [platform.machine().encode(), python.encode(), *(i.path.encode() + (i.data or b"") for i in skeleton())]
