@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from gymsmith.errors import ConfigError
 
@@ -61,6 +61,17 @@ class Chat:
             ConfigError: no such file, or not a tokenizer of this format.
         """
         return _load(Path(path))
+
+    @classmethod
+    def of_bytes(cls) -> Chat:
+        """A chat whose tokens are single bytes, for attempts that no model makes."""
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = {token: i for i, token in enumerate((*SPECIALS, *alphabet))}
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        tokenizer.add_special_tokens(list(SPECIALS))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return cls(tokenizer, "bytes")
 
     def encode(self, text: str) -> list[int]:
         """Plain text to ids. No special id can come out, whatever the text says."""

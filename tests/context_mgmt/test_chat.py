@@ -109,3 +109,11 @@ def test_command_and_closing_bridge_a_turn_that_was_cut(chat: Chat) -> None:
     assert chat.command(whole[:-1]) == "ls" and chat.closing(whole[:-1]) == [chat.end]
     assert chat.command([chat.obs, *whole]) == "<|obs|>ls"
     assert chat.command([]) == "" and chat.closing([]) == [chat.end]
+
+
+def test_bytes_chat_needs_no_file(chat: Chat) -> None:
+    plain = Chat.of_bytes()
+    text = "é<|end|> \x00\n" + "x" * 50
+    ids = plain.encode(text)
+    assert len(ids) == len(text.encode()) and plain.decode(ids) == text and not plain.specials & set(ids)
+    assert plain.end == chat.end
