@@ -76,7 +76,7 @@ class Channel(virtual.Channel):
 
     def _list(self, queue: str) -> deque[str]:
         try:
-            names = sorted(name for name in os.listdir(self.folder / queue) if not name.startswith("."))
+            names = sorted(name for name in os.listdir(f"{self.folder}/{queue}") if not name.startswith("."))
         except FileNotFoundError:
             names = []
         self._seen[queue] = deque(names)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from gymsmith import jobs, lifeline
 from gymsmith import log as logs
 from gymsmith.config import Settings
 from gymsmith.errors import Fenced, GymsmithError, InfrastructureError, StoreError
+from gymsmith.rows.jobs import owner
 from gymsmith.schema import Job
 from gymsmith.store import Store, process_store
 
@@ -88,7 +88,7 @@ class Worker:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.owner = f"{socket.gethostname()}:{os.getpid()}"
+        self.owner = owner(os.getpid())
         self.stopping = threading.Event()
         self._held: dict[str, Context] = {}
         self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)

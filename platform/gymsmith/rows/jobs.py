@@ -13,6 +13,7 @@ the two.
 from __future__ import annotations
 
 import json
+import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,6 +195,13 @@ class Jobs:
             hold(c, job_id, attempt)
             c.execute(sa.update(t.jobs).where(_J.id == job_id).values(max_attempts=_J.max_attempts + 1, **_queued(0.0)))
 
+    def abandon(self, owner: str) -> int:
+        """End the leases of a worker that is known to be dead, so that its jobs go on at once; how many there were."""
+        with self.db.write() as c:
+            return c.execute(
+                sa.update(t.jobs).where(_J.state == State.RUNNING.value, _J.owner == owner).values(lease_us=0)
+            ).rowcount
+
     def revive(self, job_id: str) -> tuple[Job, bool]:
         """Queue a failed or cancelled job again, with as many attempts as a new one; says whether it was in such a state."""
         values = _queued(self.settings.lease_s) | {"publishes": 1, "cancel": False, "error": "", "finished_us": None}
@@ -333,6 +341,11 @@ class Jobs:
 
     def _lease_us(self, lease_s: float | None) -> int:
         return int((self.settings.lease_s if lease_s is None else lease_s) * 1e6)
+
+
+def owner(pid: int) -> str:
+    """Name of a worker process of this machine, as written into the rows of its jobs."""
+    return f"{socket.gethostname()}:{pid}"
 
 
 def hold(c: Connection, job_id: str, attempt: int) -> Any:
