@@ -1,0 +1,133 @@
+/* gymsmith-box: one static program with two roles.
+ *
+ *   launcher   one per worker, single-threaded: makes sandboxes out of namespaces on request (launcher.c, root.c, confine.c)
+ *   resident   PID 1 of every sandbox, under any provider: runs commands and moves files on request (resident.c, exec.c, files.c)
+ *
+ * The wire formats below are mirrored in sandboxes/launcher.py and sandboxes/resident.py. All integers are little-endian and
+ * both ends run on one machine, so a layout change is one commit; PROTOCOL is checked when a sandbox says hello.
+ */
+#ifndef GYMSMITH_BOX_H
+#define GYMSMITH_BOX_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define PROTOCOL 1
+#define MAX_FRAME (64u << 20)
+#define MAX_EXECS 64
+
+/* ---- frames between the host and a resident: header, then `length` bytes ---- */
+
+struct frame {
+    uint32_t length;
+    uint32_t id;
+    uint32_t type;
+};
+
+enum { /* host -> resident */
+    F_EXEC = 1, F_PUT = 2, F_GET = 3, F_KILL = 4, F_FREEZE = 5, F_EXPORT = 6,
+    /* resident -> host */
+    F_HELLO = 64, F_FAILED = 65, F_EXIT = 66, F_REPLY = 67, F_CHUNK = 68,
+};
+
+struct exec_request { /* then: cwd \0, argv \0 ..., environment \0 ..., stdin bytes */
+    uint32_t timeout_ms, output_cap, uid, gid, flags, argc, envc, stdin_length;
+};
+enum { EXEC_SPLIT = 1, EXEC_BUILD = 2, START_CHDIR = 1 << 16 };
+
+struct exec_reply { /* then: output bytes, stderr bytes */
+    int32_t wait_status;
+    uint32_t start_errno, timed_out; /* START_CHDIR is added when it is about the directory */
+    uint32_t output_length, stderr_length, output_head, stderr_head;
+    uint64_t output_total, stderr_total, wall_us, cpu_us;
+};
+
+struct put_file { /* then: path \0, data */
+    uint32_t mode, uid, gid, path_length;
+    uint64_t data_length;
+};
+
+struct get_request { /* then: path \0 */
+    uint64_t max_bytes;
+};
+
+struct export_request { /* then: paths, each ended by \0 */
+    uint64_t max_bytes;
+    uint32_t max_files;
+};
+
+struct export_entry { /* then: path without leading slash, then `size` bytes of content or link target */
+    uint32_t type, mode, uid, gid, path_length, opaque;
+    uint64_t size;
+    int64_t mtime_ns;
+};
+
+/* ---- requests to the launcher: one datagram each, descriptors beside it ---- */
+
+enum { L_CREATE = 1, L_KILL = 2 };
+enum { L_MAP_ME = 16, L_READY = 17, L_DEAD = 18, L_BROKEN = 19 };
+enum { CREATE_BUILD = 1 };
+
+struct create_request { /* then: workdir \0, upper \0, work \0, layers \0 ..., (source \0 target \0) ... */
+    uint32_t type, id, flags, processes, open_files, lease_s, workdir_uid, workdir_gid;
+    uint32_t layers, binds, groups, group_version;
+    uint64_t disk_bytes, inodes, data_bytes, file_bytes;
+};
+
+struct launcher_event { /* then, for L_BROKEN: a text */
+    uint32_t type, id;
+    int32_t value;
+};
+
+/* ---- who maps what ---- */
+
+enum map_mode { MAP_ROOT, MAP_SUBORDINATE, MAP_SINGLE };
+
+struct box { /* what a sandbox needs to know about itself once it runs */
+    int socket_in, socket_out;
+    int upper; /* directory that collects writes; -1: none, export the merged view */
+    int build;
+    int single_id; /* this machine maps one id only: commands cannot change theirs */
+    uint32_t lease_s, workdir_uid, workdir_gid;
+    const char *workdir;
+};
+
+/* root.c: make the root file system; on failure names the step in *step and returns -1 with errno */
+int root_prepare_launcher(const char *scratch, enum map_mode mode);
+int root_enter(const struct create_request *request, const char *strings, enum map_mode mode, uint32_t shift,
+               int *upper_fd, const char **step);
+int root_bind_index(const char *source);
+
+/* confine.c */
+int confine_limits(const struct create_request *request, const char **step);
+int confine_resident(int build, const char **step);
+int confine_command(int build);
+int confine_filter(void);
+int loopback_up(void);
+
+/* resident.c */
+_Noreturn void resident_run(const struct box *box);
+void reply(uint32_t id, uint32_t type, const void *head, size_t head_length, const void *body, size_t body_length);
+void reply_errno(uint32_t id, int error);
+void reply_blocking(uint32_t id, uint32_t type, const void *head, size_t head_length, const void *body, size_t body_length);
+int64_t now_us(void);
+
+/* exec.c */
+struct pollfd;
+void exec_start(uint32_t id, const char *payload, size_t length, const struct box *box);
+void exec_kill(uint32_t id);
+void exec_reap(void);
+void exec_kill_everything(void);
+int exec_poll_set(struct pollfd *set, int used);
+void exec_poll_done(const struct pollfd *set, int from, int until);
+int64_t exec_next_deadline(void);
+void exec_check_deadlines(int64_t now);
+
+/* files.c */
+void files_put(uint32_t id, const char *payload, size_t length);
+void files_get(uint32_t id, const char *payload, size_t length);
+void files_make_workdir(const struct box *box);
+void files_export(uint32_t id, const char *payload, size_t length, const struct box *box);
+
+#endif

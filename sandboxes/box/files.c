@@ -1,0 +1,393 @@
+/* Files in and out. Paths are resolved below the sandbox's root and never through /proc's magic links; PID 1 only ever reads
+ * and writes regular files, opened so that a FIFO or device planted in their place cannot hold it up.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "box.h"
+
+#define PROC_MAGIC 0x9fa0
+
+static int open_below(int root, const char *path, uint64_t flags, uint64_t resolve) {
+    struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = resolve | RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
+    return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+}
+
+static int root_fd(void) {
+    static int fd = -1;
+    if (fd < 0)
+        fd = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return fd;
+}
+
+/* Open a directory, made with its parents when missing. */
+static int open_directory(const char *path, uint32_t uid, uint32_t gid) {
+    int fd = open_below(root_fd(), *path ? path : "/", O_PATH | O_DIRECTORY, 0);
+    if (fd >= 0 || errno != ENOENT)
+        return fd;
+    char parent[PATH_MAX];
+    if (strlen(path) >= sizeof parent) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    strcpy(parent, path);
+    size_t length = strlen(parent);
+    while (length && parent[length - 1] == '/')
+        parent[--length] = 0;
+    char *slash = strrchr(parent, '/');
+    if (!slash) {
+        errno = EINVAL;
+        return -1;
+    }
+    *slash = 0;
+    int above = open_directory(parent, uid, gid);
+    if (above < 0)
+        return -1;
+    int made = mkdirat(above, slash + 1, 0755);
+    if (!made && (fchownat(above, slash + 1, uid, gid, AT_SYMLINK_NOFOLLOW) && errno != EINVAL))
+        made = -1;
+    int saved = errno;
+    close(above);
+    if (made && saved != EEXIST) {
+        errno = saved;
+        return -1;
+    }
+    return open_below(root_fd(), path, O_PATH | O_DIRECTORY, 0);
+}
+
+void files_make_workdir(const struct box *box) {
+    uint32_t uid = box->single_id ? 0 : box->workdir_uid, gid = box->single_id ? 0 : box->workdir_gid;
+    mode_t old = umask(0);
+    int fd = open_directory(box->workdir, uid, gid);
+    umask(old);
+    if (fd >= 0)
+        close(fd);
+}
+
+static int put_one(const struct put_file *file, const char *path, const char *data) {
+    char parent[PATH_MAX];
+    if (*path != '/' || strlen(path) >= sizeof parent)
+        return EINVAL;
+    strcpy(parent, path);
+    char *slash = strrchr(parent, '/');
+    *slash = 0;
+    const char *name = path + (slash - parent) + 1;
+    if (!*name || !strcmp(name, ".") || !strcmp(name, ".."))
+        return EINVAL;
+    int directory = open_directory(parent, file->uid, file->gid);
+    if (directory < 0)
+        return errno;
+    /* always a new inode: whatever stood there (link, FIFO, hard link to something else) is left behind, not written to */
+    int fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0 && errno == EEXIST && !unlinkat(directory, name, 0))
+        fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    int error = fd < 0 ? errno : 0;
+    close(directory);
+    uint64_t left = file->data_length;
+    while (!error && left) {
+        ssize_t n = write(fd, data, left);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            error = n < 0 ? errno : EIO;
+            break;
+        }
+        data += n;
+        left -= (uint64_t)n;
+    }
+    if (!error && fchown(fd, file->uid, file->gid) && errno != EINVAL) /* EINVAL: an id that this machine cannot map */
+        error = errno;
+    if (!error && fchmod(fd, file->mode & 07777))
+        error = errno;
+    if (fd >= 0)
+        close(fd);
+    return error;
+}
+
+void files_put(uint32_t id, const char *payload, size_t length) {
+    const char *cursor = payload, *end = payload + length;
+    mode_t old = umask(0);
+    int error = 0;
+    while (!error && cursor < end) {
+        struct put_file file;
+        if ((size_t)(end - cursor) < sizeof file) {
+            error = EPROTO;
+            break;
+        }
+        memcpy(&file, cursor, sizeof file);
+        cursor += sizeof file;
+        if (file.path_length < 1 || file.path_length > PATH_MAX || (uint64_t)(end - cursor) < file.path_length + file.data_length ||
+            cursor[file.path_length - 1]) {
+            error = EPROTO;
+            break;
+        }
+        error = put_one(&file, cursor, cursor + file.path_length);
+        cursor += file.path_length + file.data_length;
+    }
+    umask(old);
+    reply_errno(id, error);
+}
+
+void files_get(uint32_t id, const char *payload, size_t length) {
+    struct get_request request;
+    struct stat st;
+    struct statfs fs;
+    if (length <= sizeof request)
+        return reply_errno(id, EPROTO);
+    memcpy(&request, payload, sizeof request);
+    int fd = open_below(root_fd(), payload + sizeof request, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0);
+    int error = fd < 0 ? errno : 0;
+    if (!error && (fstat(fd, &st) || fstatfs(fd, &fs)))
+        error = errno;
+    if (!error && (!S_ISREG(st.st_mode) || fs.f_type == PROC_MAGIC))
+        error = S_ISDIR(st.st_mode) ? EISDIR : EACCES;
+    if (!error && (uint64_t)st.st_size > request.max_bytes)
+        error = EFBIG;
+    size_t room = error ? 0 : (size_t)(request.max_bytes < MAX_FRAME - 64 ? request.max_bytes : MAX_FRAME - 64), used = 0;
+    if (room > (size_t)st.st_size + 1)
+        room = (size_t)st.st_size + 1; /* one more byte shows a file that grows while it is read */
+    char *data = error ? NULL : malloc(room + 1);
+    if (!error && !data)
+        error = ENOMEM;
+    while (!error && used < room + 1) {
+        ssize_t n = read(fd, data + used, room + 1 - used);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            error = errno;
+        if (n <= 0)
+            break;
+        used += (size_t)n;
+    }
+    if (!error && used > request.max_bytes)
+        error = EFBIG;
+    if (fd >= 0)
+        close(fd);
+    int32_t value = error;
+    reply(id, F_REPLY, &value, sizeof value, data, error ? 0 : used);
+    free(data);
+}
+
+/* ---- export: what the upper layer (or, without one, the merged view) holds at some paths, as a stream of entries ---- */
+
+struct export {
+    uint32_t id;
+    int upper; /* -1: merged view */
+    uint64_t bytes_left;
+    uint32_t files_left;
+    char *buffer;
+    size_t used;
+};
+
+#define EXPORT_CHUNK (256 * 1024)
+
+static void export_flush(struct export *e) {
+    if (e->used)
+        reply_blocking(e->id, F_CHUNK, NULL, 0, e->buffer, e->used);
+    e->used = 0;
+}
+
+static void export_bytes(struct export *e, const void *data, size_t length) {
+    while (length) {
+        size_t n = EXPORT_CHUNK - e->used < length ? EXPORT_CHUNK - e->used : length;
+        memcpy(e->buffer + e->used, data, n);
+        e->used += n;
+        data = (const char *)data + n;
+        length -= n;
+        if (e->used == EXPORT_CHUNK)
+            export_flush(e);
+    }
+}
+
+static int export_head(struct export *e, char type, const char *path, const struct stat *st, int opaque, uint64_t size) {
+    struct export_entry entry = {.type = (uint32_t)type, .mode = st->st_mode & 07777, .uid = st->st_uid, .gid = st->st_gid,
+                                 .path_length = (uint32_t)strlen(path), .opaque = (uint32_t)opaque, .size = size,
+                                 .mtime_ns = (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec};
+    if (!e->files_left-- || size > e->bytes_left)
+        return EFBIG;
+    e->bytes_left -= size;
+    export_bytes(e, &entry, sizeof entry);
+    export_bytes(e, path, entry.path_length);
+    return 0;
+}
+
+static int export_file(struct export *e, int parent, const char *name, const char *path, const struct stat *st) {
+    char data[32768];
+    int fd = openat(parent, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return errno;
+    int error = export_head(e, 'f', path, st, 0, (uint64_t)st->st_size);
+    uint64_t left = (uint64_t)st->st_size;
+    while (!error && left) {
+        ssize_t n = read(fd, data, left < sizeof data ? left : sizeof data);
+        if (n <= 0)
+            error = n < 0 ? errno : EIO; /* frozen: a file cannot have become shorter */
+        else {
+            export_bytes(e, data, (size_t)n);
+            left -= (uint64_t)n;
+        }
+    }
+    close(fd);
+    return error;
+}
+
+static int export_entry(struct export *e, int parent, const char *name, const char *path);
+
+/* A directory hides what lies below it in lower layers exactly when every name it shows comes from the upper layer. */
+static int hides_lower(struct export *e, const char *path, int upper_directory) {
+    if (e->upper < 0)
+        return 1;
+    char absolute[PATH_MAX];
+    snprintf(absolute, sizeof absolute, "/%s", path);
+    int merged = open_below(root_fd(), absolute, O_RDONLY | O_DIRECTORY, RESOLVE_NO_SYMLINKS);
+    DIR *directory = merged < 0 ? NULL : fdopendir(merged);
+    struct dirent *item;
+    int hides = directory != NULL;
+    while (hides && (item = readdir(directory)))
+        if (strcmp(item->d_name, ".") && strcmp(item->d_name, ".."))
+            hides = !faccessat(upper_directory, item->d_name, F_OK, AT_SYMLINK_NOFOLLOW);
+    if (directory)
+        closedir(directory);
+    return hides;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static int export_directory(struct export *e, int parent, const char *name, const char *path, const struct stat *st) {
+    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return errno;
+    int error = export_head(e, 'd', path, st, hides_lower(e, path, fd), 0);
+    DIR *directory = fdopendir(fd);
+    struct dirent *item;
+    char **names = NULL;
+    size_t count = 0, room = 0;
+    while (!error && directory && (item = readdir(directory))) {
+        if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, ".."))
+            continue;
+        if (count == room) {
+            room = room ? room * 2 : 64;
+            names = realloc(names, room * sizeof *names);
+        }
+        if (!names || !(names[count++] = strdup(item->d_name)))
+            _exit(12);
+        if (count > e->files_left)
+            error = EFBIG;
+    }
+    if (count)
+        qsort(names, count, sizeof *names, by_name); /* the same tree gives the same bytes */
+    for (size_t i = 0; i < count; i++) {
+        char below[PATH_MAX];
+        if (!error && snprintf(below, sizeof below, "%s/%s", path, names[i]) >= (int)sizeof below)
+            error = ENAMETOOLONG;
+        if (!error)
+            error = export_entry(e, fd, names[i], below);
+        free(names[i]);
+    }
+    free(names);
+    if (directory)
+        closedir(directory);
+    return error;
+}
+
+static int export_entry(struct export *e, int parent, const char *name, const char *path) {
+    struct stat st;
+    char target[PATH_MAX];
+    if (fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW))
+        return errno;
+    if (S_ISDIR(st.st_mode))
+        return export_directory(e, parent, name, path, &st);
+    if (S_ISREG(st.st_mode))
+        return export_file(e, parent, name, path, &st);
+    if (S_ISCHR(st.st_mode) && st.st_rdev == makedev(0, 0) && e->upper >= 0)
+        return export_head(e, 'w', path, &st, 0, 0);
+    if (S_ISLNK(st.st_mode)) {
+        ssize_t n = readlinkat(parent, name, target, sizeof target);
+        if (n < 0)
+            return errno;
+        int error = export_head(e, 'l', path, &st, 0, (uint64_t)n);
+        if (!error)
+            export_bytes(e, target, (size_t)n);
+        return error;
+    }
+    return export_head(e, 's', path, &st, 0, 0);
+}
+
+/* One asked path: its parents as plain directories, then itself with everything below. */
+static int export_path(struct export *e, const char *asked) {
+    char path[PATH_MAX];
+    struct stat st;
+    int fd = e->upper >= 0 ? dup(e->upper) : open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC), error = 0;
+    size_t start = 0, length;
+    while (*asked == '/')
+        asked++;
+    if (!*asked || strlen(asked) >= sizeof path - 2)
+        error = EINVAL;
+    strcpy(path, error ? "" : asked);
+    for (length = strlen(path); length && path[length - 1] == '/';)
+        path[--length] = 0;
+    while (!error) {
+        char *slash = strchr(path + start, '/');
+        if (slash)
+            *slash = 0;
+        if (fstatat(fd, path + start, &st, AT_SYMLINK_NOFOLLOW)) {
+            if (errno != ENOENT && errno != ENOTDIR)
+                error = errno;
+            else if (e->upper < 0) {
+                memset(&st, 0, sizeof st);
+                error = export_head(e, 'w', path, &st, 0, 0); /* gone, or never there: either way not there now */
+            }
+            break;
+        }
+        if (!slash) {
+            error = export_entry(e, fd, path + start, path);
+            break;
+        }
+        if (!S_ISDIR(st.st_mode)) { /* a parent was replaced by something else: that is the change */
+            error = export_entry(e, fd, path + start, path);
+            break;
+        }
+        int below = openat(fd, path + start, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (below < 0) {
+            error = errno;
+            break;
+        }
+        error = export_head(e, 'd', path, &st, 0, 0); /* what a parent hides was not asked for */
+        close(fd);
+        fd = below;
+        *slash = '/';
+        start = (size_t)(slash - path) + 1;
+    }
+    close(fd);
+    return error;
+}
+
+void files_export(uint32_t id, const char *payload, size_t length, const struct box *box) {
+    struct export_request request;
+    if (length <= sizeof request)
+        return reply_errno(id, EPROTO);
+    memcpy(&request, payload, sizeof request);
+    struct export e = {.id = id, .upper = box->upper, .bytes_left = request.max_bytes, .files_left = request.max_files};
+    if (!(e.buffer = malloc(EXPORT_CHUNK)))
+        _exit(12);
+    int error = 0;
+    for (const char *p = payload + sizeof request; !error && p < payload + length; p += strlen(p) + 1)
+        error = export_path(&e, p);
+    export_flush(&e);
+    free(e.buffer);
+    reply_errno(id, error);
+}

@@ -1,0 +1,187 @@
+"""Control groups of the `ns` provider: memory, process and CPU limits, version 1 and 2, from a pool.
+
+Making and removing a group costs far more than using one, so a group whose sandbox is dead is used again by the next sandbox
+with the same limits. Where this user may not write control groups there is no pool: resource limits stand in.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+PARENT = "gymsmith"
+_CPU_PERIOD_US = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a group allows; groups with equal limits are interchangeable."""
+
+    memory_bytes: int
+    pids: int
+    cpus: float
+
+
+class Group:
+    """The control groups of one sandbox: one directory per hierarchy."""
+
+    def __init__(self, folders: list[Path], version: int, limits: Limits) -> None:
+        self.folders = folders
+        self.version = version
+        self.limits = limits
+        self._oom_file = folders[0] / ("memory.events" if version == 2 else "memory.oom_control")
+        self._oom_before = 0
+        self._oom_before = self.oom_kills()
+
+    def descriptors(self) -> list[int]:
+        """Open descriptors that let the launcher place a child: the caller closes them."""
+        if self.version == 2:
+            return [os.open(self.folders[0], os.O_RDONLY | os.O_DIRECTORY)]
+        return [os.open(folder / "tasks", os.O_WRONLY) for folder in self.folders]
+
+    def oom_kills(self) -> int:
+        """Processes killed for want of memory since the group was taken."""
+        try:
+            for line in self._oom_file.read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1]) - self._oom_before
+        except (OSError, ValueError):
+            pass
+        return 0
+
+    def reset(self) -> None:
+        self._oom_before += self.oom_kills()
+
+
+class GroupPool:
+    """Groups below `gymsmith/<owner>` of every hierarchy. Use `open_pool` to get one."""
+
+    def __init__(self, roots: list[Path], version: int) -> None:
+        self.version = version
+        self._roots = roots
+        self._free: defaultdict[Limits, list[Group]] = defaultdict(list)
+        self._made = 0
+
+    def take(self, limits: Limits) -> Group:
+        """A group with these limits that no process is in. Raises: OSError."""
+        free = self._free[limits]
+        if free:
+            group = free.pop()
+            group.reset()
+            return group
+        self._made += 1
+        folders = []
+        for root in self._roots:
+            folder = root / str(self._made)
+            folder.mkdir()
+            folders.append(folder)
+        for folder in folders:
+            for name, value in self._settings(limits):
+                if (folder / name).exists():
+                    (folder / name).write_text(value)
+        return Group(folders, self.version, limits)
+
+    def give(self, group: Group) -> None:
+        """Take a group back whose last process is dead."""
+        self._free[group.limits].append(group)
+
+    def _settings(self, limits: Limits) -> list[tuple[str, str]]:
+        quota = int(limits.cpus * _CPU_PERIOD_US)
+        if self.version == 2:
+            return [
+                ("memory.max", str(limits.memory_bytes)),
+                ("memory.swap.max", "0"),
+                ("pids.max", str(limits.pids)),
+                ("cpu.max", f"{quota} {_CPU_PERIOD_US}"),
+            ]
+        return [
+            ("memory.limit_in_bytes", str(limits.memory_bytes)),
+            ("memory.memsw.limit_in_bytes", str(limits.memory_bytes)),
+            ("pids.max", str(limits.pids)),
+            ("cpu.cfs_quota_us", str(quota)),
+        ]
+
+    def close(self) -> None:
+        """Remove every group. Those that still hold a process stay for the reaper."""
+        self._free.clear()
+        for root in self._roots:
+            remove_tree(root)
+
+
+def hierarchies() -> tuple[int, list[Path]]:
+    """(version, root directories in which this process may make groups with memory and pids limits), or (0, [])."""
+    mounts: dict[str, Path] = {}
+    unified: Path | None = None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        point = Path(left.split()[4])
+        kind, _, options = right.split(" ")[:3]
+        if kind == "cgroup2":
+            unified = point
+        elif kind == "cgroup":
+            for option in options.split(","):
+                mounts.setdefault(option, point)
+    if unified and {"memory", "pids"} <= set(_words(unified / "cgroup.controllers")):
+        return (2, [unified]) if os.access(unified, os.W_OK) else (0, [])
+    v1 = [mounts[name] for name in ("memory", "pids", "cpu") if name in mounts]
+    v1 = list(dict.fromkeys(v1))
+    if {"memory", "pids"} <= set(mounts) and all(os.access(root, os.W_OK) for root in v1):
+        return 1, v1
+    return 0, []
+
+
+def open_pool(owner: str) -> GroupPool | None:
+    """A pool of groups for this owner, or None where control groups cannot be written."""
+    version, roots = hierarchies()
+    if not version:
+        return None
+    mine = []
+    try:
+        for root in roots:
+            parent = root / PARENT
+            if version == 2:
+                _enable(root)
+                parent.mkdir(exist_ok=True)
+                _enable(parent)
+            (parent / owner).mkdir(parents=True)
+            if version == 2:
+                _enable(parent / owner)
+            mine.append(parent / owner)
+    except OSError as error:
+        log.info("control groups cannot be used: %s", error)
+        for folder in mine:
+            remove_tree(folder)
+        return None
+    return GroupPool(mine, version)
+
+
+def remove_tree(folder: Path) -> bool:
+    """Remove a directory of groups, deepest first; False when something in it is still alive."""
+    try:
+        for child in folder.iterdir():
+            if child.is_dir():
+                remove_tree(child)
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _enable(folder: Path) -> None:
+    wanted = {"memory", "pids", "cpu"} & set(_words(folder / "cgroup.controllers"))
+    have = set(_words(folder / "cgroup.subtree_control"))
+    for name in sorted(wanted - have):
+        (folder / "cgroup.subtree_control").write_text(f"+{name}")
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []

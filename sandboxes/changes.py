@@ -1,0 +1,82 @@
+"""Writes what a sandbox changed as an overlay layer on the host, from the entries that its resident agent sends.
+
+Nothing in the stream is followed: names are checked, links are made but never used as a way to somewhere, and set-user-ID bits,
+devices, FIFOs and sockets do not cross.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from pathlib import Path
+
+from gymsmith.errors import SandboxError
+from sandboxes.base import Exported
+
+_ENTRY = struct.Struct("<6IQq")
+_OPAQUE = "trusted.overlay.opaque"
+_OPAQUE_USER = "user.overlay.opaque"
+
+
+def write_layer(stream: bytes | bytearray, dest: Path, owner_shift: int | None) -> Exported:
+    """Write the entries below `dest`, an existing empty directory.
+
+    owner_shift: added to the ids of every entry (as root); None keeps this user as the owner of all.
+    """
+    view = memoryview(stream)
+    root = os.fspath(dest)
+    made: set[str] = set()
+    times: list[tuple[str, int]] = []
+    skipped: list[str] = []
+    files = size = deleted = offset = 0
+    while offset < len(view):
+        kind, mode, uid, gid, path_length, opaque, length, mtime_ns = _ENTRY.unpack_from(view, offset)
+        offset += _ENTRY.size
+        name = bytes(view[offset : offset + path_length]).decode("utf-8", "surrogateescape")
+        offset += path_length
+        letter = chr(kind)
+        content = view[offset : offset + length] if letter in "fl" else view[:0]
+        offset += len(content)
+        parent = _checked_parent(name, made)
+        target = os.path.join(root, name)
+        if letter == "d":
+            if name not in made:
+                made.add(name)
+                os.mkdir(target)
+                os.chmod(target, mode & 0o1777)
+                times.append((target, mtime_ns))
+            if opaque:
+                os.setxattr(target, _OPAQUE if owner_shift is not None else _OPAQUE_USER, b"y")
+        elif letter == "f":
+            with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+                file.write(content)
+                os.fchmod(file.fileno(), mode & 0o777)
+            files += 1
+            size += length
+            os.utime(target, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
+        elif letter == "l":
+            os.symlink(bytes(content), os.fsencode(target))
+            files += 1
+        elif letter == "w":
+            os.mknod(target, stat.S_IFCHR | 0o600, os.makedev(0, 0))
+            deleted += 1
+        else:
+            skipped.append("/" + name)
+            continue
+        if owner_shift is not None:
+            os.chown(target, owner_shift + uid, owner_shift + gid, follow_symlinks=False)
+            if letter == "f":
+                os.chmod(target, mode & 0o777)
+        del parent
+    for target, mtime_ns in reversed(times):
+        os.utime(target, ns=(mtime_ns, mtime_ns))
+    return Exported(files, size, deleted, tuple(skipped))
+
+
+def _checked_parent(name: str, made: set[str]) -> str:
+    """The directory of an entry, which must be one that this stream made. Raises: SandboxError."""
+    parent, _, last = name.rpartition("/")
+    if last in ("", ".", "..") or "\0" in name or (parent and parent not in made):
+        raise SandboxError(f"the resident agent named a path outside the exported tree: {name[:200]!r}")
+    return parent

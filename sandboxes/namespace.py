@@ -1,0 +1,344 @@
+"""The `ns` provider: sandboxes out of Linux namespaces and an overlay, without a daemon, as root or as an ordinary user.
+
+One launcher process per provider makes them; this module asks it, keeps what they need on the host (control groups, work
+directories) and gives that back when the launcher says that the last process of a sandbox is dead. Everything a killed worker
+leaves on disk lies below one owner directory, made before the first sandbox, and is swept by `reaper.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import shutil
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gymsmith.errors import Capacity, ImageMissing, PolicyRefused, SandboxError, SandboxGone
+from sandboxes import cgroups, reaper
+from sandboxes.base import MIB, UID_SHIFT, Capabilities, Image, ImageSource, SandboxSpec, check_path, user_ids
+from sandboxes.launcher import DEAD, CreateRequest, Launcher, choose_mode
+from sandboxes.resident import FAILED, HELLO, Link, ResidentSandbox
+
+log = logging.getLogger(__name__)
+_CREATE_S = 30.0
+_SHM_BYTES = 64 * MIB
+_PID_ROOM = 1  # the resident agent itself
+
+
+class NamespaceSandbox(ResidentSandbox):
+    """One sandbox of the `ns` provider."""
+
+    def __init__(self, provider: NamespaceProvider, number: int, spec: SandboxSpec, image: Image, link: Link) -> None:
+        super().__init__(f"{provider.owner}.{number}", spec, image, link)
+        self.provider = provider
+        self.number = number
+        self.dead: asyncio.Future[int] = provider.loop.create_future()
+        self.group: cgroups.Group | None = None
+        self.work: str = ""
+        self.owner_shift = UID_SHIFT if provider.mode == "root" else None
+
+    def _oom_kills(self) -> int:
+        return self.group.oom_kills() if self.group else 0
+
+    async def destroy(self) -> None:
+        self.link.close(f"sandbox {self.id} was destroyed")
+        if not self.dead.done():
+            self.provider.kill(self.number)
+            await asyncio.shield(self.dead)
+
+
+class NamespaceProvider:
+    """Makes `NamespaceSandbox`es. Use `start`; belongs to the event loop that started it."""
+
+    name = "ns"
+
+    def __init__(self, images: ImageSource, state_dir: Path, max_sandboxes: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.images = images
+        self.loop = loop
+        self.max_sandboxes = max_sandboxes
+        self.owner, self._folder = reaper.register(state_dir)
+        self._boxes: dict[int, NamespaceSandbox] = {}
+        self._last = 0
+        self._closed = False
+        self._room = asyncio.Event()
+        self._groups = cgroups.open_pool(self.owner)
+        scratch = self._folder / "scratch"
+        scratch.mkdir()
+        try:
+            self._launcher = Launcher.start(scratch)
+        except BaseException:
+            self._drop_folder()
+            raise
+        self.mode = self._launcher.mode
+        self._private_upper = self.mode == "root" or _tmpfs_has_user_attributes()
+        loop.add_reader(self._launcher.control.fileno(), self._events)
+
+    @classmethod
+    async def start(cls, images: ImageSource, state_dir: Path, *, max_sandboxes: int = 1000) -> NamespaceProvider:
+        """A provider whose left-overs lie below `state_dir`; sweeps those of dead owners first.
+
+        Raises: Capacity (no namespaces here; the message says why).
+        """
+        state_dir.mkdir(parents=True, exist_ok=True)
+        reaper.sweep(state_dir)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
+        if soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return cls(images, state_dir, max_sandboxes, asyncio.get_running_loop())
+
+    @property
+    def capabilities(self) -> Capabilities:
+        grouped = self._groups is not None
+        notes = []
+        if not grouped:
+            notes.append("no writable control groups: memory is limited per process, CPU time is not; run as root to limit both")
+        if self.mode == "single":
+            notes.append(
+                "one user id only: agent, tester and root are the same inside; install uidmap and add a line to /etc/subuid"
+            )
+        if not self._private_upper:
+            notes.append(
+                "tmpfs without user attributes (kernel before 6.6): what a sandbox writes lies on disk, without a size limit"
+            )
+        ids = {
+            "root": f"{UID_SHIFT} to {UID_SHIFT + 65_535}, unprivileged",
+            "subordinate": f"{os.geteuid()} and its subordinate ids",
+            "single": f"{os.geteuid()} alone",
+        }
+        return Capabilities(
+            isolation="namespace",
+            host_uid=ids[self.mode],
+            users=self.mode != "single",
+            memory_limit=grouped,
+            pids_limit=True,
+            cpu_limit=grouped,
+            disk_limit=self._private_upper,
+            upper_layer=True,
+            prepared_upper=True,
+            seccomp=True,
+            notes=tuple(notes),
+        )
+
+    async def create(self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None) -> NamespaceSandbox:
+        if self._closed:
+            raise SandboxGone("the provider is closed; start another one")
+        if len(self._boxes) >= self.max_sandboxes:
+            raise Capacity(
+                f"at most {self.max_sandboxes} sandboxes may live at once, as many do; destroy some or raise max_sandboxes"
+            )
+        image = self.images.resolve(spec.image)
+        self._last += 1
+        number = self._last
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        box = NamespaceSandbox(self, number, spec, image, Link(ours, self.loop))
+        self._boxes[number] = box
+        try:
+            with theirs:
+                await self._ask(box, image, layers, upper, theirs)
+            async with asyncio.timeout(_CREATE_S):
+                kind, payload = await box.link.hello
+        except BaseException as error:
+            await box.destroy()
+            if isinstance(error, TimeoutError):
+                raise Capacity(f"a sandbox must start within {_CREATE_S:.0f} s, it did not; the machine is overloaded") from None
+            raise
+        if kind != HELLO:
+            await box.destroy()
+            raise _start_error(kind, payload, spec.image)
+        return box
+
+    async def _ask(
+        self, box: NamespaceSandbox, image: Image, layers: Sequence[Path], upper: Path | None, sandbox_end: socket.socket
+    ) -> None:
+        """Send the request; on an error before it was sent the sandbox counts as dead."""
+        spec = box.spec
+        descriptors: list[int] = []
+        try:
+            if upper is None and not self._private_upper:
+                upper = Path(tempfile.mkdtemp(prefix="upper.", dir=self._folder))
+            if upper is not None:
+                box.work = reaper.make_work(self._folder, upper)
+            if self._groups is not None:
+                in_memory = spec.disk_bytes if upper is None else _SHM_BYTES
+                limits = cgroups.Limits(spec.memory_bytes + in_memory, spec.pids + _PID_ROOM, spec.cpus)
+                box.group = self._groups.take(limits)
+                descriptors = box.group.descriptors()
+            request = CreateRequest(
+                id=box.number,
+                build=spec.role == "build",
+                processes=spec.pids,
+                lease_s=int(spec.lease_s),
+                workdir=check_path("workdir", box.workdir),
+                workdir_owner=user_ids(box.user),
+                layers=[os.path.abspath(layer) for layer in (*layers, *image.layers)],
+                binds=image.binds,
+                upper=str(upper or ""),
+                work=box.work,
+                disk_bytes=spec.disk_bytes if upper is None else _SHM_BYTES,
+                inodes=max(1024, spec.disk_bytes // 2048),
+                data_bytes=0 if self._groups is not None else spec.memory_bytes,
+                file_bytes=0 if upper is None else spec.disk_bytes,
+                group_version=self._groups.version if self._groups is not None else 0,
+            )
+            if not request.layers:
+                raise ImageMissing(f"image {image.id} must have at least one layer, it has none")
+            while True:
+                try:
+                    self._launcher.request(request, sandbox_end, descriptors)
+                    return
+                except BlockingIOError:
+                    await asyncio.sleep(0.005)
+        except OSError as error:
+            self._bury(box, 0)
+            raise Capacity(f"cannot prepare a sandbox: {error}") from error
+        except BaseException:
+            self._bury(box, 0)
+            raise
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def kill(self, number: int) -> None:
+        """Have the launcher end a sandbox."""
+        try:
+            self._launcher.kill(number)
+        except BlockingIOError:
+            self.loop.call_later(0.01, self.kill, number)
+        except OSError:
+            self._launcher_died()
+
+    def _events(self) -> None:
+        while True:
+            try:
+                event = self._launcher.receive()
+            except BlockingIOError:
+                return
+            except OSError:
+                self._launcher_died()
+                return
+            box = self._boxes.get(event.id)
+            if event.kind == DEAD:
+                if box is not None:
+                    self._bury(box, event.value)
+            elif event.id == 0 and not event.text:
+                self._launcher_died()
+                return
+            else:
+                log.warning("launcher sandbox=%s error=%r", event.id, event.text)
+
+    def _bury(self, box: NamespaceSandbox, status: int) -> None:
+        """The last process of a sandbox is dead: give back what it had."""
+        self._boxes.pop(box.number, None)
+        if box.group is not None and self._groups is not None:
+            self._groups.give(box.group)
+        box.group = None
+        if box.work:
+            reaper.remove_work(self._folder, box.work)
+            box.work = ""
+        box.link.close(f"sandbox {box.id} ended")
+        if not box.dead.done():
+            box.dead.set_result(status)
+
+    def _launcher_died(self) -> None:
+        """With the launcher all sandboxes are dead."""
+        self.loop.remove_reader(self._launcher.control.fileno())
+        self._closed = True
+        for box in list(self._boxes.values()):
+            self._bury(box, 9)
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await asyncio.gather(*(box.destroy() for box in list(self._boxes.values())))
+            self.loop.remove_reader(self._launcher.control.fileno())
+        self._launcher.close()
+        self._drop_folder()
+
+    def _drop_folder(self) -> None:
+        if self._groups is not None:
+            self._groups.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _start_error(kind: int, payload: bytes, image: str) -> SandboxError:
+    text = payload.decode(errors="replace") if kind == FAILED else f"unexpected frame {kind}"
+    if text.startswith("/") and text.endswith(os.strerror(2)):
+        return ImageMissing(f"a layer of image {image} is missing: {text}")
+    return Capacity(f"cannot make a sandbox: {text}")
+
+
+def _tmpfs_has_user_attributes() -> bool:
+    release = os.uname().release.split(".")
+    try:
+        return (int(release[0]), int(release[1].split("-")[0])) >= (6, 6)
+    except (ValueError, IndexError):
+        return False
+
+
+class _OneImage:
+    """A root made of the host's /usr alone, for the probe."""
+
+    def __init__(self, root: Path) -> None:
+        for link in ("bin", "sbin", "lib", "lib64"):
+            target = os.path.join("/usr", link)
+            if os.path.isdir(target):
+                os.symlink(f"usr/{link}", root / link)
+        for folder in ("usr", "proc", "dev", "tmp", "work"):
+            (root / folder).mkdir()
+        (root / "tmp").chmod(0o1777)
+        if choose_mode() == "root":
+            for path in (root, *root.iterdir()):
+                os.chown(path, UID_SHIFT, UID_SHIFT, follow_symlinks=False)
+            os.chown(root / "work", UID_SHIFT + 1000, UID_SHIFT + 1000)
+        self.image = Image(id="probe", layers=(root,), binds=(("/usr", "/usr"),))
+
+    def resolve(self, image_id: str) -> Image:
+        return self.image
+
+
+async def examine(folder: Path) -> dict[str, Any]:
+    """Make one sandbox and report what this machine guarantees; see `launcher.probe`. Raises: SandboxError."""
+    root = folder / "root"
+    root.mkdir()
+    root.chmod(0o755)
+    provider = await NamespaceProvider.start(_OneImage(root), folder / "state")
+    try:
+        box = await provider.create(SandboxSpec(image="probe"))
+        result = await box.exec("echo ok")
+        if result.output != b"ok\n":
+            raise PolicyRefused(f"a first command must print ok, got {result}")
+        able = provider.capabilities
+    finally:
+        await provider.close()
+    ways = {"root": "as root", "subordinate": "as a user with subordinate ids", "single": "as a plain user"}
+    limits = "needs control groups that this user may write; run as root"
+    facts = [
+        ("host ids", True, f"sandboxes run as host uid {able.host_uid}", ""),
+        (
+            "separate users",
+            able.users,
+            "agent and tests run as different users",
+            "install uidmap; add a line to /etc/subuid and /etc/subgid",
+        ),
+        ("memory limit", able.memory_limit, "memory of a whole sandbox is limited", limits),
+        ("cpu limit", able.cpu_limit, "CPU time of a sandbox is limited", limits),
+        ("process limit", able.pids_limit, "fork bombs end at the limit", ""),
+        ("disk limit", able.disk_limit, "what a sandbox writes is limited", "needs Linux 6.6"),
+        ("no network", True, "loopback only, no route to anything", ""),
+        ("system calls", able.seccomp, "namespaces, mounts, keys, bpf and io_uring are refused", ""),
+    ]
+    return {
+        "works": True,
+        "summary": f"sandboxes work {ways[provider.mode]}",
+        "next_move": "",
+        "guarantees": {
+            name: {"holds": holds, "text": text if holds else f"not: {text}", "next_move": "" if holds else cure}
+            for name, holds, text, cure in facts
+        },
+    }
