@@ -5,42 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.model.config import InitConfig, LayerKind, ModelConfig
+from trainer.model.config import ModelConfig
 from trainer.model.transformer import Transformer
 
-KINDS = {
-    "stock": ModelConfig(vocab_size=61, dim=32, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48, max_positions=64),
-    "smear": ModelConfig(
-        vocab_size=61,
-        dim=32,
-        n_heads=4,
-        n_kv_heads=1,
-        head_dim=8,
-        ffn_dim=48,
-        max_positions=64,
-        pattern=(LayerKind(ffn="relu2"), LayerKind(position="none")),
-        attention_scale=12 / 8,
-        smear=2,
-        embedding_norm=True,
-        logit_gain=True,
-        norm_weight=False,
-        init=InitConfig(scheme="zero_out", embedding_std=0.5),
-    ),
-}
 
-
-def fresh(kind: str) -> Transformer:
+def fresh(config: ModelConfig) -> Transformer:
     """A float64 model whose every weight is random, so that nothing is hidden by a zero."""
-    model = Transformer(KINDS[kind], seed=1).double()
+    model = Transformer(config, seed=1).double()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
     return model
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_packed_documents_equal_separate_ones(kind: str) -> None:
-    model = fresh(kind)
+def test_packed_documents_equal_separate_ones(config: ModelConfig) -> None:
+    model = fresh(config)
     generator = torch.Generator().manual_seed(3)
     lengths = [5, 11, 1, 7]
     texts = [torch.randint(0, 61, (n,), generator=generator) for n in lengths]
@@ -54,8 +33,8 @@ def test_packed_documents_equal_separate_ones(kind: str) -> None:
     assert (leaking - separate).abs().max() > 1e-3, "control: without documents the rows must differ"
 
 
-def test_another_document_gets_no_gradient() -> None:
-    model = fresh("stock")
+def test_another_document_gets_no_gradient(stock: ModelConfig) -> None:
+    model = fresh(stock)
     rows = model.embedding.token.weight
     ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
     logits = model(ids, torch.tensor([[0, 1, 2, 0, 1, 2]]), torch.tensor([[0, 0, 0, 1, 1, 1]]))
@@ -64,10 +43,10 @@ def test_another_document_gets_no_gradient() -> None:
     assert gradient[4:6].abs().min() > 0
 
 
-def test_a_tensor_draws_from_its_own_stream() -> None:
-    small = dict(Transformer(KINDS["stock"], seed=5).named_parameters())
-    deep = dict(Transformer(KINDS["stock"].model_copy(update={"n_layers": 5}), seed=5).named_parameters())
-    other = dict(Transformer(KINDS["stock"], seed=6).named_parameters())
+def test_a_tensor_draws_from_its_own_stream(stock: ModelConfig) -> None:
+    small = dict(Transformer(stock, seed=5).named_parameters())
+    deep = dict(Transformer(stock.model_copy(update={"n_layers": 5}), seed=5).named_parameters())
+    other = dict(Transformer(stock, seed=6).named_parameters())
     for name, p in small.items():
         assert torch.equal(p, deep[name])
     assert not torch.equal(small["head.weight"], other["head.weight"])
