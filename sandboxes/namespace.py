@@ -39,7 +39,8 @@ class NamespaceSandbox(ResidentSandbox):
         self.number = number
         self.dead: asyncio.Future[int] = provider.loop.create_future()
         self.group: cgroups.Group | None = None
-        self.work: str = ""
+        self.work = ""
+        self.failure = ""
         self.owner_shift = UID_SHIFT if provider.mode == "root" else None
 
     def _oom_kills(self) -> int:
@@ -145,6 +146,8 @@ class NamespaceProvider:
                 kind, payload = await box.link.hello
         except BaseException as error:
             await box.destroy()
+            if box.failure:
+                raise Capacity(f"cannot make a sandbox: {box.failure}") from error
             if isinstance(error, TimeoutError):
                 raise Capacity(f"a sandbox must start within {_CREATE_S:.0f} s, it did not; the machine is overloaded") from None
             raise
@@ -231,6 +234,8 @@ class NamespaceProvider:
                 return
             else:
                 log.warning("launcher sandbox=%s error=%r", event.id, event.text)
+                if box is not None:
+                    box.failure = event.text
 
     def _bury(self, box: NamespaceSandbox, status: int) -> None:
         """The last process of a sandbox is dead: give back what it had."""

@@ -70,8 +70,8 @@ static int map_ids(pid_t pid) {
     char path[64], map[64];
     if (map_mode == MAP_ROOT)
         snprintf(map, sizeof map, "0 %u 65536\n", uid_shift);
-    else
-        snprintf(map, sizeof map, "0 0 %u\n", map_mode == MAP_SINGLE ? 1u : 65536u);
+    else /* our own map has these two ranges, and a range of a child's must lie within one of its parent's */
+        snprintf(map, sizeof map, "0 0 1\n%s", map_mode == MAP_SINGLE ? "" : "1 1 65535\n");
     if (map_mode == MAP_SINGLE) {
         snprintf(path, sizeof path, "/proc/%d/setgroups", pid);
         if (write_file(path, "deny"))
