@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from gymsmith.rows import tables as t
 from gymsmith.rows.database import Database
 from gymsmith.rows.environments import _filters
-from gymsmith.schema import Status, Word
+from gymsmith.schema import State, Status, Word
 
 CAP = 10_000
 FACET_VALUES = 24
@@ -102,21 +102,72 @@ class Counts:
             total, p, f, gone = c.execute(sa.select(sa.func.count(), passed, failed, lost).where(*where)).one()
         return Outcomes(total=total, passed=p, failed=f, lost=gone)
 
+    def environment_states(self) -> dict[str, int]:
+        """Status -> how many environments."""
+        return self._states(t.environments.c.status)
+
     def run_states(self) -> dict[str, int]:
         """State -> how many runs."""
-        return self._states(t.runs)
+        return self._states(t.runs.c.state)
 
     def job_states(self) -> dict[str, int]:
         """State -> how many jobs."""
-        return self._states(t.jobs)
+        return self._states(t.jobs.c.state)
+
+    def run_total(self, kind: str | None = None, *, state: State | str | None = None, parent: str | None = None) -> Total:
+        """How many runs a list of `Store.runs` has."""
+        r = t.runs.c
+        return self._total(t.runs, _equal((r.kind, kind), (r.state, state), (r.parent, parent)))
+
+    def job_total(
+        self,
+        *,
+        kind: str | None = None,
+        state: State | str | None = None,
+        parent: str | None = None,
+        run_id: str | None = None,
+        top_level: bool = False,
+    ) -> Total:
+        """How many jobs a list of `Store.jobs` has."""
+        j = t.jobs.c
+        where = _equal((j.kind, kind), (j.state, state), (j.parent, parent), (j.run_id, run_id))
+        return self._total(t.jobs, [*where, j.parent == ""] if top_level else where)
+
+    def trajectory_total(
+        self,
+        *,
+        run_id: str | None = None,
+        environment_id: str | None = None,
+        group: str | None = None,
+        policy_version: str | None = None,
+        finish: str | None = None,
+        min_reward: float | None = None,
+        max_reward: float | None = None,
+        looked: bool | None = None,
+        failed: bool | None = None,
+    ) -> Total:
+        """How many rows a list of `Store.trajectory_rows` has."""
+        r = t.trajectories.c
+        where = _equal(
+            (r.run_id, run_id), (r.environment_id, environment_id), (r.group, group), (r.policy_version, policy_version), (r.finish, finish)
+        )
+        if min_reward is not None:
+            where.append(r.reward >= min_reward)
+        if max_reward is not None:
+            where.append(r.reward <= max_reward)
+        if looked is not None:
+            where.append(r.looked == looked)
+        if failed is not None:
+            where.append(r.error != "" if failed else r.error == "")
+        return self._total(t.trajectories, where)
 
     def report_total(self, run_id: str | None = None) -> Total:
         """How many evaluation reports."""
         return self._total(t.reports, [] if run_id is None else [t.reports.c.run_id == run_id])
 
-    def _states(self, table: sa.Table) -> dict[str, int]:
+    def _states(self, column: sa.Column[Any]) -> dict[str, int]:
         with self.db.read() as c:
-            return {state: n for state, n in c.execute(sa.select(table.c.state, sa.func.count()).group_by(table.c.state))}
+            return {state: n for state, n in c.execute(sa.select(column, sa.func.count()).group_by(column))}
 
     def _search(self, kind: str | None, status: Status | str | None, labels: Mapping[str, str] | None, text: str) -> list[Any]:
         where = _filters(kind, status, labels)
@@ -129,3 +180,7 @@ class Counts:
         with self.db.read() as c:
             n = int(c.execute(sa.select(sa.func.count()).select_from(some)).scalar_one())
         return Total(n=min(n, CAP), capped=n > CAP)
+
+
+def _equal(*pairs: tuple[Any, Any]) -> list[Any]:
+    return [column == str(value) for column, value in pairs if value is not None]

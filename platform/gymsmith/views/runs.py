@@ -1,0 +1,95 @@
+"""`/runs`: the list, and one run with its curves, lineage, checkpoints, evaluations and jobs."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from gymsmith import render
+from gymsmith.config import Settings
+from gymsmith.endpoints.envelope import SettingsDep, StoreDep
+from gymsmith.errors import NotFound
+from gymsmith.schema import Run, State
+from gymsmith.store import Store
+from gymsmith.views.overview import run_line
+
+router = APIRouter()
+PER_PAGE = 30
+ANCESTORS = 12
+
+
+class Checkpoint(NamedTuple):
+    """A folder of weights on disk."""
+
+    name: str
+    size: int
+    at: datetime
+
+
+@router.get("/runs")
+def listing(request: Request, store: StoreDep, kind: str = "", state: State | None = None, cursor: Annotated[str, Query(max_length=400)] = "") -> Response:
+    """All runs, newest first."""
+    filters = {"kind": kind or None, "state": state}
+    found = store.runs(**filters, cursor=cursor, limit=PER_PAGE)  # type: ignore[arg-type]
+    chosen = f"kind={kind}&" * bool(kind) + f"state={state.value if state else ''}&" * bool(state)
+    return render.page(
+        request,
+        "runs.html",
+        "/runs",
+        lines=[run_line(store, run) for run in found.items],
+        total=store.run_total(**filters),  # type: ignore[arg-type]
+        kind=kind,
+        state=state.value if state else "",
+        next=f"/runs?{chosen}cursor={found.cursor}" if found.cursor else "",
+        first=f"/runs?{chosen}" if cursor else "",
+    )
+
+
+@router.get("/runs/{run_id}")
+def detail(request: Request, run_id: str, store: StoreDep, settings: SettingsDep) -> Response:
+    """One run."""
+    run = store.run(run_id)
+    return render.page(
+        request,
+        "run.html",
+        "/runs",
+        run=run,
+        config=json.dumps(run.config, indent=2, sort_keys=True, ensure_ascii=False),
+        ancestors=_ancestors(store, run),
+        children=store.runs(parent=run_id, limit=50).items,
+        checkpoints=_checkpoints(settings, run_id),
+        reports=store.reports(run_id, limit=20).items,
+        jobs=store.jobs(run_id=run_id, top_level=True, limit=10).items,
+        outcomes=store.trajectory_outcomes(run_id=run_id),
+        has_metrics=bool(store.metrics(run_id, after_step=-1)),
+    )
+
+
+def _ancestors(store: Store, run: Run) -> list[Run]:
+    """Oldest first."""
+    line: list[Run] = []
+    seen = {run.id}
+    while run.parent and run.parent not in seen and len(line) < ANCESTORS:
+        try:
+            run = store.run(run.parent)
+        except NotFound:
+            break
+        seen.add(run.id)
+        line.insert(0, run)
+    return line
+
+
+def _checkpoints(settings: Settings, run_id: str) -> list[Checkpoint]:
+    """Newest first."""
+    root = settings.runs_dir / Path(run_id).name / "checkpoints"
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.is_dir() and not path.name.startswith("."):
+            size = sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+            found.append(Checkpoint(path.name, size, datetime.fromtimestamp(path.stat().st_mtime, UTC)))
+    return sorted(found, key=lambda c: c.at, reverse=True)
