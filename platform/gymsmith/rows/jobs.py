@@ -266,7 +266,7 @@ class Jobs:
                         update.values(state=State.FAILED.value, finished_us=now_us, lease_us=None, error=row.error or error)
                     )
                 else:
-                    c.execute(update.values(**_queued(0.0)))
+                    c.execute(update.values(**{**_queued(0.0), "due_us": now_us}))
             overtaken: dict[str, int] = {}
             for due in c.execute(_DUE, {"now": now_us}).all():
                 waits_its_turn = False

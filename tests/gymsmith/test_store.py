@@ -1,0 +1,409 @@
+"""The store: what goes in comes out, on SQLite and on PostgreSQL alike, and a broken one says so."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from gymsmith.config import Settings
+from gymsmith.errors import NotFound, StoreError, UserError
+from gymsmith.ids import ulid
+from gymsmith.rows import database, tables
+from gymsmith.schema import (
+    Environment,
+    EvalReport,
+    Evidence,
+    Gate,
+    Metric,
+    Reward,
+    Run,
+    Score,
+    Segment,
+    Source,
+    State,
+    Status,
+    Step,
+    TaskSpec,
+    Trajectory,
+    VersionSpan,
+)
+from gymsmith.store import Event, Store
+
+
+def an_environment(i: int, **changes: object) -> Environment:
+    labels = {"seed": str(i), "family": ("lookup", "chain")[i % 2], "split": "train"}
+    spec = TaskSpec(name=f"gymsmith/task-{i}", kind="shell", labels=labels, keywords=("grep",))
+    fields = {
+        "id": f"{i:032x}",
+        "source": Source(uri="shell:lookup", kind="parametric"),
+        "spec": spec,
+        "instruction": f"Find the crimson word in file {i}.",
+        "status": Status.VERIFIED,
+        "path": f"tasks/{i}",
+    }
+    return Environment.model_validate({**fields, **changes})
+
+
+def a_trajectory(run_id: str = "run", **changes: object) -> Trajectory:
+    rng = random.Random(ulid())
+    ids = [rng.randrange(4096) for _ in range(150)]
+    logprobs = [-rng.random() for _ in ids]
+    segment = Segment(ids=ids, mask=[1] * 150, logprobs=logprobs, versions=[VersionSpan(version="7", start=0, end=150)])
+    steps = [Step(action="cat a.txt", observation="\x1b[31mred\x00\n" * 3, exit_code=0), Step(action="rm", refused="not allowed")]
+    fields = {
+        "id": ulid(),
+        "environment_id": "e",
+        "run_id": run_id,
+        "segments": [segment],
+        "steps": steps,
+        "reward": Reward(value=1.0),
+    }
+    return Trajectory.model_validate({**fields, **changes})
+
+
+# ---------------------------------------------------------------- round trips
+
+
+def test_environments_come_back_and_can_be_found(store: Store) -> None:
+    made = [an_environment(i) for i in range(6)]
+    for e in made:
+        store.put_environment(e)
+    bad = an_environment(9, status=Status.REJECTED, reason="leak", instruction="Paint the azure wall.")
+    store.put_environment(bad)
+    assert store.environment(made[2].id) == made[2]
+    assert store.environments(text="crims file").items == made[::-1]
+    assert store.environments(text="azure").items == [bad]
+    assert store.environments(text='") OR 1=1 --').items == []
+    assert store.environments(labels={"family": "chain"}, status="verified").items == [made[5], made[3], made[1]]
+    assert store.environment_ids("shell", labels={"family": "lookup"}) == [made[0].id, made[2].id, made[4].id]
+    assert store.reject_counts() == {"leak": 1}
+    with pytest.raises(NotFound, match="no environment 'nope'"):
+        store.environment("nope")
+
+
+def test_environment_ids_sort_by_seed_as_a_number(store: Store) -> None:
+    for i in (10, 9, 100):
+        store.put_environment(an_environment(i, id=f"{1000 - i:032x}"))
+    assert [int(store.environment(i).spec.labels["seed"]) for i in store.environment_ids()] == [9, 10, 100]
+
+
+def test_proving_again_replaces_status_labels_words_and_evidence(store: Store) -> None:
+    first = an_environment(1, status=Status.DRAFT)
+    store.put_environment(first)
+    assert store.evidence(first.id) is None
+    gates = (Gate(name="noop", passed=True, rewards=(0.0,) * 3), Gate(name="oracle", passed=True, rewards=(1.0,) * 3))
+    evidence = Evidence(environment_id=first.id, gates=gates, image_id="i")
+    spec = first.spec.model_copy(update={"labels": {"family": "other"}})
+    second = first.model_copy(update={"status": Status.VERIFIED, "spec": spec, "instruction": "Now violet."})
+    store.put_environment(second, evidence)
+    assert store.environment(first.id) == second
+    assert store.evidence(first.id) == evidence
+    assert store.environments(text="crimson").items == store.environments(labels={"family": "chain"}).items == []
+    assert store.environments(text="violet").items == [second]
+
+
+def test_runs_metrics_and_reports(store: Store) -> None:
+    run = Run(id="r", kind="rl", config={"lr": 1e-3}, seed=7)
+    store.put_run(run)
+    changed = store.update_run("r", state=State.RUNNING, engine_url="http://127.0.0.1:1", summary={"reward": 0.5})
+    assert (
+        store.run("r")
+        == changed
+        == run.model_copy(update={"state": State.RUNNING, "engine_url": "http://127.0.0.1:1", "summary": {"reward": 0.5}})
+    )
+    with pytest.raises(ValueError, match="no_such_field"):
+        store.update_run("r", no_such_field=1)
+    assert store.runs("rl", state="running").items == [changed]
+    assert store.runs("sft").items == []
+    store.put_metrics([Metric(run_id="r", step=i, name=n, value=i / 3) for i in range(5) for n in ("loss", "reward")])
+    store.put_metrics([Metric(run_id="r", step=4, name="loss", value=9.0)])
+    assert [(m.step, m.value) for m in store.metrics("r", ["loss"], after_step=2)] == [(3, 1.0), (4, 9.0)]
+    score = Score(n=4, passed=3, rate=0.75, low=0.3, high=0.95)
+    report = EvalReport(
+        id="p", run_id="r", name="held out", policy_version="1", mode="greedy", overall=score, groups={"a": score}
+    )
+    store.put_report(report)
+    assert store.report("p") == report
+    assert store.reports("r").items == [report]
+
+
+def test_events_are_tailed_in_order_without_loss(store: Store) -> None:
+    store.add_events([Event(kind="a", job_id="j", data={"n": 0})])
+    for n in range(1, 300):
+        store.emit("a" if n % 2 else "b", job_id="j", run_id="r" if n % 3 == 0 else "", n=n)
+    store.flush_events()
+    everything, after = [], 0
+    while page := store.events_after(after, limit=64):
+        everything += page
+        after = page[-1].id
+    assert [e.data["n"] for e in everything] == list(range(300))
+    assert store.last_event_id() == after
+    assert len(store.events_after(0, run_id="r")) == 99
+    store.emit("late")
+    deadline = time.monotonic() + 5
+    while store.last_event_id() == after and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [e.kind for e in store.events_after(after)] == ["late"]
+
+
+# ---------------------------------------------------------------- pages
+
+
+def test_pages_hold_every_row_once_also_while_rows_are_added(store: Store) -> None:
+    for i in range(45):
+        store.put_run(Run(id=f"r{i:03d}", kind="rl"))
+    seen, cursor = [], ""
+    while True:
+        page = store.runs(cursor=cursor, limit=10)
+        seen += [r.id for r in page.items]
+        store.put_run(Run(id=ulid(), kind="rl"))
+        cursor = page.cursor
+        if not cursor:
+            break
+    assert seen == [f"r{i:03d}" for i in range(44, -1, -1)]
+
+
+def test_a_foreign_cursor_and_an_absurd_limit_are_the_users_error(store: Store) -> None:
+    for cursor in ("x", "W10", "bm90IGpzb24"):
+        with pytest.raises(UserError, match="is not one that a page handed out"):
+            store.runs(cursor=cursor)
+    with pytest.raises(UserError, match="limit must be 1 to 1000, got 0"):
+        store.runs(limit=0)
+
+
+# ---------------------------------------------------------------- trajectories
+
+
+def test_trajectories_come_back_bit_for_bit_in_the_order_asked(store: Store) -> None:
+    made = [a_trajectory() for _ in range(7)] + [a_trajectory(reward=None, error="sandbox gone", finish="error")]
+    store.put_trajectories(made[:3])
+    store.put_trajectories(made[3:])
+    order = [made[i] for i in (6, 0, 7, 3)]
+    assert store.trajectories([x.id for x in order]) == order
+    rows = store.trajectory_rows(run_id="run", failed=False).items
+    assert {r.id for r in rows} == {x.id for x in made[:7]}
+    assert (rows[0].tokens, rows[0].commands, rows[0].reward) == (150, 1, 1.0)
+    assert [r.error for r in store.trajectory_rows(failed=True).items] == ["sandbox gone"]
+    with pytest.raises(NotFound, match="no trajectory 'nope'"):
+        store.trajectories([made[0].id, "nope"])
+
+
+def test_one_trajectory_is_read_without_its_neighbours(store: Store) -> None:
+    made = [a_trajectory() for _ in range(5)]
+    store.put_trajectories(made)
+    (file,) = store.settings.trajectories_dir.rglob("*.zjl")
+    with store.db.read() as c:
+        where = {i: (o, n) for i, o, n in c.execute(sa.text('SELECT id, "offset", length FROM trajectories'))}
+    raw = bytearray(file.read_bytes())
+    offset, length = where[made[2].id]
+    raw[:offset] = bytes(offset)
+    raw[offset + length :] = b""
+    file.write_bytes(raw)
+    assert store.trajectory(made[2].id) == made[2]
+    for hurt in (made[0], made[4]):
+        with pytest.raises(StoreError, match="is damaged near byte"):
+            store.trajectory(hurt.id)
+
+
+_WRITER = """
+import sys
+from gymsmith.config import Settings
+from gymsmith.store import Store
+sys.path.insert(0, sys.argv[2])
+from test_store import a_trajectory
+store = Store.open(Settings.load(home=sys.argv[1]))
+while True:
+    batch = [a_trajectory() for _ in range(40)]
+    store.put_trajectories(batch)
+    print(*(x.id for x in batch), flush=True)
+"""
+
+
+def test_a_writer_killed_at_any_moment_loses_nothing_it_confirmed(settings: Settings, tmp_path: Path) -> None:
+    confirmed: list[str] = []
+    Store.open(settings).close()
+    for i in range(5):
+        with (tmp_path / "out").open("w+") as out:
+            command = [sys.executable, "-c", _WRITER, str(settings.home), str(Path(__file__).parent)]
+            writer = subprocess.Popen(command, stdout=out, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+            while out.tell() == 0 and writer.poll() is None:
+                time.sleep(0.01)
+                out.seek(0, os.SEEK_END)
+            time.sleep(0.017 * i)
+            writer.send_signal(signal.SIGKILL)
+            writer.wait()
+            out.seek(0)
+            confirmed += [i for line in out if line.endswith("\n") for i in line.split()]
+    torn = settings.trajectories_dir / "run" / f"{ulid()}.zjl"
+    torn.write_bytes(b"x\x9ctorn")
+    with Store.open(settings) as store:
+        stored, cursor = [], ""
+        while True:
+            page = store.trajectory_rows(cursor=cursor, limit=1000)
+            stored += [r.id for r in page.items]
+            if not (cursor := page.cursor):
+                break
+        assert set(confirmed) <= set(stored)
+        assert len(confirmed) >= 5 * 40
+        assert len(store.trajectories(stored)) == len(stored)
+
+
+# ---------------------------------------------------------------- writers side by side
+
+
+def _write_much(settings: Settings, who: int) -> None:
+    with Store.open(settings) as store:
+        for i in range(60):
+            store.put_metrics([Metric(run_id="r", step=i, name=f"m{who}", value=i)])
+            store.update_run("r", summary={**store.run("r").summary, "last": who})
+            store.add_events([Event(kind="e", data={"who": who, "i": i})] * 20)
+
+
+def test_four_processes_write_without_a_locked_database(store: Store) -> None:
+    store.put_run(Run(id="r", kind="rl"))
+    spawn = multiprocessing.get_context("spawn")
+    writers = [spawn.Process(target=_write_much, args=(store.settings, who)) for who in range(4)]
+    for w in writers:
+        w.start()
+    for w in writers:
+        w.join()
+    assert [w.exitcode for w in writers] == [0] * 4
+    assert len(store.metrics("r")) == 240
+    assert store.last_event_id() == 4800
+
+
+# ---------------------------------------------------------------- migrations
+
+
+def test_migrations_build_exactly_the_tables_and_take_them_down_again(store: Store) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from gymsmith import migrate
+
+    def ours(_object: object, name: str | None, kind: str, *_: object) -> bool:
+        return not (kind == "table" and (name or "").startswith("environment_search"))
+
+    def differences() -> list[object]:
+        with store.db.engine.connect() as c:
+            options = {"compare_type": True, "include_object": ours}
+            return list(compare_metadata(MigrationContext.configure(c, opts=options), tables.metadata))
+
+    assert migrate.head() == tables.VERSION
+    assert differences() == []
+    migrate.downgrade(store.db.engine, store.db.name, "base")
+    assert set(sa.inspect(store.db.engine).get_table_names()) == {"alembic_version"}
+    assert len(differences()) >= len(tables.metadata.tables), "the comparison sees nothing"
+    migrate.upgrade(store.db.engine, store.db.name)
+    assert differences() == []
+    store.put_environment(an_environment(1))
+    assert store.environments(text="crimson").items
+
+
+def test_two_processes_may_open_a_new_store_at_once(settings: Settings) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    openers = [spawn.Process(target=_open, args=(settings,)) for _ in range(4)]
+    for o in openers:
+        o.start()
+    for o in openers:
+        o.join()
+    assert [o.exitcode for o in openers] == [0] * 4
+
+
+def _open(settings: Settings) -> None:
+    with Store.open(settings) as store:
+        store.add_events([Event(kind="hello")])
+
+
+def test_a_database_from_the_future_is_refused(store: Store) -> None:
+    with store.db.write() as c:
+        c.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreError, match=r"newer Gymsmith|is at version 9999"):
+        Store.open(store.settings)
+
+
+@pytest.mark.postgres
+def test_postgresql_is_never_migrated_by_itself(settings: Settings, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue("postgres").new_url()
+    with pytest.raises(StoreError, match=r"is at version none.*gymsmith db upgrade"):
+        Store.open(settings.model_copy(update={"database_url": url}))
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_a_corrupted_file_is_named_and_left_alone(settings: Settings) -> None:
+    file = settings.home / "gymsmith.db"
+    settings.home.mkdir()
+    file.write_bytes(b"this is no database" * 500)
+    with pytest.raises(StoreError, match=rf"{file}.*not a database.*move it away"):
+        Store.open(settings)
+    assert file.read_bytes() == b"this is no database" * 500
+
+
+def test_pages_that_were_damaged_are_reported_as_corruption(settings: Settings) -> None:
+    with Store.open(settings) as store:
+        for i in range(50):
+            store.put_environment(an_environment(i))
+    file = settings.home / "gymsmith.db"
+    raw = bytearray(file.read_bytes())
+    raw[4096:] = os.urandom(len(raw) - 4096)
+    file.write_bytes(raw)
+    with pytest.raises(StoreError, match=rf"{file}.*corrupted"), Store.open(settings) as store:
+        store.environments(text="crimson")
+
+
+def test_a_folder_that_cannot_be_made_is_named(settings: Settings) -> None:
+    settings.home.write_text("a file is in the way")
+    with pytest.raises(StoreError, match="GYMSMITH_HOME"):
+        Store.open(settings)
+
+
+@pytest.fixture
+def small_disk(settings: Settings) -> Iterator[Path]:
+    """The state folder on a file system of its own, 2 MB large."""
+    settings.home.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(settings.home)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield settings.home
+    subprocess.run(["umount", "-l", str(settings.home)], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(settings: Settings, small_disk: Path) -> None:
+    with Store.open(settings) as store:
+        kept = a_trajectory()
+        store.put_trajectories([kept])
+        with pytest.raises(StoreError, match=r"No space left|disk is full"):
+            for _ in range(100):
+                store.put_trajectories([a_trajectory() for _ in range(20)])
+        with pytest.raises(StoreError, match="free some space"):
+            for i in range(10_000):
+                store.put_environment(an_environment(i, instruction="x" * 10_000))
+        listed = {r.id for r in store.trajectory_rows(limit=1000).items}
+        assert kept.id in listed
+        assert len(store.trajectories(sorted(listed))) == len(listed)
+
+
+def test_a_read_only_folder_is_named(settings: Settings, small_disk: Path) -> None:
+    Store.open(settings).close()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StoreError, match=rf"{small_disk} is read-only.*GYMSMITH_HOME"):
+        Store.open(settings)
+
+
+def test_a_network_file_system_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert database.file_system(Path("/proc/self")) == "proc"
+    monkeypatch.setattr(database, "_NETWORK_FILE_SYSTEMS", {database.file_system(settings.home.parent)})
+    with pytest.raises(StoreError, match="SQLite's log corrupts; set GYMSMITH_HOME to a local disk"):
+        Store.open(settings)
