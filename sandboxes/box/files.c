@@ -187,6 +187,8 @@ struct export {
     int upper; /* -1: merged view */
     uint64_t bytes_left;
     uint32_t files_left;
+    int64_t looks_left; /* names of the merged view that may still be compared with the upper layer */
+    int hidden;         /* opaque directories above the current one */
     char *buffer;
     size_t used;
 };
@@ -245,22 +247,36 @@ static int export_file(struct export *e, int parent, const char *name, const cha
 
 static int export_entry(struct export *e, int parent, const char *name, const char *path);
 
-/* A directory hides what lies below it in lower layers exactly when every name it shows comes from the upper layer. */
+/* A directory hides what lies below it in lower layers exactly when every name it shows comes from the upper layer and every
+ * directory it shows hides what lies below it, too. Takes both descriptors. A tree too large to look through does not hide. */
+static int shows_only_upper(struct export *e, int merged, int upper_directory) {
+    DIR *directory = merged < 0 ? NULL : fdopendir(merged);
+    struct dirent *item;
+    struct stat st;
+    int only = directory != NULL && upper_directory >= 0;
+    while (only && (item = readdir(directory))) {
+        if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, ".."))
+            continue;
+        only = e->looks_left-- > 0 && !fstatat(upper_directory, item->d_name, &st, AT_SYMLINK_NOFOLLOW);
+        if (only && S_ISDIR(st.st_mode)) {
+            int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+            only = shows_only_upper(e, openat(merged, item->d_name, flags), openat(upper_directory, item->d_name, flags));
+        }
+    }
+    if (directory)
+        closedir(directory);
+    if (upper_directory >= 0)
+        close(upper_directory);
+    return only;
+}
+
 static int hides_lower(struct export *e, const char *path, int upper_directory) {
     if (e->upper < 0)
         return 1;
     char absolute[PATH_MAX];
     snprintf(absolute, sizeof absolute, "/%s", path);
     int merged = open_below(root_fd(), absolute, O_RDONLY | O_DIRECTORY, RESOLVE_NO_SYMLINKS);
-    DIR *directory = merged < 0 ? NULL : fdopendir(merged);
-    struct dirent *item;
-    int hides = directory != NULL;
-    while (hides && (item = readdir(directory)))
-        if (strcmp(item->d_name, ".") && strcmp(item->d_name, ".."))
-            hides = !faccessat(upper_directory, item->d_name, F_OK, AT_SYMLINK_NOFOLLOW);
-    if (directory)
-        closedir(directory);
-    return hides;
+    return shows_only_upper(e, merged, openat(upper_directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
 }
 
 static int by_name(const void *a, const void *b) {
@@ -271,7 +287,9 @@ static int export_directory(struct export *e, int parent, const char *name, cons
     int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return errno;
-    int error = export_head(e, 'd', path, st, hides_lower(e, path, fd), 0);
+    int opaque = !e->hidden && hides_lower(e, path, fd); /* below an opaque directory there is nothing left to hide */
+    int error = export_head(e, 'd', path, st, opaque, 0);
+    e->hidden += opaque;
     DIR *directory = fdopendir(fd);
     struct dirent *item;
     char **names = NULL;
@@ -299,6 +317,7 @@ static int export_directory(struct export *e, int parent, const char *name, cons
         free(names[i]);
     }
     free(names);
+    e->hidden -= opaque;
     if (directory)
         closedir(directory);
     return error;
@@ -381,7 +400,8 @@ void files_export(uint32_t id, const char *payload, size_t length, const struct 
     if (length <= sizeof request)
         return reply_errno(id, EPROTO);
     memcpy(&request, payload, sizeof request);
-    struct export e = {.id = id, .upper = box->upper, .bytes_left = request.max_bytes, .files_left = request.max_files};
+    struct export e = {.id = id, .upper = box->upper, .bytes_left = request.max_bytes, .files_left = request.max_files,
+                       .looks_left = 4 * (int64_t)request.max_files + 1024};
     if (!(e.buffer = malloc(EXPORT_CHUNK)))
         _exit(12);
     int error = 0;
