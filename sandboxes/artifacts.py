@@ -1,9 +1,9 @@
 """What crosses from an agent's sandbox into its verifier's: changes at the declared paths, as one overlay layer.
 
-`collect` copies them out of the frozen sandbox; no code of the sandbox runs. `Artifacts.admit`, on the host, then removes what must not cross:
-protected names, special files, set-id bits, symlinks that lead to the hidden tests, the reports or /proc. Symlinks stay symlinks
-and are never followed here. Deletions cross as white-outs; where the agent deleted or replaced a directory that holds protected
-files, the deletion is spelled out name by name so that the pristine protected files show again.
+`collect` copies them out of the frozen sandbox; no code of the sandbox runs. `Artifacts.admit`, on the host, then removes what
+must not cross: protected names, special files, set-id bits, symlinks that lead to the hidden tests, the reports or /proc.
+Symlinks stay symlinks and are never followed here. Deletions cross as white-outs; where the agent deleted or replaced a directory
+that holds protected files, the deletion is spelled out name by name so that the pristine protected files show again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PREFIX = "gymsmith-artifacts-"
 _AGENT, _TESTER = UID_SHIFT + USERS["agent"][0], UID_SHIFT + USERS["tester"][0]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Artifacts:
     """An overlay layer in a directory of the host, removed with this object or by `close`."""
 
