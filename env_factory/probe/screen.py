@@ -1,0 +1,330 @@
+"""Runs a package's suite many times in one sandbox: pytest is imported once, every run is a fork of that process.
+
+Called as `python -I screen.py REQUEST.json ANSWER.json`; needs pytest and the standard library only. A request says
+
+    {"rootdir": "/tests/suite", "path": ["/work/src"], "code": "/work", "touch": true, "runs": [RUN, ...]}
+    RUN = {"args": [files, folders or node ids], "write": {path: text}, "timeout_s": 10.0, "observe": true}
+
+and the answer holds, for every run, {"outcomes": {node id: "passed" | "failed" | "skipped"}, "order": [...], "seconds": ..,
+"failures": {node id: FAILURE}, "touch": {node id: [[file, line], ...]}, "imported": [[file, line], ...], "error": ""}.
+A file that a run writes is put back afterwards. What a failure looked like is told as text (source of the statement in the
+test, values of its names, both sides of a comparison) and judged elsewhere. Screening only proposes: the gates prove.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import gc
+import io
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from types import CodeType, FrameType, TracebackType
+from typing import Any
+
+import pytest
+
+MAX_FAILURES = 12
+MAX_TEXT = 600
+MAX_BEFORE = 12
+
+
+class Observer:
+    """A pytest plugin: outcome per test, what a failure looked like, and which functions each test entered."""
+
+    def __init__(self, code: str, suite: str, observe: bool, touch: bool) -> None:
+        self.code, self.suite, self.observe, self.touch = code, suite, observe, touch
+        self.outcomes: dict[str, str] = {}
+        self.order: list[str] = []
+        self.failures: dict[str, dict[str, Any]] = {}
+        self.touched: dict[str, list[tuple[str, int]]] = {}
+        self.imported: list[tuple[str, int]] = []
+        self.entered: set[CodeType] = set()
+        self.compared: tuple[str, str, str] | None = None
+
+    def watch(self) -> None:
+        if self.touch:
+            threading.setprofile(self._enter)
+            sys.setprofile(self._enter)
+
+    def unwatch(self) -> list[tuple[str, int]]:
+        if not self.touch:
+            return []
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+        found = sorted({(c.co_filename, c.co_firstlineno) for c in self.entered if c.co_filename.startswith(self.code)})
+        self.entered.clear()
+        return found
+
+    def _enter(self, frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            self.entered.add(frame.f_code)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.imported = self.unwatch()
+        self.order = [item.nodeid for item in session.items]
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+        self.compared = None
+        self.watch()
+        yield
+        if self.touch:
+            self.touched[item.nodeid] = self.unwatch()
+
+    def pytest_assertrepr_compare(self, op: str, left: object, right: object) -> None:
+        self.compared = (op, _text(left), _text(right))
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+        result = yield
+        report = result.get_result()
+        known = self.outcomes.get(item.nodeid)
+        if report.failed or (hasattr(report, "wasxfail") and not report.skipped):
+            self.outcomes[item.nodeid] = "failed"
+        elif report.skipped:
+            self.outcomes[item.nodeid] = known if known == "failed" else "skipped"
+        elif report.when == "call":
+            self.outcomes.setdefault(item.nodeid, "passed")
+        if self.observe and report.failed and call.excinfo is not None and len(self.failures) < MAX_FAILURES:
+            self.failures.setdefault(item.nodeid, self._describe(call.excinfo.value))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.outcomes[report.nodeid] = "failed"
+
+    def _public(self, name: str, value: object) -> str:
+        """The name under which a reader of a report can import `value`; empty when there is none."""
+        for known in (name, getattr(value, "__name__", None)):
+            if not isinstance(known, str):
+                continue
+            for module in list(sys.modules.values()):
+                where = getattr(module, "__file__", None) or ""
+                ours = where.startswith(self.code) or getattr(module, "__name__", "") in sys.stdlib_module_names
+                if ours and getattr(module, "__dict__", {}).get(known, self) is value:
+                    return known
+        return ""
+
+    def _describe(self, error: BaseException) -> dict[str, Any]:
+        frames: list[tuple[FrameType, int]] = []
+        trace: TracebackType | None = error.__traceback__
+        while trace is not None:
+            frames.append((trace.tb_frame, trace.tb_lineno))
+            trace = trace.tb_next
+        told: dict[str, Any] = {
+            "type": type(error).__name__,
+            "message": str(error)[:MAX_TEXT],
+            "inside": frames[-1][0].f_code.co_filename.startswith(self.code) if frames else False,
+            "compared": self.compared if isinstance(error, AssertionError) else None,
+        }
+        mine = [index for index, (frame, _) in enumerate(frames) if frame.f_code.co_filename.startswith(self.suite)]
+        if not mine:
+            return told
+        frame, line = frames[mine[-1]]
+        told |= _statement(frame.f_code.co_filename, line, frame.f_code.co_firstlineno)
+        texts = [told.get("source", ""), *told.get("before", ())]
+        names = {n.id for text in texts for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
+        scope = {**frame.f_globals, **frame.f_locals}
+        told["values"] = {
+            n: _text(scope[n]) for n in sorted(names) if n in scope and _plain(scope[n]) and len(repr(scope[n])) <= MAX_TEXT
+        }
+        told["modules"] = sorted(n for n in names if type(scope.get(n)).__name__ == "module")
+        told["public"] = {n: real for n in sorted(names) if n in scope and (real := self._public(n, scope[n]))}
+        told["builtin"] = sorted(n for n in names if n not in scope and hasattr(builtins, n))
+        # unittest raises from a helper of its own, whose arguments are the two sides.
+        for deeper, _ in frames[mine[-1] + 1 :]:
+            if "first" in deeper.f_locals and "second" in deeper.f_locals:
+                told["sides"] = [_text(deeper.f_locals["first"]), _text(deeper.f_locals["second"])]
+                break
+        return told
+
+
+def _plain(value: object, depth: int = 0) -> bool:
+    """Whether repr(value) is an expression that gives the value back."""
+    if value is None or type(value) in (bool, int, float, str, bytes, complex):
+        return True
+    if depth < 3 and type(value) in (list, tuple, set, frozenset, dict) and len(value) <= 40:  # type: ignore[arg-type]
+        inner = [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)  # type: ignore[call-overload]
+        return all(_plain(v, depth + 1) for v in inner)
+    return False
+
+
+def _text(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:  # A broken repr is one more thing that a fault can cause.
+        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    return text if len(text) <= MAX_TEXT else f"<{type(value).__name__} of {len(text)} characters>"
+
+
+def _statement(filename: str, line: int, first_line: int) -> dict[str, Any]:
+    """Around a line of a test: the innermost statement (`source`), the statements of the function that stand before it
+    (`before`), and the head of the `with` around it (`context`)."""
+    try:
+        with open(filename, encoding="utf-8") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return {}
+
+    def holds(node: ast.AST) -> bool:
+        return isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or node.lineno)
+
+    function = next(
+        (
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.FunctionDef)
+            and min([n.lineno, *(d.lineno for d in n.decorator_list)]) == first_line
+            and holds(n)
+        ),
+        None,
+    )
+    if function is None:
+        return {}
+    told: dict[str, Any] = {"before": []}
+    here: ast.stmt = function
+    while True:
+        blocks = [b for field in ("body", "orelse", "finalbody") if isinstance(b := getattr(here, field, None), list)]
+        found = next(((b, n) for b in blocks for n in b if holds(n)), None)
+        if found is None:
+            break
+        block, here = found
+        told["before"] += [ast.unparse(n) for n in block[: block.index(here)]]
+        if isinstance(here, ast.With):
+            told["context"] = ast.unparse(here.items[0].context_expr)
+    told["before"] = told["before"][-MAX_BEFORE:]
+    told["source"] = ast.unparse(here)
+    return told
+
+
+def run_child(request: dict[str, Any], run: dict[str, Any], out: int) -> None:
+    """One run in a forked process; the answer goes into the pipe `out`."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    sys.stdout = sys.stderr = io.StringIO()
+    os.chdir(request["rootdir"])
+    sys.path[:0] = request["path"]
+    observer = Observer(request["code"], request["rootdir"], run.get("observe", False), request.get("touch", False))
+    error = ""
+    started = time.perf_counter()
+    try:
+        observer.watch()
+        status = pytest.main(options(request["rootdir"], run["args"]), plugins=[observer])
+        if int(status) not in (0, 1):
+            error = f"pytest exit status {int(status)}: {sys.stdout.getvalue()[-1500:]}"
+    except BaseException as failure:
+        error = f"{type(failure).__name__}: {failure}"
+    finally:
+        observer.unwatch()
+    answer = {
+        "outcomes": observer.outcomes,
+        "order": observer.order,
+        "seconds": time.perf_counter() - started,
+        "failures": observer.failures,
+        "touch": observer.touched,
+        "imported": observer.imported,
+        "error": error,
+    }
+    with os.fdopen(out, "wb") as pipe:
+        pipe.write(json.dumps(answer).encode())
+
+
+def options(rootdir: str, args: list[str]) -> list[str]:
+    """pytest's command line: no configuration of the package, no cache, no plugins from elsewhere."""
+    return [
+        "-q",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        rootdir,
+        "-p",
+        "no:cacheprovider",
+        "--tb=native",
+        "--continue-on-collection-errors",
+        *args,
+    ]
+
+
+def run(request: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Fork one run and wait for it, at most timeout_s; then no process of it is left."""
+    kept: dict[str, str] = {}
+    for path, text in run.get("write", {}).items():
+        with open(path, encoding="utf-8", newline="") as file:
+            kept[path] = file.read()
+        write(path, text)
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(read_end)
+            os.setsid()
+            run_child(request, run, write_end)
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    chunks: list[bytes] = []
+    deadline = time.monotonic() + run["timeout_s"]
+    timed_out = False
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([read_end], [], [], left)[0]:
+            timed_out = True
+            break
+        chunk = os.read(read_end, 1 << 16)
+        if not chunk:
+            break
+        chunks.append(chunk)
+    os.close(read_end)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for path, text in kept.items():
+        write(path, text)
+    if timed_out or not chunks:
+        return {
+            "outcomes": {},
+            "order": [],
+            "failures": {},
+            "seconds": run["timeout_s"],
+            "error": "hang" if timed_out else "died",
+        }
+    answer: dict[str, Any] = json.loads(b"".join(chunks))
+    return answer
+
+
+_writes = 0
+
+
+def write(path: str, text: str) -> None:
+    """Write a source file with a modification time that no earlier version had: caches are keyed by its whole seconds."""
+    global _writes
+    _writes += 1
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+    os.utime(path, (1_000_000_000 + _writes, 1_000_000_000 + _writes))
+
+
+def main() -> None:
+    with open(sys.argv[1], encoding="utf-8") as file:
+        request = json.load(file)
+    sys.pycache_prefix = "/tmp/pycache"
+    # A throw-away session loads every module of pytest that the forks will need.
+    os.makedirs("/tmp/empty", exist_ok=True)
+    stdout, sys.stdout = sys.stdout, io.StringIO()
+    pytest.main(options("/tmp/empty", ["/tmp/empty"]))
+    sys.stdout = stdout
+    gc.freeze()
+    answers = [run(request, each) for each in request["runs"]]
+    with open(sys.argv[2], "w", encoding="utf-8") as file:
+        json.dump(answers, file)
+
+
+if __name__ == "__main__":
+    main()

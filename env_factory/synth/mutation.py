@@ -1,0 +1,428 @@
+"""SWE environments: a real package with one fault in it, its own tests hidden, and a report of what a user would see.
+
+    survey   the suite runs three times on the healthy package: which tests pass every time, which functions each one enters
+    screen   faults in seeded order, each run against the tests that enter its function, many in one sandbox
+    draft    what is worth proving: the faulty tree, tests that fail with it and pass without (F2P), and others (P2P)
+
+Nothing here is believed: a draft is proved by the gates in fresh sandboxes. Everything is a pure function of (package, seed),
+so an interrupted run continues where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import Any
+
+from env_factory.sources import Package
+from env_factory.synth import operators
+from env_factory.synth.operators import Site
+from env_factory.synth.patch import edit_script
+from env_factory.synth.rewriting import other_words
+from env_factory.synth.symptom import report
+from gymsmith.errors import NoTests, SandboxError
+from gymsmith.schema import Draft, TaskSpec, ToolSpec
+from sandboxes.base import MIB, Sandbox
+
+log = logging.getLogger(__name__)
+
+PER_FUNCTION = 2
+"""Environments that one function may give."""
+TRIES_PER_FUNCTION = 8
+"""Faults of one function that are screened before it is given up."""
+WAVE = 24
+"""Faults that are screened in one go."""
+MIN_P2P, MAX_P2P, MAX_F2P = 5, 24, 24
+SUITE = "/tests/suite"
+SITE = "/opt/site"
+PROTECTED = (
+    "**/conftest.py", "**/pytest.ini", "**/.pytest.ini", "**/pytest.toml", "**/tox.ini", "**/setup.cfg", "**/pyproject.toml",
+    "**/sitecustomize.py", "**/usercustomize.py", "**/*.pth", "**/*.pyc", "**/__pycache__", "**/*.so", "**/*.dist-info",
+    "**/pytest*", "**/_pytest*",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the healthy package's suite does."""
+
+    passing: tuple[str, ...]
+    """Ids that passed in every run, in the suite's order."""
+    touching: Mapping[tuple[str, int], tuple[str, ...]]
+    """(path of a module in the sdist, first line of a function) -> passing tests that enter it."""
+    everywhere: frozenset[tuple[str, int]]
+    """Functions that run while the package is imported: every test depends on them."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One fault that was tried."""
+
+    index: int
+    """Position in the seeded order: with the package and the seed it names the candidate."""
+    site: Site
+    draft: Draft | None
+    reason: str = ""
+    """Why there is no draft: survived, breaks-half, hang, died, flaky, few-p2p, thin, leak."""
+
+
+@dataclass(slots=True)
+class _Tried:
+    """What is known of a candidate in the middle of screening."""
+
+    index: int
+    site: Site
+    tests: list[str]
+    failed: list[str] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    failures: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+class Screen:
+    """One sandbox with the healthy package in it, where suites are run. It belongs to one package and is trusted with nothing."""
+
+    def __init__(self, sandbox: Sandbox, package: Package) -> None:
+        self.sandbox = sandbox
+        self.package = package
+        self.executions = 0
+        """Tests that were run, over all requests."""
+        self.cpu_s = 0.0
+
+    async def prepare(self) -> None:
+        """Put the package, its tests and our program into the sandbox."""
+        program = resources.files("env_factory.probe").joinpath("screen.py").read_bytes()
+        await self.sandbox.put_files({f"/work/{p}": d for p, d in tree(self.package).items()}, owner="agent")
+        await self.sandbox.put_files({f"{SUITE}/{p}": d for p, d in suite(self.package).items()})
+        await self.sandbox.put("/opt/screen.py", program)
+
+    async def run(self, runs: Sequence[Mapping[str, Any]], *, touch: bool = False) -> list[dict[str, Any]]:
+        """Answers of `probe/screen.py`, one for each run."""
+        request = {"rootdir": SUITE, "path": [], "code": "/work", "touch": touch, "runs": list(runs)}
+        await self.sandbox.put("/tmp/request.json", json.dumps(request).encode(), owner="agent")
+        result = await self.sandbox.exec(
+            ["python3", "/opt/screen.py", "/tmp/request.json", "/tmp/answer.json"],
+            cwd="/tmp",
+            user="agent",
+            timeout_s=30 + sum(float(r["timeout_s"]) for r in runs),
+        )
+        self.cpu_s += result.cpu_s
+        if not result.ok:
+            raise SandboxError(
+                f"screening ended with {result.exit_code or result.signal}: {result.output[-800:].decode(errors='replace')}"
+            )
+        answers: list[dict[str, Any]] = json.loads(await self.sandbox.get("/tmp/answer.json", max_bytes=48 * MIB))
+        self.executions += sum(len(a["outcomes"]) for a in answers)
+        return answers
+
+
+def tree(package: Package) -> dict[str, bytes]:
+    """What the agent gets in /work: the package without its tests and without what only its makers need."""
+    tops = {path.split("/")[0] for path in package.code if "/" in path}
+    kept: dict[str, bytes] = {}
+    for path, data in package.files.items():
+        parts = path.split("/")
+        hidden = any(part.startswith(".") or part in ("__pycache__",) or part.endswith((".egg-info", ".pyc")) for part in parts)
+        if hidden or package.is_test(path) or len(data) > 2 * MIB or PurePosixPath(path).name in ("conftest.py", "PKG-INFO"):
+            continue
+        if len(parts) == 1 or parts[0] in tops:
+            kept[path] = data
+    return kept
+
+
+def suite(package: Package) -> dict[str, bytes]:
+    """The hidden tests with everything that lies beside them, and the conftest.py files above them.
+
+    A folder of tests inside a package stops being a package unless its tests import one another relatively: two such folders
+    would otherwise both be called `tests`.
+    """
+    files = {p: d for p, d in package.files.items() if package.is_test(p) or PurePosixPath(p).name == "conftest.py"}
+    for test in package.tests:
+        inside = [p for p in files if p.startswith(test + "/") and p.endswith(".py")]
+        nested = f"{PurePosixPath(test).parent}/__init__.py" in package.files
+        if nested and not any(re.search(rb"^\s*from \.", files[p], re.M) for p in inside):
+            for p in inside:
+                if PurePosixPath(p).name == "__init__.py":
+                    del files[p]
+    return files
+
+
+def base_dockerfile(package: Package) -> str:
+    """The part that all environments of a package share: Python, pytest and what the package needs, without the package."""
+    pip = next(p.name for p in package.wheels.iterdir() if p.name.startswith("pip-"))
+    pins = " ".join(p for p in package.pins if not p.startswith("pip=="))
+    where = " ".join(f"/work/{root}".rstrip("/") for root in package.roots)
+    return (
+        "FROM gymsmith/host\n"
+        f"COPY site {SITE}\n"
+        f"RUN python3 /wheelhouse/{pip}/pip install --quiet --no-index --find-links /wheelhouse --no-cache-dir "
+        f"--disable-pip-version-check --root-user-action ignore --upgrade --target {SITE} {pins}\n"
+        f"ENV PYTHONPATH={where.replace(' ', ':')}:{SITE} PYTHONDONTWRITEBYTECODE=1\n"
+        "WORKDIR /work\n"
+    )
+
+
+def base_context(package: Package) -> dict[str, bytes]:
+    """Build context of `base_dockerfile`: the package's metadata, so that it counts as installed."""
+    name = package.name.replace("-", "_")
+    return {f"site/{name}-{package.version}.dist-info/METADATA": package.metadata}
+
+
+async def survey(package: Package, screen: Screen) -> Survey:
+    """Run the healthy suite three times.
+
+    Raises:
+        NoTests: fewer tests pass every time than an environment needs.
+    """
+    run = {"args": list(package.tests), "timeout_s": 300.0}
+    first = (await screen.run([run], touch=True))[0]
+    again = await screen.run([run, run])
+    runs = [first, *again]
+    counted = Counter(first["order"])
+    passing = [
+        test
+        for test in first["order"]
+        if counted[test] == 1 and _plain(test) and all(r["outcomes"].get(test) == "passed" for r in runs)
+    ]
+    if len(passing) < MIN_P2P + 1:
+        why = next((r["error"] for r in runs if r["error"]), "") or f"{len(first['outcomes'])} tests were found"
+        raise NoTests(
+            f"{package.name}=={package.version}: expected {MIN_P2P + 1} or more tests that pass every time, got {len(passing)}; "
+            f"{why[-600:]}"
+        )
+    touching: dict[tuple[str, int], list[str]] = {}
+    for test in passing:
+        for filename, line in first["touch"].get(test, ()):
+            touching.setdefault((filename.removeprefix("/work/"), line), []).append(test)
+    everywhere = frozenset((filename.removeprefix("/work/"), line) for filename, line in first["imported"])
+    seconds = min(r["seconds"] for r in again)
+    log.info("event=survey package=%s tests=%d passing=%d seconds=%.2f", package.name, len(first["order"]), len(passing), seconds)
+    return Survey(tuple(passing), {k: tuple(v) for k, v in touching.items()}, everywhere, seconds)
+
+
+def _plain(test: str) -> bool:
+    """Whether an id can stand on a line of its own."""
+    return test.isprintable() and len(test) < 400 and test == test.strip()
+
+
+def pool(package: Package, known: Survey, seed: int) -> list[Site]:
+    """Every site whose function some passing test enters, in seeded order."""
+    found: list[Site] = []
+    for path in package.code:
+        try:
+            found += operators.sites(path, package.files[path].decode())
+        except (SyntaxError, UnicodeDecodeError):
+            continue  # Code for another Python; no test of this one reaches it.
+    return operators.order([s for s in found if (s.path, s.first_line) in known.touching], seed)
+
+
+async def draft(
+    package: Package,
+    known: Survey,
+    screen: Screen,
+    seed: int,
+    *,
+    done: frozenset[int] = frozenset(),
+    start: Mapping[str, int] | None = None,
+) -> AsyncIterator[Candidate]:
+    """Screen faults in seeded order, and yield each with its draft or the reason why there is none, in that order.
+
+    `done`: indices that an earlier, interrupted run has settled. `start`: environments that it got from each function.
+    """
+    given = dict(start or {})
+    tries: dict[str, int] = {}
+    waiting: list[_Tried] = []
+    sites = pool(package, known, seed)
+    for index, site in enumerate(sites):
+        key = f"{site.path}::{site.function}"
+        if given.get(key, 0) >= PER_FUNCTION or tries.get(key, 0) >= TRIES_PER_FUNCTION or index in done:
+            continue
+        if not site.valid(package.files[site.path].decode()):
+            continue
+        tries[key] = tries.get(key, 0) + 1
+        waiting.append(_Tried(index, site, _tests_for(known, site)))
+        if len(waiting) < WAVE:
+            continue
+        async for candidate in _wave(package, known, screen, waiting, seed, given):
+            yield candidate
+        waiting = []
+    async for candidate in _wave(package, known, screen, waiting, seed, given):
+        yield candidate
+
+
+async def _wave(
+    package: Package, known: Survey, screen: Screen, wave: list[_Tried], seed: int, given: dict[str, int]
+) -> AsyncIterator[Candidate]:
+    if not wave:
+        return
+    texts = [each.site.apply(package.files[each.site.path].decode()) for each in wave]
+    limit = max(5.0, 10 * known.seconds)
+
+    def run(index: int, tests: list[str], observe: bool) -> dict[str, Any]:
+        return {"args": tests, "write": {f"/work/{wave[index].site.path}": texts[index]}, "timeout_s": limit, "observe": observe}
+
+    answers = await screen.run([run(i, each.tests, True) for i, each in enumerate(wave)])
+    for each, answer in zip(wave, answers, strict=True):
+        _judge(each, answer, known)
+    alive = [i for i, each in enumerate(wave) if not each.reason]
+    again = await screen.run([run(i, wave[i].failed + wave[i].passed, False) for i in alive for _ in range(2)]) if alive else []
+    for position, answer in enumerate(again):
+        each = wave[alive[position // 2]]
+        same = all(answer["outcomes"].get(t) == "failed" for t in each.failed) and all(
+            answer["outcomes"].get(t) == "passed" for t in each.passed
+        )
+        if not same:
+            each.reason = "flaky"
+    for each, text in zip(wave, texts, strict=True):
+        key = f"{each.site.path}::{each.site.function}"
+        if not each.reason and given.get(key, 0) >= PER_FUNCTION:
+            continue  # Its function has given enough meanwhile: not a reject, simply not needed.
+        made = None if each.reason else _draft(package, each, text, seed)
+        if isinstance(made, Draft):
+            given[key] = given.get(key, 0) + 1
+            yield Candidate(each.index, each.site, made)
+        else:
+            yield Candidate(each.index, each.site, None, made or each.reason)
+
+
+def _tests_for(known: Survey, site: Site) -> list[str]:
+    if (site.path, site.first_line) in known.everywhere:
+        return list(known.passing)
+    return list(known.touching[(site.path, site.first_line)])
+
+
+def _judge(each: _Tried, answer: Mapping[str, Any], known: Survey) -> None:
+    """Sort the tests of the first run into F2P and P2P, or say why the fault is no good."""
+    outcomes = answer["outcomes"]
+    if answer["error"] in ("hang", "died"):
+        each.reason = answer["error"]
+        return
+    failed = [t for t in each.tests if outcomes.get(t) != "passed"]
+    passed = [t for t in each.tests if outcomes.get(t) == "passed"]
+    if not failed:
+        each.reason = "survived"
+    elif 2 * len(failed) > len(known.passing):
+        each.reason = "breaks-half"
+    elif any(t not in outcomes for t in failed):
+        each.reason = "died"
+    if each.reason:
+        return
+    each.failed, each.failures = failed[:MAX_F2P], answer["failures"]
+    # Tests from the same files come first: the verifier then has fewer files to import.
+    files = {t.split("::")[0] for t in each.failed}
+    broken = set(failed)
+    near = [t for t in passed if t.split("::")[0] in files]
+    others = [t for t in known.passing if t not in broken and t not in set(near)]
+    each.passed = near[:MAX_P2P]
+    for more in ([t for t in others if t.split("::")[0] in files], others):
+        if len(each.passed) < 2 * MIN_P2P:
+            each.passed += [t for t in more if t not in each.passed][: 2 * MIN_P2P - len(each.passed)]
+    if len(each.passed) < MIN_P2P:
+        each.reason = "few-p2p"
+
+
+def _draft(package: Package, each: _Tried, faulty: str, seed: int) -> Draft | str:
+    """The environment, or the reason why it would be a bad one."""
+    site = each.site
+    healthy = package.files[site.path].decode()
+    lines = report([each.failures[t] for t in each.failed if t in each.failures])
+    if not lines:
+        return "thin"
+    instruction = _instruction(package, lines)
+    module = PurePosixPath(site.path).stem
+    dotted = site.path.removesuffix(".py").removeprefix("src/").replace("/", ".")
+    if (
+        site.path in instruction
+        or (module != "__init__" and f"{dotted}" in instruction)
+        or any(t in instruction for t in each.failed)
+    ):
+        return "leak"
+    tests = tuple(dict.fromkeys([*each.failed, *each.passed]))
+    files = dict(_shared(package, tests))
+    for path, data in tree(package).items():
+        files[f"environment/work/{path}"] = faulty.encode() if path == site.path else data
+    target = f"/work/{site.path}"
+    files["solution/solve.sh"] = edit_script(target, faulty, healthy).encode()
+    other = other_words(healthy, site)
+    slug = f"{package.name.lower().replace('_', '-')}-{seed}-{each.index:04d}"
+    spec = TaskSpec(
+        name=f"gymsmith/{slug}",
+        kind="mutation",
+        description=f"Repair one fault in {package.name} {package.version}, found by what its users see.",
+        keywords=("python", "debugging", package.name),
+        labels={
+            "package": package.name,
+            "version": package.version,
+            "family": package.name,
+            "operator": site.operator,
+            "seed": str(seed),
+            "index": f"{each.index:04d}",
+            "f2p": str(len(each.failed)),
+            "p2p": str(len(each.passed)),
+        },
+        tool=ToolSpec(name="shell", timeout_s=60.0),
+        max_turns=30,
+        protected=PROTECTED,
+        verifier_timeout_s=60.0,
+        expected=tests,
+    )
+    return Draft(
+        source=package.source,
+        spec=spec,
+        instruction=instruction,
+        files=files,
+        alternatives=(edit_script(target, faulty, other),) if other else (),
+        cheats=tuple(_cheats(target)),
+        executable=frozenset({"tests/test.sh", "solution/solve.sh"}),
+    )
+
+
+def _shared(package: Package, tests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Everything of a draft that is neither the faulty tree nor the solution."""
+    yield "environment/Dockerfile", (base_dockerfile(package) + "COPY --chown=agent:agent work /work\nUSER agent\n").encode()
+    for path, data in base_context(package).items():
+        yield f"environment/{path}", data
+    for path, data in suite(package).items():
+        yield f"tests/suite/{path}", data
+    yield "tests/run.py", resources.files("sandboxes.verifier").joinpath("pytest_runner.py").read_bytes()
+    yield "tests/select.txt", ("\n".join(tests) + "\n").encode()
+    paths = " ".join(f"--path {f'/work/{root}'.rstrip('/')}" for root in package.roots)
+    files = " ".join(f"'{SUITE}/{name}'" for name in dict.fromkeys(t.split("::")[0] for t in tests))
+    yield (
+        "tests/test.sh",
+        (
+            "#!/bin/sh\n"
+            f"exec python3 -I -S /tests/run.py {paths} --site {SITE} --root {SUITE} --select /tests/select.txt "
+            f"-- --assert=plain {files}\n"
+        ).encode(),
+    )
+
+
+def _instruction(package: Package, lines: Sequence[str]) -> str:
+    observed = "\n".join(lines)
+    return (
+        f"The Python package `{package.name}` in /work no longer does what it should. This was observed, with its public names "
+        f"imported:\n\n{observed}\n\n"
+        "Find the cause in the package's source and repair it there, so that these observations come out as expected and "
+        "everything else keeps working. Change as little as you can: do not rename anything and do not change how it is called. "
+        "Python is `python3`, and the package can be imported from anywhere. Your work is judged by tests that you do not see, "
+        "on the files in /work.\n"
+    )
+
+
+def _cheats(target: str) -> Iterator[tuple[str, str]]:
+    """Dishonest attempts that know where the fault is."""
+    yield "empty-module", f": > {target}\n"
+    first = "from pathlib import Path\npath = Path({target!r})\npath.write_text({line!r} + path.read_text())\n"
+    for name, line in (
+        ("exit-on-import", "import os; os._exit(0)\n"),
+        ("skip-on-import", "import pytest; pytest.skip('no need', allow_module_level=True)\n"),
+    ):
+        yield name, "python3 - <<'CHEAT'\n" + first.format(target=target, line=line) + "CHEAT\n"

@@ -1,0 +1,243 @@
+"""What a user would report: expressions with the values they were run with, what came back and what was expected.
+
+Made from failures that `probe/screen.py` observed. The text of a test is parsed, never executed: names are replaced by the
+values that they had, prefixes of modules are taken off, and where an expression speaks of objects that the test built, the lines
+that built them are shown before it. What a reader could not repeat is not reported.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+MAX_SHOWN = 160
+"""Characters of an expression or a value; longer ones are left out rather than cut, for what matters may be in the cut."""
+MAX_SETUP = 8
+"""Lines that may have to run before an expression."""
+_ADDRESS = re.compile(r"0x[0-9a-f]{6,}|<.* object at|<generator|<function|<map |<filter |<zip |/tmp/|/work/|/tests/")
+_OPPOSITE = {"assertEqual": "==", "assertEquals": "==", "assertIs": "is", "assertIn": "in", "assertListEqual": "==",
+             "assertDictEqual": "==", "assertTupleEqual": "==", "assertSetEqual": "=="}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    """One observed difference."""
+
+    expression: str
+    got: str
+    expected: str
+    setup: tuple[str, ...] = ()
+    """Statements that have to run before."""
+
+    def text(self) -> str:
+        """As an item of a report, in Markdown."""
+        said = f"`{self.expression}` {self.got}; {self.expected}."
+        if not self.setup:
+            return f"- {said}"
+        lines = "\n".join(f"  {line}" for statement in self.setup for line in statement.splitlines())
+        return f"- After\n\n  ```python\n{lines}\n  ```\n\n  {said}"
+
+
+def observe(failure: Mapping[str, Any]) -> Symptom | None:
+    """The symptom in one failure, or None when nothing a reader could use can be said."""
+    if not failure.get("source"):
+        return None
+    statement = ast.parse(failure["source"]).body[0]
+    write = _Writer(failure)
+    raised = str(failure["type"])
+    message = _first_line(str(failure["message"]))
+    found: Symptom | None = None
+    if raised == "Failed" and "DID NOT RAISE" in message:
+        found = _not_raised(statement, failure, write)
+    elif raised not in ("AssertionError", "Failed"):
+        found = _raised(statement, raised, message, write)
+    elif isinstance(statement, ast.Assert):
+        found = _asserted(statement.test, failure, write)
+    elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call) and failure.get("sides"):
+        found = _unittest(statement.value, failure, write)
+    if found is None or not write.unknown:
+        return found
+    setup = _setup(failure, write)
+    return None if setup is None else replace(found, setup=setup)
+
+
+def _setup(failure: Mapping[str, Any], write: _Writer) -> tuple[str, ...] | None:
+    """The statements of the test that build what the expression speaks of; None when they cannot be told in a few lines."""
+    needed = set(write.unknown)
+    kept: list[str] = []
+    for text in reversed(failure.get("before", ())):
+        statement = ast.parse(text).body[0]
+        names = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)}
+        defined = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            defined = {statement.name}
+        if not (names | defined) & needed:
+            continue
+        if isinstance(statement, ast.Assert) or "assert" in text or "raises" in text:
+            continue  # It checks what was built; it does not build it.
+        shown = write.statement(statement, keep=needed | defined)
+        kept.insert(0, shown)
+        needed = (needed - (defined if not isinstance(statement, ast.AugAssign) else set())) | write.unknown
+        needed -= set() if isinstance(statement, ast.AugAssign) else defined
+        if sum(len(k.splitlines()) for k in kept) > MAX_SETUP or any(not _shown(line) for k in kept for line in k.splitlines()):
+            return None
+    return tuple(kept) if not needed else None
+
+
+def report(failures: Iterable[Mapping[str, Any]], limit: int = 3) -> list[str]:
+    """Items of a report, those without preparation first, the shorter ones before the longer ones, no two alike."""
+    found = {s for f in failures if (s := observe(f)) is not None}
+    ordered = sorted(found, key=lambda s: (len(s.setup), len(s.text()), s.text()))
+    told = list(dict.fromkeys(s.text() for s in ordered if not s.setup))[:limit]
+    return told or list(dict.fromkeys(s.text() for s in ordered))[:2]
+
+
+def _asserted(test: ast.expr, failure: Mapping[str, Any], write: _Writer) -> Symptom | None:
+    if isinstance(test, ast.Compare) and len(test.ops) == 1:
+        compared = failure.get("compared")
+        if not compared:
+            return None
+        operator, left, right = compared
+        return _sides(test.left, test.comparators[0], operator, left, right, write)
+    negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
+    subject = test.operand if isinstance(test, ast.UnaryOp) and negated else test
+    if isinstance(subject, ast.Call | ast.Attribute | ast.Subscript):
+        shown = write(subject)
+        if shown:
+            return Symptom(
+                shown, f"counts as {'true' if negated else 'false'}", f"it should count as {'false' if negated else 'true'}"
+            )
+    return None
+
+
+def _unittest(call: ast.Call, failure: Mapping[str, Any], write: _Writer) -> Symptom | None:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    if name not in _OPPOSITE or len(call.args) < 2:
+        return None
+    left, right = failure["sides"]
+    return _sides(call.args[0], call.args[1], _OPPOSITE[name], left, right, write)
+
+
+def _sides(left: ast.expr, right: ast.expr, operator: str, left_value: str, right_value: str, write: _Writer) -> Symptom | None:
+    """A comparison that should have held."""
+    if not (_usable(left_value) and _usable(right_value)):
+        return None
+    calls_left, calls_right = (any(isinstance(n, ast.Call) for n in ast.walk(side)) for side in (left, right))
+    if not calls_left and calls_right and operator in ("==", "is"):
+        left, right, left_value, right_value, calls_left, calls_right = right, left, right_value, left_value, True, False
+    shown = write(left)
+    if shown is None or not calls_left:
+        return None
+    if operator in ("==", "is"):
+        return Symptom(shown, f"gives `{left_value}`", f"expected `{right_value}`")
+    if operator in ("!=", "is not"):
+        return Symptom(shown, f"gives `{left_value}`", f"it should be anything but `{right_value}`")
+    return Symptom(shown, f"gives `{left_value}`", f"expected a value with `value {operator} {right_value}`")
+
+
+def _raised(statement: ast.stmt, raised: str, message: str, write: _Writer) -> Symptom | None:
+    """An exception where none was expected. Shown is the smallest part of the statement that calls something."""
+    if _ADDRESS.search(message) or len(message) > MAX_SHOWN:
+        message = ""
+    subject: ast.expr | None = None
+    match statement:
+        case ast.Assert(test=ast.Compare(left=left, comparators=[right])):
+            subject = left if any(isinstance(n, ast.Call) for n in ast.walk(left)) else right
+        case ast.Assert(test=test):
+            subject = test
+        case ast.Assign(value=value) | ast.Expr(value=value) | ast.AugAssign(value=value):
+            subject = value
+            if (
+                isinstance(value, ast.Call)
+                and isinstance(value.func, ast.Attribute)
+                and value.func.attr in _OPPOSITE
+                and value.args
+            ):
+                subject = value.args[0]
+        case ast.For(iter=value):
+            subject = value
+        case _:
+            return None
+    shown = write(subject)
+    if shown is None or not any(isinstance(n, ast.Call) for n in ast.walk(subject)):
+        return None
+    said = f"raises `{raised}: {message}`" if message else f"raises `{raised}`"
+    return Symptom(shown, said, "it should not raise")
+
+
+def _not_raised(statement: ast.stmt, failure: Mapping[str, Any], write: _Writer) -> Symptom | None:
+    body = statement.body[-1] if isinstance(statement, ast.With) else statement
+    value = body.value if isinstance(body, ast.Expr | ast.Assign) else None
+    kind = re.search(r"DID NOT RAISE (?:any of )?(.*)", str(failure["message"]))
+    names = re.findall(r"'([\w.]+)'", kind.group(1)) if kind else []
+    shown = write(value) if value is not None else None
+    if not shown or not names:
+        return None
+    wanted = " or ".join(f"`{name.rsplit('.', 1)[-1]}`" for name in names)
+    return Symptom(shown, "returns without an error", f"it should raise {wanted}")
+
+
+class _Writer(ast.NodeTransformer):
+    """Writes code with values for names and without modules, and notes the names that stay `unknown`."""
+
+    def __init__(self, failure: Mapping[str, Any]) -> None:
+        self.values: Mapping[str, str] = failure.get("values", {})
+        self.modules = set(failure.get("modules", ()))
+        self.public: Mapping[str, str] = failure.get("public", {})
+        self.known = set(failure.get("builtin", ()))
+        self.own: set[str] = set()
+        self.unknown: set[str] = set()
+
+    def __call__(self, node: ast.expr) -> str | None:
+        """The expression, or None when it is too long to show."""
+        shown = self._write(ast.parse(ast.unparse(node), mode="eval").body, set())
+        return shown if _usable(shown) else None
+
+    def statement(self, node: ast.stmt, keep: set[str]) -> str:
+        """The statement, the names in `keep` left as they are."""
+        return self._write(ast.parse(ast.unparse(node)).body[0], keep)
+
+    def _write(self, copy: ast.AST, keep: set[str]) -> str:
+        self.unknown = set()
+        self.own = {n.id for n in ast.walk(copy) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        self.own |= {a.arg for n in ast.walk(copy) if isinstance(n, ast.arguments) for a in [*n.args, *n.kwonlyargs]}
+        self.own |= {a.arg for n in ast.walk(copy) if isinstance(n, ast.arguments) for a in (n.vararg, n.kwarg) if a}
+        self.own |= keep
+        return ast.unparse(self.visit(copy))
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        if isinstance(node.value, ast.Name) and node.value.id in self.modules:
+            return ast.Name(node.attr, ast.Load())
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        call = self.generic_visit(node)
+        assert isinstance(call, ast.Call)
+        call.args = [a for a in call.args if not (isinstance(a, ast.Starred) and ast.unparse(a.value) in ("()", "[]"))]
+        call.keywords = [k for k in call.keywords if k.arg is not None or ast.unparse(k.value) != "{}"]
+        return call
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id in self.own or node.id in self.known:
+            return node
+        if node.id in self.values:
+            return ast.parse(self.values[node.id], mode="eval").body
+        if node.id in self.public:
+            return ast.Name(self.public[node.id], node.ctx)
+        self.unknown.add(node.id)
+        return node
+
+
+def _shown(text: str) -> bool:
+    return len(text) <= MAX_SHOWN and not _ADDRESS.search(text) and "`" not in text
+
+
+def _usable(text: str) -> bool:
+    return _shown(text) and "\n" not in text
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0].strip() if text.strip() else ""
