@@ -91,6 +91,7 @@ def _templates() -> Environment:
         dur=duration,
         size=size,
         job_line=job_line,
+        few=lambda labels: {k: v for k, v in labels.items() if k != "seed"},
     )
     return env
 

@@ -22,4 +22,6 @@ document.addEventListener("keydown", (event) => {
   field.select();
 });
 
+const here = document.querySelector(".top nav [aria-current]");
+if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.offsetLeft - 40;
 setInterval(refreshTimes, 10_000);

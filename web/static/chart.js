@@ -6,7 +6,7 @@ const fine = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
 export function format(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  return size !== 0 && (size >= 1e6 || size < 1e-4) ? value.toExponential(2) : fine.format(value);
+  return size !== 0 && (size >= 1e6 || size < 1e-4) ? value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e") : fine.format(value);
 }
 
 function ticks(low, high, count) {
@@ -14,12 +14,13 @@ function ticks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
   const out = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) out.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) out.push(i * step + 0);
   return out;
 }
 
 export class Chart {
-  constructor(figure, name, title, note) {
+  constructor(figure, name, title, note, isRate) {
+    this.isRate = isRate;
     this.name = name;
     this.title = title;
     this.points = [];
@@ -126,7 +127,7 @@ export class Chart {
     let low = values.reduce((a, b) => Math.min(a, b));
     let high = values.reduce((a, b) => Math.max(a, b));
     // Rates are read against 0 and 1; everything else against its own range.
-    if (low >= 0 && high <= 1 && high > 0.2) [low, high] = [0, 1];
+    if (this.isRate && low >= 0 && high <= 1) [low, high] = [0, 1];
     else if (low > 0 && low < high * 0.4) low = 0;
     if (high - low < 1e-12) [low, high] = [low - Math.max(Math.abs(low) * 0.1, 1e-6), high + Math.max(Math.abs(high) * 0.1, 1e-6)];
     const right = width - PAD.right;
@@ -149,7 +150,7 @@ export class Chart {
       context.fillText(format(Number(tick.toPrecision(10))), PAD.left - 7, at);
     }
     context.textBaseline = "alphabetic";
-    const steps = this.lastStep > this.firstStep ? ticks(this.firstStep, this.lastStep, Math.max(2, Math.floor(width / 90))).filter(Number.isInteger) : [this.firstStep];
+    const steps = this.lastStep > this.firstStep ? ticks(this.firstStep, this.lastStep, Math.max(2, Math.floor(width / 70))).filter(Number.isInteger) : [this.firstStep];
     for (const step of steps) {
       context.textAlign = x(step) > right - 14 ? "right" : x(step) < PAD.left + 14 ? "left" : "center";
       context.fillText(format(step), x(step), height - 5);
@@ -174,9 +175,21 @@ export class Chart {
       context.globalAlpha = 1;
     };
     const main = colour("--series-1");
+    const drawn = this.smoothing ? this.smoothed() : this.points;
+    if (!drawn.some(([, value]) => value === null)) {
+      const fill = context.createLinearGradient(0, PAD.top, 0, bottom);
+      fill.addColorStop(0, `color-mix(in srgb, ${main} 16%, transparent)`);
+      fill.addColorStop(1, `color-mix(in srgb, ${main} 1%, transparent)`);
+      context.fillStyle = fill;
+      context.beginPath();
+      context.moveTo(x(this.firstStep), bottom);
+      for (const [step, value] of drawn) context.lineTo(x(step), y(value));
+      context.lineTo(x(this.lastStep), bottom);
+      context.fill();
+    }
     if (this.smoothing) {
       line(this.points, main, 0.28, 1);
-      line(this.smoothed(), main, 1, 2);
+      line(drawn, main, 1, 2);
     } else line(this.points, main, 1, 1.6);
     if (values.length === 1) {
       context.fillStyle = main;

@@ -36,7 +36,7 @@ function chart(name) {
   figure.className = "card chart";
   figure.dataset.metric = name;
   const known = KNOWN[rank(name)];
-  const made = new Chart(figure, name, known ? known[1] : words(name), known ? known[2] : "");
+  const made = new Chart(figure, name, known ? known[1] : words(name), known ? known[2] : "", /reward|rate|pass|fraction|share|groups|accuracy/.test(name) && !/lr|learning/.test(name));
   made.smoothing = Number(smooth.value);
   charts.set(name, made);
   const after = [...root.querySelectorAll("figure")].find((other) => rank(other.dataset.metric) > rank(name) || (rank(other.dataset.metric) === rank(name) && other.dataset.metric > name));
