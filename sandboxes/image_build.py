@@ -148,9 +148,6 @@ class Builder:
 
         def write(writer: LayerWriter) -> None:
             for path, data, mode in rows:
-                steps = path[len(top) :].split("/") if path.startswith(f"{top}/") else [""]
-                for depth in range(1, len(steps)):
-                    writer.directory(top + "/".join(steps[:depth]), 0o755, uid, gid)
                 writer.file(path, data, mode, uid, gid)
 
         self._layer(state, digest(*parts)[:32], write)

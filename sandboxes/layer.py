@@ -132,10 +132,10 @@ class LayerWriter:
             os.chown(self.root, UID_SHIFT, UID_SHIFT)
 
     def directory(self, path: str, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
-        """Make `path` (resolved, absolute) and its parents; a directory that exists below keeps its mode and owner."""
+        """Make `path` (resolved, absolute) and its parents with that owner; what exists below keeps its mode and owner."""
         if path in self._known:
             return
-        self.directory(path.rpartition("/")[0] or "/")
+        self.directory(path.rpartition("/")[0] or "/", 0o755, uid, gid)
         _, entry = lookup(self.below, path)
         target = self.root + path
         try:
@@ -154,7 +154,7 @@ class LayerWriter:
 
     def file(self, path: str, data: bytes, mode: int = 0o644, uid: int = 0, gid: int = 0) -> None:
         """Write a file at `path` (resolved, absolute); a later write of the same layer replaces an earlier one."""
-        self.directory(path.rpartition("/")[0] or "/")
+        self.directory(path.rpartition("/")[0] or "/", 0o755, uid, gid)
         target = self.root + path
         if path in self._known:
             raise BuildError(f"{path}: a file is to be written here, the same step makes a directory at this place")

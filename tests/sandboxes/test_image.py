@@ -1,0 +1,291 @@
+"""Dockerfiles become layers: what an instruction does, what is refused, what is executed once, what can never be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymsmith.errors import BuildError, ImageMissing, PolicyRefused
+from sandboxes import dockerfile
+from sandboxes.base import UID_SHIFT, Image, SandboxSpec
+from sandboxes.image import ImageStore
+from sandboxes.layer import AS_ROOT, LayerWriter, lookup
+from sandboxes.namespace import NamespaceProvider
+
+
+class Shop:
+    """A provider and its image store on one event loop."""
+
+    def __init__(self, root: Path) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.images = ImageStore(root / "images")
+        self.provider = self.run(NamespaceProvider.start(self.images, root / "sandboxes"))
+        self.images.provider = self.provider
+
+    def run(self, work: Any) -> Any:
+        return self.loop.run_until_complete(work)
+
+    def build(self, text: str, context: Mapping[str, bytes] | None = None, **options: Any) -> Image:
+        return self.run(self.images.build(text, context or {}, **options))
+
+    def say(self, image: Image, command: str, **options: Any) -> str:
+        async def ask() -> str:
+            box = await self.provider.create(SandboxSpec(image=image.id))
+            try:
+                return (await box.exec(command, **options)).output.decode()
+            finally:
+                await box.destroy()
+
+        return self.run(ask())
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    made = Shop(tmp_path_factory.mktemp("image"))
+    yield made
+    made.run(made.provider.close())
+    made.loop.close()
+
+
+def test_the_base_has_users_tools_and_nothing_of_the_hosts_own(shop: Shop) -> None:
+    base = shop.images.base()
+    assert shop.say(base, "id -un; pwd; echo $PATH").split("\n")[:2] == ["agent", "/work"]
+    assert shop.say(base, "id -un", user="tester").strip() == "tester"
+    assert shop.say(base, "touch here && python3 -c 'print(6*7)'").strip() == "42"
+    assert "awk-works" in shop.say(base, "awk 'BEGIN { print \"awk-works\" }'")
+    assert shop.say(base, "touch /usr/x /etc/x 2>&1; ls -A /root /home 2>&1; cat /etc/shadow 2>&1").count("agent") == 1
+    listed = set(shop.say(base, "ls -A /etc; ls -A /").split())
+    assert listed.isdisjoint(
+        {"shadow", "resolv.conf", "machine-id", "ssl", "ssh", "pip.conf", "sys", "boot", "tests", ".dockerenv"}
+    )
+    assert shop.say(base, "cat /etc/hostname") == "sandbox\n"
+
+
+def test_instructions_do_what_docker_documents(shop: Shop) -> None:
+    text = """ARG who=world
+FROM gymsmith/host
+# a comment
+ARG who
+ENV GREETING="hello there" NAME=$who
+ENV OLD style value
+WORKDIR /srv/app
+WORKDIR sub
+RUN echo "$GREETING $NAME" > said && \\
+    # inside
+    pwd >> said
+RUN ["/bin/sh", "-c", "id -un >> said"]
+USER agent
+RUN id -un > /tmp/by
+COPY --chmod=750 --chown=1000:tester tool.sh /opt/bin/tool
+COPY a.txt dir /data/
+COPY ["b c.txt", "."]
+ADD dir/*.md /md/
+CMD ["ignored"]
+LABEL a=b
+"""
+    context = {"tool.sh": b"#!/bin/sh\necho tool\n", "a.txt": b"A", "dir/x.md": b"X", "dir/deep/y.md": b"Y", "b c.txt": b"B"}
+    image = shop.build(text, context)
+    assert (image.workdir, image.user) == ("/srv/app/sub", "agent")
+    assert image.env["NAME"] == "world" and image.env["OLD"] == "style value"
+    told = shop.say(
+        image,
+        "cat said /tmp/by; cat 'b c.txt'; echo; cd /data; find . -type f | sort; ls /md; "
+        "stat -c '%a %u %g' /opt/bin/tool; /opt/bin/tool",
+    )
+    assert told.split("\n")[:-1] == [
+        "hello there world", "/srv/app/sub", "root", "agent", "B",
+        "./a.txt", "./deep/y.md", "./x.md", "x.md", "750 1000 1001", "tool",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("# syntax=evil/frontend\nFROM gymsmith/host\n", "syntax"),
+        ("# escape=`\nFROM gymsmith/host\n", "escape"),
+        ("FROM gymsmith/host\nRUN --mount=type=secret,id=x cat /run/secrets/x\n", "--mount"),
+        ("FROM gymsmith/host\nRUN --security=insecure id\n", "--security"),
+        ("FROM gymsmith/host\nRUN --network=host id\n", "--network"),
+        ("FROM --platform=linux/arm64 gymsmith/host\n", "--platform"),
+        ("FROM gymsmith/host\nADD https://example.org/x /x\n", "URL"),
+        ("FROM gymsmith/host\nADD git@example.org:x.git /x\n", "URL"),
+        ("FROM gymsmith/host\nCOPY --from=other /x /x\n", "--from"),
+        ("FROM gymsmith/host AS one\n", "stages"),
+        ("FROM gymsmith/host\nFROM gymsmith/host\n", "stages"),
+        ("FROM gymsmith/host\nHEALTHCHECK CMD true\n", "supported are FROM"),
+        ("FROM gymsmith/host\nENTRYPOINT x\n", "ENTRYPOINT"),
+        ("FROM gymsmith/host\nRUN <<EOF\nid\nEOF\n", "here-documents"),
+        ("FROM gymsmith/host\nRUN\n", "argument"),
+        ("FROM gymsmith/host\nEXTRA\n", "EXTRA"),
+        ("FROM gymsmith/host\nRUN a && \\", "instruction"),
+        ("FROM gymsmith/host\nENV A=${B:-c}\n", "expanded"),
+        ("RUN id\nFROM gymsmith/host\n", "before FROM"),
+        ("", "exactly one FROM"),
+        ("FROM debian:bookworm\n", "not on this machine"),
+        ("FROM ../../etc\n", "not on this machine"),
+        ("FROM gymsmith/host\nCOPY ../secret /x\n", "leaves the build context"),
+        ("FROM gymsmith/host\nCOPY a.tar /x\nADD a.tar /y\n", "archive"),
+        ("FROM gymsmith/host\nCOPY --chmod=u+s a.tar /x\n", "octal"),
+        ("FROM gymsmith/host\nUSER 70000\n", "65536"),
+    ],
+)
+def test_refused_before_anything_runs(shop: Shop, text: str, word: str) -> None:
+    with pytest.raises(PolicyRefused, match=word):
+        shop.build(text, {"a.tar": b"x"})
+
+
+def test_context_members_cannot_leave_the_context(shop: Shop) -> None:
+    for name in ("../x", "/etc/x", "a/../../x", ""):
+        with pytest.raises(PolicyRefused, match="leaves the context"):
+            shop.build("FROM gymsmith/host\nCOPY . /x/\n", {name: b"x"})
+
+
+def test_failures_of_the_environment_say_which_line_and_what_it_printed(shop: Shop) -> None:
+    with pytest.raises(BuildError, match=r"line 3: RUN .*exit code 7; last line: so sad") as caught:
+        shop.build("FROM gymsmith/host\nENV A=1\nRUN echo many; echo so sad; exit 7\n")
+    assert caught.value.log == "many\nso sad\n"
+    with pytest.raises(BuildError, match="longer than"):
+        shop.build("FROM gymsmith/host\nRUN sleep 30\n", timeout_s=0.3)
+    with pytest.raises(BuildError, match="not in the build context, which has a"):
+        shop.build("FROM gymsmith/host\nCOPY b /b\n", {"a": b""})
+    with pytest.raises(BuildError, match="ends with '/'"):
+        shop.build("FROM gymsmith/host\nCOPY a b /both\n", {"a": b"", "b": b""})
+    with pytest.raises(BuildError, match="read-only under gymsmith/host"):
+        shop.build("FROM gymsmith/host\nCOPY a /bin/a\n", {"a": b""})
+    with pytest.raises(BuildError, match="has no 'nobody-here'"):
+        shop.build("FROM gymsmith/host\nUSER nobody-here\n")
+    assert not list((shop.images.root / "tmp").iterdir()), "nothing half-built stays"
+
+
+def test_run_has_no_network_and_no_way_to_the_host(shop: Shop) -> None:
+    text = "FROM gymsmith/host\nRUN python3 -c 'import socket; socket.create_connection((\"1.1.1.1\", 53), 2)'\n"
+    with pytest.raises(BuildError, match="unreachable"):
+        shop.build(text)
+    marker = shop.images.root / "outside"
+    with pytest.raises(BuildError):
+        shop.build(f"FROM gymsmith/host\nRUN touch {marker}\n")
+    assert not marker.exists()
+
+
+def test_a_step_is_executed_once(shop: Shop) -> None:
+    text = "FROM gymsmith/host\nRUN date +%s%N > /opt/when; cat /proc/sys/kernel/random/uuid >> /opt/when\nCOPY f /opt/f\n"
+    first = shop.build(text, {"f": b"1"})
+    assert shop.build(text, {"f": b"1"}).id == first.id
+    other = shop.build(text, {"f": b"2"})
+    assert other.id != first.id and other.layers[1:] == first.layers[1:]
+    assert shop.say(first, "cat /opt/when") == shop.say(other, "cat /opt/when")
+    changed = shop.build(text.replace("RUN", "ENV A=1\nRUN"), {"f": b"1"})
+    assert shop.say(changed, "cat /opt/when") != shop.say(first, "cat /opt/when")
+
+
+def test_single_flight_and_a_second_process_find_the_same_layer(shop: Shop) -> None:
+    text = "FROM gymsmith/host\nRUN cat /proc/sys/kernel/random/uuid > /opt/once; sleep 0.3\n"
+    other = ImageStore(shop.images.root, shop.provider)
+
+    async def race() -> list[Image]:
+        return await asyncio.gather(shop.images.build(text, {}), shop.images.build(text, {}), other.build(text, {}))
+
+    ids = {image.id for image in shop.run(race())}
+    assert len(ids) == 1
+    assert not list((shop.images.root / "tmp").iterdir())
+    fresh = ImageStore(shop.images.root)
+    assert fresh.get(ids.pop()).layers[0].is_dir(), "an id is found by whoever shares the folder"
+
+
+def test_missing_and_damaged_images_are_typed(shop: Shop, tmp_path: Path) -> None:
+    image = shop.build("FROM gymsmith/host\nCOPY f /opt/f\n", {"f": b"damaged"})
+    with pytest.raises(ImageMissing):
+        shop.images.get("0" * 32)
+    with pytest.raises(ImageMissing):
+        shop.images.get("../../etc/passwd")
+    record = shop.images.root / "records" / f"{image.id}.json"
+    whole = record.read_text()
+    record.write_text(whole[:20])
+    with pytest.raises(ImageMissing, match="cannot be read"):
+        ImageStore(shop.images.root).get(image.id)
+    record.write_text(json.dumps({**json.loads(whole), "layers": ["f" * 32]}))
+    with pytest.raises(ImageMissing, match="is gone"):
+        ImageStore(shop.images.root).get(image.id)
+    record.write_text(whole)
+
+
+def test_from_another_image_keeps_its_settings(shop: Shop) -> None:
+    parent = shop.build("FROM gymsmith/host\nENV A=1\nWORKDIR /opt/app\nUSER tester\nRUN id -un > /tmp/who\n")
+    image = shop.build(f"FROM {parent.id}\nRUN id -un > who\nCOPY f .\n", {"f": b"f"})
+    assert (image.env["A"], image.workdir, image.user) == ("1", "/opt/app", "tester")
+    assert shop.say(image, "cat /tmp/who who f") == "tester\nroot\nf"
+
+
+def test_wheelhouse_is_seen_by_the_steps_that_name_it_and_stays_out_of_the_image(shop: Shop, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "VALUE = 41\n")
+        wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        wheel.writestr(
+            "tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "tiny.py,,\ntiny-1.0.dist-info/METADATA,,\ntiny-1.0.dist-info/WHEEL,,\n")
+    text = (
+        "FROM gymsmith/host\nRUN ls / > /opt/before\nRUN python3 -m zipfile -e /wheelhouse/tiny-1.0-py3-none-any.whl /opt/site\n"
+    )
+    image = shop.build(text, wheelhouse=tmp_path)
+    assert shop.say(image, "cat /opt/before; ls /").count("wheelhouse") == 0
+    assert shop.say(image, "PYTHONPATH=/opt/site python3 -c 'import tiny; print(tiny.VALUE + 1)'") == "42\n"
+    assert not (image.layers[0] / "wheelhouse").exists()
+
+
+def test_copy_follows_links_inside_the_image_only(shop: Shop, tmp_path: Path) -> None:
+    """A link that a RUN step made to a path of the host leads, inside the image, to that path of the image."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    text = f"FROM gymsmith/host\nRUN ln -s {victim} /opt/out && ln -s /srv /opt/in && ln -s loop /opt/loop\n"
+    text += "COPY f /opt/out/f\nCOPY f /opt/in/f\n"
+    image = shop.build(text, {"f": b"pwned"})
+    assert not list(victim.iterdir())
+    assert shop.say(image, f"readlink /opt/out /opt/in; cat {victim}/f; echo; cat /srv/f /opt/in/f").split() == [
+        str(victim), "/srv", "pwned", "pwnedpwned",
+    ]  # fmt: skip
+    with pytest.raises(BuildError, match="symbolic links"):
+        shop.build(text + "COPY f /opt/loop/f\n", {"f": b"x"})
+
+
+def test_deletions_of_a_step_hold_for_later_steps(shop: Shop) -> None:
+    text = "FROM gymsmith/host\nCOPY d /opt/d/\nRUN rm -r /opt/d && mkdir /opt/d && touch /opt/d/new\nCOPY d/b /opt/d/b\n"
+    image = shop.build(text, {"d/a": b"a", "d/b": b"b"})
+    assert shop.say(image, "ls /opt/d").split() == ["b", "new"]
+    assert [name for name in ("a", "b", "new") if lookup(image.layers, f"/opt/d/{name}")[1] is not None] == ["b", "new"]
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="an ordinary user's layers belong to that user")
+def test_layers_are_stored_with_shifted_owners(shop: Shop) -> None:
+    image = shop.build(
+        "FROM gymsmith/host\nRUN touch /opt/r; chown tester /opt/r\nCOPY --chown=agent:agent f /work/new/f\n", {"f": b"x"}
+    )
+    top, run = image.layers[0], image.layers[1]
+    owners = {path: (top / path).stat().st_uid - UID_SHIFT for path in ("", "work", "work/new", "work/new/f")}
+    assert owners == {"": 0, "work": 1000, "work/new": 1000, "work/new/f": 1000}
+    assert (run / "opt/r").stat().st_uid == UID_SHIFT + 1001
+
+
+def test_directories_of_lower_layers_keep_owner_and_mode(shop: Shop, tmp_path: Path) -> None:
+    base = shop.images.base()
+    (tmp_path / "layer").mkdir()
+    writer = LayerWriter(tmp_path / "layer", base.layers)
+    writer.file("/tmp/f", b"x")
+    writer.file("/root/deep/f", b"x")
+    modes = {name: (tmp_path / "layer" / name).stat().st_mode & 0o7777 for name in ("tmp", "root", "root/deep")}
+    assert modes == {"tmp": 0o1777, "root": 0o700, "root/deep": 0o755}
+    with pytest.raises(BuildError, match="a directory is needed"):
+        writer.file("/etc/passwd/x", b"x")
+
+
+def test_parse_keeps_lines_and_flags() -> None:
+    steps = dockerfile.parse("FROM a\n\nrun b \\\n  c\nCOPY --chown=x --chmod=7 d e\n")
+    assert [(s.name, s.line, dict(s.flags)) for s in steps] == [
+        ("FROM", 1, {}), ("RUN", 3, {}), ("COPY", 5, {"chown": "x", "chmod": "7"}),
+    ]  # fmt: skip
