@@ -167,9 +167,13 @@ def _why(tests: Mapping[str, str], reasons: list[str], result: ExecResult) -> st
     return "\n".join([*lines, tail[-DETAIL_CHARS // 2 :]] if tail else lines)
 
 
-async def attempt_script(provider: Provider, image: Image, task: Task, script: str | None) -> Reward:
+async def attempt_script(
+    provider: Provider, image: Image, task: Task, script: str | None, *, unchanged: Reward | None = None
+) -> Reward:
     """The reward of a scripted agent: `script` (a solution or a cheat) run once as the agent; None does nothing at all.
 
+    `unchanged`: the known verdict on doing nothing. It is given again, without running the tests, when nothing that the script
+    did crosses: the verifier would then see what it saw for the no-op, byte for byte.
     Raises: InfrastructureError: the provider failed; a script that takes its own sandbox down scores 0.
     """
     said = ""
@@ -187,6 +191,8 @@ async def attempt_script(provider: Provider, image: Image, task: Task, script: s
             value=0.0, tests=dict.fromkeys(task.spec.expected, "missing"), detail=f"the script's sandbox ended: {error}"
         )
     try:
+        if unchanged is not None and not artifacts.refused and not artifacts.admit(image):
+            return unchanged
         reward = await verify(provider, image, task, artifacts)
     finally:
         artifacts.close()
