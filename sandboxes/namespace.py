@@ -286,8 +286,8 @@ def _tmpfs_has_user_attributes() -> bool:
         return False
 
 
-class _OneImage:
-    """A root made of the host's /usr alone, for the probe."""
+class HostUsr:
+    """An image made of the host's /usr alone, whatever its id: enough to try a machine. `root` is an empty directory."""
 
     def __init__(self, root: Path) -> None:
         for link in ("bin", "sbin", "lib", "lib64"):
@@ -312,7 +312,7 @@ async def examine(folder: Path) -> dict[str, Any]:
     root = folder / "root"
     root.mkdir()
     root.chmod(0o755)
-    provider = await NamespaceProvider.start(_OneImage(root), folder / "state")
+    provider = await NamespaceProvider.start(HostUsr(root), folder / "state")
     try:
         box = await provider.create(SandboxSpec(image="probe"))
         result = await box.exec("echo ok")

@@ -1,0 +1,98 @@
+"""One running provider per test file and kind, and a way to play a scene in a fresh sandbox of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymsmith.errors import GymsmithError, ImageMissing
+from sandboxes.base import Image, Provider, Sandbox, SandboxSpec
+
+Scene = Callable[[Any], Awaitable[Any]]
+
+
+class OneImage:
+    """Knows one image, "base"."""
+
+    def __init__(self, image: Image) -> None:
+        self.image = image
+
+    def resolve(self, image_id: str) -> Image:
+        if image_id != "base":
+            raise ImageMissing(f"only image base is here, asked for {image_id}")
+        return self.image
+
+
+class House:
+    """A provider and the event loop that it belongs to."""
+
+    def __init__(self, provider: Provider, loop: asyncio.AbstractEventLoop) -> None:
+        self.provider = provider
+        self.loop = loop
+        self.able = provider.capabilities
+
+    def run(self, work: Awaitable[Any]) -> Any:
+        async def within() -> Any:
+            return await work
+
+        return self.loop.run_until_complete(asyncio.wait_for(within(), 60))
+
+    async def box(self, *, layers: list[Path] | None = None, upper: Path | None = None, **spec: Any) -> Sandbox:
+        return await self.provider.create(SandboxSpec(image="base", **spec), layers=layers or [], upper=upper)
+
+    def play(self, scene: Scene, **spec: Any) -> Any:
+        """Run `scene` with a fresh sandbox, which is destroyed afterwards."""
+
+        async def act() -> Any:
+            box = await self.box(**spec)
+            try:
+                return await scene(box)
+            finally:
+                await box.destroy()
+
+        return self.run(act())
+
+    def needs(self, *features: str) -> None:
+        """Skip when the provider does not promise one of these capability fields here."""
+        for feature in features:
+            if not getattr(self.able, feature):
+                lacking(f"{self.provider.name} offers no {feature} on this machine: {self.able.notes}")
+
+
+def lacking(reason: str) -> None:
+    """Skip aloud; where nothing may be skipped, fail."""
+    if os.environ.get("GYMSMITH_REQUIRE_ALL") == "1":
+        pytest.fail(f"GYMSMITH_REQUIRE_ALL=1, but {reason}")
+    pytest.skip(reason)
+
+
+async def start_provider(kind: str, folder: Path) -> Provider:
+    if kind == "ns":
+        from sandboxes.namespace import HostUsr, NamespaceProvider
+
+        root = folder / "root"
+        root.mkdir(mode=0o755)
+        return await NamespaceProvider.start(OneImage(HostUsr(root).image), folder / "state")
+    from sandboxes.container import ContainerProvider
+
+    image = Image(id="base", engine_ref="gymsmith/debian:bookworm")
+    return await ContainerProvider.start(OneImage(image), folder / "state")
+
+
+@pytest.fixture(scope="module", params=["ns", pytest.param("docker", marks=pytest.mark.docker)])
+def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    loop = asyncio.new_event_loop()
+    try:
+        provider = loop.run_until_complete(start_provider(request.param, tmp_path_factory.mktemp(request.param)))
+    except GymsmithError as error:
+        loop.close()
+        lacking(f"the {request.param} provider does not start here: {error}")
+        raise
+    yield House(provider, loop)
+    loop.run_until_complete(provider.close())
+    loop.close()
