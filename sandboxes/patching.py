@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from gymsmith.errors import ConfigError, GymsmithError
 
@@ -47,24 +47,21 @@ def unified(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
     return "".join(parts)
 
 
-def apply(diff: str, read: Callable[[str], bytes | None]) -> dict[str, bytes | None]:
-    """The files that `diff` changes: path -> new content, None for a deletion. `read` gives the present content, None if absent.
+def sources(diff: str) -> set[str]:
+    """Every path that `diff` reads or writes. Raises as `apply`."""
+    named = {name for file in _parse(diff) for name in (file.source_file, file.target_file)}
+    return {_strip(name) for name in named if name != "/dev/null"}
+
+
+def apply(diff: str, present: Mapping[str, bytes]) -> dict[str, bytes | None]:
+    """What `diff` makes of the files `present`: changed path -> new content, None for a deletion.
 
     Raises:
         PatchFailed: it is no diff, changes a binary file, or does not fit the files.
         ConfigError: the `swe` extra is not installed.
     """
-    try:
-        from unidiff import PatchSet
-        from unidiff.errors import UnidiffParseError
-    except ModuleNotFoundError as error:
-        raise ConfigError("applying a diff needs the package unidiff; install it with: pip install 'gymsmith[swe]'") from error
-    try:
-        files = PatchSet(io.StringIO(diff, newline="\n"))
-    except UnidiffParseError as error:
-        raise PatchFailed(f"a unified diff was expected, got something else: {error}") from error
-    if diff.strip() and not files:
-        raise PatchFailed("a unified diff was expected, got text without a file header")
+    files = _parse(diff)
+    read = present.get
     result: dict[str, bytes | None] = {}
     for file in files:
         source = None if file.source_file == "/dev/null" else _strip(file.source_file)
@@ -90,6 +87,21 @@ def apply(diff: str, read: Callable[[str], bytes | None]) -> dict[str, bytes | N
         if target is not None:
             result[target] = "".join(lines).encode()
     return result
+
+
+def _parse(diff: str):  # type: ignore[no-untyped-def]
+    try:
+        from unidiff import PatchSet
+        from unidiff.errors import UnidiffParseError
+    except ModuleNotFoundError as error:
+        raise ConfigError("applying a diff needs the package unidiff; install it with: pip install 'gymsmith[swe]'") from error
+    try:
+        files = PatchSet(io.StringIO(diff, newline="\n"))
+    except UnidiffParseError as error:
+        raise PatchFailed(f"a unified diff was expected, got something else: {error}") from error
+    if diff.strip() and not files:
+        raise PatchFailed("a unified diff was expected, got text without a file header")
+    return files
 
 
 def _lines(path: str, content: bytes) -> list[str]:

@@ -93,6 +93,8 @@ class SweBenchOrder(Word):
     dataset: str
     predictions: str = "gold"
     """gold, empty, or a predictions file."""
+    environments: list[str] = []
+    """Environments to write into `dataset` first; empty: the file is there."""
     run_id: str = ""
 
 
@@ -193,19 +195,21 @@ def evaluate(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 
 
 def evaluate_swebench(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
-    """SWE-bench-format rows, run here and graded by the swebench package: {"report_id"}.
+    """SWE-bench-format rows, run here and graded by the swebench package: {"report_id", "left_out"}.
 
     Raises:
         ConfigError: the payload, the data set or the predictions cannot be read, or swebench is not installed.
     """
-    from sandboxes import swebench_rows
+    from sandboxes import swebench_export, swebench_rows
 
     order = _read(SweBenchOrder, payload)
     worker = process_worker(ctx.settings)
-    report = worker.run(swebench_rows.evaluate(worker, ctx, Path(order.dataset), order.predictions, run_id=order.run_id), ctx)
+    dataset = Path(order.dataset)
+    left_out = worker.run(swebench_export.export(worker, ctx, order.environments, dataset), ctx) if order.environments else {}
+    report = worker.run(swebench_rows.evaluate(worker, ctx, dataset, order.predictions, run_id=order.run_id), ctx)
     ctx.check()
     ctx.store.put_report(report)
-    return {"report_id": report.id}
+    return {"report_id": report.id, "left_out": left_out}
 
 
 def _play(order: _Order, worker: Worker, ctx: JobContext, temperature: float) -> Play:

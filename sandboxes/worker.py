@@ -83,7 +83,7 @@ class Worker:
         """The sandbox provider of this process, opened on first use."""
         async with self._opening:
             if self._provider is None:
-                from sandboxes.base import open_provider
+                from sandboxes.providers import open_provider
 
                 self._provider = await open_provider(self.settings, self._images)
                 self._images.provider = self._provider
@@ -155,18 +155,17 @@ class Worker:
             self._loop.close()
 
 
-_worker: Worker | None = None
+_workers: dict[Settings, Worker] = {}
 _guard = threading.Lock()
 
 
 def process_worker(settings: Settings) -> Worker:
-    """The worker of this process, made on first use and closed at exit."""
-    global _worker
+    """The worker of this process for these settings, made on first use and closed at exit."""
     with _guard:
-        if _worker is None:
-            _worker = Worker(settings)
-            atexit.register(_worker.close)
-        return _worker
+        if settings not in _workers:
+            _workers[settings] = Worker(settings)
+            atexit.register(_workers[settings].close)
+        return _workers[settings]
 
 
 def _read(store: Store, settings: Settings, environment_id: str) -> tuple[Environment, Task]:

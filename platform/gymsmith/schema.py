@@ -392,6 +392,11 @@ class JobContext(Protocol):
         """The open `gymsmith.store.Store`."""
         ...
 
+    @property
+    def settings(self) -> Any:
+        """The process's `gymsmith.config.Settings`."""
+        ...
+
     def progress(self, **fields: Any) -> None:
         """Merge fields into the job's progress; rate-limited, so call it freely.
 

