@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from celery import Celery
+from celery.signals import worker_init
 
 from gymsmith import broker
 from gymsmith.config import Settings, settings
@@ -194,6 +195,14 @@ def run_job(job_id: str) -> None:
     from gymsmith.worker import worker
 
     worker().work(job_id)
+
+
+@worker_init.connect
+def _begin(**_: Any) -> None:
+    # A worker keeps leases and looks for lost jobs from its start, not from its first job.
+    from gymsmith.worker import worker
+
+    worker()
 
 
 @lru_cache(maxsize=8)

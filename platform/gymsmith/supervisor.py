@@ -42,7 +42,7 @@ STOP_S = 8.0
 _LOOK_S = 0.2
 _SHORT_LIFE_S = 5.0
 """A child that lives shorter failed to start."""
-_TRIES = 4
+_TRIES = 3
 """Short lives in a row before the supervisor calls it a problem."""
 
 

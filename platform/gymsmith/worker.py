@@ -24,7 +24,7 @@ from celery.signals import worker_shutting_down
 from gymsmith import jobs, lifeline
 from gymsmith import log as logs
 from gymsmith.config import Settings
-from gymsmith.errors import Fenced, GymsmithError, InfrastructureError, StoreError
+from gymsmith.errors import ConfigError, Fenced, GymsmithError, InfrastructureError, StoreError
 from gymsmith.rows.jobs import owner
 from gymsmith.schema import Job
 from gymsmith.store import Store, process_store
@@ -88,7 +88,8 @@ class Worker:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.owner = owner(os.getpid())
+        self._pid = os.getpid()
+        self.owner = owner(self._pid)
         self.stopping = threading.Event()
         self._held: dict[str, Context] = {}
         self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
@@ -96,6 +97,10 @@ class Worker:
 
     def work(self, job_id: str) -> None:
         """Claim a job and run its door; nothing happens when the claim is lost."""
+        if os.getpid() != self._pid:
+            raise ConfigError(
+                "leases are kept by the worker's main process, so a forking pool cannot work; use --pool threads or solo"
+            )
         if self.stopping.is_set():
             return
         job = self.store.claim(job_id, self.owner)
@@ -216,7 +221,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logs.configure()
     if options.lifeline:
         lifeline.hold_on(grace_s=GRACE_S + 2)
-    worker()
     argv = [
         "worker",
         "--pool",

@@ -1,4 +1,8 @@
-"""The embedded broker at full speed with two readers, and kombu's stock transport in the same harness as the control arm."""
+"""The embedded broker at full speed with two readers, and kombu's stock transport in the same harness as the control arm.
+
+A stock reader that takes a message before it is written finds an empty file and dies of it; what it leaves stays in the folder.
+That is a race, so the control arm is printed and not asserted.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +74,8 @@ def test_two_readers_at_full_speed_get_each_message_once(tmp_path: Path, capsys:
     options["polling_interval"] = broker.POLL_S
     received, codes = race(stock, "filesystem://", options, Path("/dev/shm"))
     with capsys.disabled():
-        lost = MESSAGES - len(set(received))
-        print(f"\n  control arm, kombu's filesystem transport: {lost} of {MESSAGES} lost, readers ended with {codes}")
+        left = MESSAGES - len(set(received))
+        print(f"\n  control arm, kombu's filesystem transport: {left} of {MESSAGES} not delivered, readers ended with {codes}")
 
 
 def test_a_reader_never_sees_a_message_that_is_being_written(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from gymsmith.errors import NotFound
 from gymsmith.rows import tables as t
 from gymsmith.rows.database import Database
 from gymsmith.rows.pages import Page, newest_first
-from gymsmith.schema import Environment, Evidence, Status
+from gymsmith.schema import Environment, Evidence, Status, digest
 
 
 class Environments:
@@ -52,8 +53,7 @@ class Environments:
             c.execute(sa.delete(t.environment_labels).where(t.environment_labels.c.environment_id == environment.id))
             if labels:
                 c.execute(sa.insert(t.environment_labels), labels)
-            c.execute(sa.delete(t.environment_search).where(t.environment_search.c.environment_id == environment.id))
-            c.execute(sa.insert(t.environment_search).values(environment_id=environment.id, body=words))
+            self._put_words(c, environment.id, words)
             if evidence is not None:
                 put = self.db.insert(t.evidence).values(environment_id=evidence.environment_id, body=evidence.model_dump_json())
                 c.execute(put.on_conflict_do_update(index_elements=["environment_id"], set_={"body": put.excluded.body}))
@@ -114,6 +114,17 @@ class Environments:
         query = sa.select(e.reason, sa.func.count()).where(*_filters(kind, Status.REJECTED, None)).group_by(e.reason)
         with self.db.read() as c:
             return {reason: n for reason, n in c.execute(query.order_by(sa.func.count().desc(), e.reason))}
+
+    def _put_words(self, c: Connection, environment_id: str, words: str) -> None:
+        row: dict[str, Any] = {"i": environment_id, "words": words}
+        if not self.db.sqlite:
+            insert = self.db.insert(t.environment_search).values(environment_id=environment_id, body=words)
+            c.execute(insert.on_conflict_do_update(index_elements=["environment_id"], set_={"body": insert.excluded.body}))
+            return
+        # FTS5 finds a row by its number and by nothing else, so the number is made from the id: replacing costs no scan.
+        row["n"] = int(digest(environment_id.encode())[:15], 16)
+        c.execute(sa.text("DELETE FROM environment_search WHERE rowid = :n"), row)
+        c.execute(sa.text("INSERT INTO environment_search (rowid, environment_id, body) VALUES (:n, :i, :words)"), row)
 
     def _matching(self, words: list[str]) -> Any:
         search = t.environment_search.c

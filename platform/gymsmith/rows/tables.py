@@ -165,7 +165,12 @@ events = sa.Table(
     sqlite_autoincrement=True,
 )
 
-environment_search = sa.table("environment_search", sa.column("environment_id", sa.Text), sa.column("body", sa.Text))
+environment_search = sa.Table(
+    "environment_search",
+    sa.MetaData(),
+    sa.Column("environment_id", sa.Text, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
 """Words of an environment: an FTS5 table in SQLite, a table with a GIN index in PostgreSQL. Made by the migrations alone."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
