@@ -96,3 +96,16 @@ def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     yield House(provider, loop)
     loop.run_until_complete(provider.close())
     loop.close()
+
+
+@pytest.fixture(scope="session")
+def namespaces(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Ask for this where a test starts the namespace provider by itself."""
+
+    async def try_it() -> None:
+        await (await start_provider("ns", tmp_path_factory.mktemp("ns"))).close()
+
+    try:
+        asyncio.run(try_it())
+    except GymsmithError as error:
+        lacking(f"the ns provider does not start here: {error}")

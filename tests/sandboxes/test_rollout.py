@@ -35,11 +35,11 @@ def chat() -> Chat:
 
 
 @pytest.fixture(scope="module")
-def house(
-    tmp_path_factory: pytest.TempPathFactory,
+def stage(
+    tmp_path_factory: pytest.TempPathFactory, namespaces: None
 ) -> Iterator[Callable[[Callable[[Provider, ImageStore], Awaitable[Any]]], Any]]:
     """Runs a coroutine function with a provider and an image store, on one loop."""
-    home: Path = tmp_path_factory.mktemp("house")
+    home: Path = tmp_path_factory.mktemp("stage")
 
     def run(work: Callable[[Provider, ImageStore], Awaitable[Any]]) -> Any:
         async def main() -> Any:
@@ -88,7 +88,7 @@ def sampled(t: Trajectory) -> list[int]:
     return [i for s in t.segments for i, m in zip(s.ids, s.mask, strict=True) if m]
 
 
-def test_reference_solutions_of_every_family_pass_after_a_look(house: Any, chat: Chat) -> None:
+def test_reference_solutions_of_every_family_pass_after_a_look(stage: Any, chat: Chat) -> None:
     async def work(provider: Provider, images: ImageStore) -> None:
         async def one(family: str, level: int) -> None:
             task = Task.of(shell.draft(shell.make(family, level, 7)))
@@ -105,16 +105,16 @@ def test_reference_solutions_of_every_family_pass_after_a_look(house: Any, chat:
 
         await asyncio.gather(*(one(family, level) for family in FAMILIES for level in (1, 2)))
 
-    house(work)
+    stage(work)
 
 
-def test_hostile_output_stays_text_and_the_transcript_is_the_conversation(house: Any, chat: Chat) -> None:
+def test_hostile_output_stays_text_and_the_transcript_is_the_conversation(stage: Any, chat: Chat) -> None:
     async def work(provider: Provider, images: ImageStore) -> Trajectory:
         task = make_task()
         policy = scripted(chat, "cat note", "echo blue > answer", "exit")
         return await rollout(task, await image_of(images, task), provider, policy, chat, Attempt("r", task.id), WIDE)
 
-    t = house(work)
+    t = stage(work)
     assert t.reward.value == 1.0
     (segment,) = t.segments
     conversation = chat.start("write the colour to answer")
@@ -125,7 +125,7 @@ def test_hostile_output_stays_text_and_the_transcript_is_the_conversation(house:
     assert segment.ids.count(chat.act) == 3
 
 
-def test_how_an_episode_ends(house: Any, chat: Chat) -> None:
+def test_how_an_episode_ends(stage: Any, chat: Chat) -> None:
     task = make_task()
 
     async def work(provider: Provider, images: ImageStore) -> dict[str, Trajectory]:
@@ -142,7 +142,7 @@ def test_how_an_episode_ends(house: Any, chat: Chat) -> None:
             "late": await play(WIDE, "sleep 9", "exit", of=make_task(tool=ToolSpec(timeout_s=0.3))),
         }
 
-    t = house(work)
+    t = stage(work)
     assert (t["turns"].finish, t["turns"].reward.value, len(t["turns"].steps)) == ("turns", 1.0, 2)
     assert (t["action"].finish, t["action"].reward.value) == ("length", 0.0)
     assert t["action"].steps[-1].refused == "cut at 12 tokens"
@@ -152,19 +152,19 @@ def test_how_an_episode_ends(house: Any, chat: Chat) -> None:
     assert all(x.reward is not None for x in t.values())
 
 
-def test_a_refused_action_is_not_run(house: Any, chat: Chat) -> None:
+def test_a_refused_action_is_not_run(stage: Any, chat: Chat) -> None:
     async def work(provider: Provider, images: ImageStore) -> Trajectory:
         task = make_task(tool=ToolSpec(name="simple_command", allow=("cat", "echo"), redirect=("echo",)))
         policy = scripted(chat, "cat note; echo blue > answer", "rm note", "exit")
         return await rollout(task, await image_of(images, task), provider, policy, chat, Attempt("r", task.id), WIDE)
 
-    t = house(work)
+    t = stage(work)
     assert [s.observation for s in t.steps] == ["refused: one simple command per action\n"] * 2
     assert all(s.refused and s.exit_code is None for s in t.steps)
     assert t.reward.value == 0.0
 
 
-def test_folding_starts_segments_and_marks_steps(house: Any, chat: Chat) -> None:
+def test_folding_starts_segments_and_marks_steps(stage: Any, chat: Chat) -> None:
     actions = ["ls", "cat note", "echo blue > answer", "cat answer", "exit"]
 
     async def work(provider: Provider, images: ImageStore) -> Trajectory:
@@ -174,7 +174,7 @@ def test_folding_starts_segments_and_marks_steps(house: Any, chat: Chat) -> None
             task, await image_of(images, task), provider, scripted(chat, *actions), chat, Attempt("r", task.id), terms
         )
 
-    t = house(work)
+    t = stage(work)
     assert t.reward.value == 1.0
     assert [s.folded for s in t.steps] == [True, True, False, False]
     assert len(t.segments) == 3
@@ -205,7 +205,7 @@ class Destroyer:
         return Generation(ids=self.action, logprobs=[0.0] * len(self.action), versions=[], finish="stop")
 
 
-def test_our_failure_is_no_reward_and_spares_the_sibling(house: Any, chat: Chat) -> None:
+def test_our_failure_is_no_reward_and_spares_the_sibling(stage: Any, chat: Chat) -> None:
     async def work(provider: Provider, images: ImageStore) -> list[Trajectory]:
         task = make_task()
         image = await image_of(images, task)
@@ -213,29 +213,29 @@ def test_our_failure_is_no_reward_and_spares_the_sibling(house: Any, chat: Chat)
         tries = [rollout(task, image, provider, policy, chat, Attempt("r", task.id), WIDE) for policy in (Broken(), good)]
         return list(await asyncio.gather(*tries))
 
-    broken, good = house(work)
+    broken, good = stage(work)
     assert (broken.finish, broken.reward, broken.error) == ("error", None, "EngineError: the engine is away")
     assert good.reward.value == 1.0
 
 
-def test_a_sandbox_that_dies_while_others_live_is_a_zero(house: Any, chat: Chat) -> None:
+def test_a_sandbox_that_dies_while_others_live_is_a_zero(stage: Any, chat: Chat) -> None:
     async def work(provider: Provider, images: ImageStore) -> Trajectory:
         task = make_task()
         policy = Destroyer(provider, chat.action("ls"))
         return await rollout(task, await image_of(images, task), provider, policy, chat, Attempt("r", task.id), WIDE)
 
-    t = house(work)
+    t = stage(work)
     assert (t.error, t.finish, t.reward.value) == ("", "timeout", 0.0)
     assert "the sandbox ended" in t.reward.detail
 
 
-def test_no_sandbox_is_a_failure_of_ours(house: Any, chat: Chat) -> None:
+def test_no_sandbox_is_a_failure_of_ours(stage: Any, chat: Chat) -> None:
     async def work(provider: Provider, images: ImageStore) -> Trajectory:
         task = make_task()
         image = replace(await image_of(images, task), id="f" * 32)
         return await rollout(task, image, provider, scripted(chat, "exit"), chat, Attempt("r", task.id), WIDE)
 
-    t = house(work)
+    t = stage(work)
     assert (t.finish, t.reward) == ("error", None) and t.error.startswith("ImageMissing: ")
 
 
@@ -257,14 +257,14 @@ class Interrupted:
         )
 
 
-def test_an_aborted_action_is_taken_up_where_it_was_cut(house: Any, chat: Chat) -> None:
+def test_an_aborted_action_is_taken_up_where_it_was_cut(stage: Any, chat: Chat) -> None:
     policy = Interrupted(chat)
 
     async def work(provider: Provider, images: ImageStore) -> Trajectory:
         task = make_task()
         return await rollout(task, await image_of(images, task), provider, policy, chat, Attempt("r", task.id), WIDE)
 
-    t = house(work)
+    t = stage(work)
     assert t.finish == "exit" and sampled(t) == chat.action("exit")
     assert policy.seen[1] == policy.seen[0] + policy.said[:2] and policy.seeds[0] != policy.seeds[1]
     start = len(chat.start("write the colour to answer"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -73,7 +72,7 @@ def draft() -> Draft:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def store(tmp_path_factory: pytest.TempPathFactory, namespaces: None) -> Iterator[Store]:
     settings = Settings(home=tmp_path_factory.mktemp("home"))
     with Store.open(settings) as store:
         made = draft()
@@ -219,10 +218,3 @@ def test_random_edits_survive_diff_and_apply() -> None:
 def test_a_diff_that_does_not_fit_is_refused(diff: str) -> None:
     with pytest.raises(patching.PatchFailed):
         patching.apply(diff, {"x": b"a\n"})
-
-
-def test_importing_the_doors_does_not_import_swebench() -> None:
-    import subprocess
-
-    code = "import sys, sandboxes.tasks, sandboxes.swebench_rows, sandboxes.swebench_export; print('swebench' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

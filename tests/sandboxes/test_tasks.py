@@ -27,7 +27,7 @@ FAMILY_A, FAMILY_B = sorted(shell.FAMILIES)[:2]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def store(tmp_path_factory: pytest.TempPathFactory, namespaces: None) -> Iterator[Store]:
     """A store with four environments of two families, and a byte tokenizer."""
     settings = Settings(home=tmp_path_factory.mktemp("home"), max_sandboxes=4)
     with Store.open(settings) as store:
