@@ -22,6 +22,7 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from gymsmith.errors import ImageMissing, PolicyRefused
 from gymsmith.schema import digest
@@ -79,7 +80,7 @@ class ImageStore:
     def base(self) -> Image:
         """`gymsmith/host`: this machine's /usr, read-only, below a synthesised rest. Written on first use."""
         if self._base is None:
-            key = digest(b"host-skeleton", self.base_digest().encode())[:32]
+            key = digest(b"host-skeleton", image_base.base_digest().encode())[:32]
             if not self.layer(key).is_dir():
                 with self.scratch() as scratch:
                     (scratch / "layer").mkdir()
@@ -89,10 +90,19 @@ class ImageStore:
             self._records[image_base.NAME] = self._base
         return self._base
 
-    @staticmethod
-    def base_digest() -> str:
-        """Digest of what `gymsmith/host` offers on this machine, for evidence."""
+    def base_digest(self) -> str:
+        """Digest of what `FROM gymsmith/host` stands for here, for evidence: this machine's /usr, or the engine's base image."""
+        if (engine := self._engine()) is not None:
+            from sandboxes.image_engine import engine_digest
+
+            return engine_digest(*engine)
         return image_base.base_digest()
+
+    def _engine(self) -> tuple[Any, str] | None:
+        """The client of the container engine that the provider drives and its base image; None for a provider without one."""
+        if self.provider is None or self.provider.capabilities.isolation != "container":
+            return None
+        return self.provider.client, self.provider.base_image  # type: ignore[attr-defined]
 
     async def build(
         self,
@@ -115,13 +125,14 @@ class ImageStore:
                 raise PolicyRefused(
                     f"build context member {name[:200]!r} leaves the context; use a path relative to environment/"
                 )
-        if self.provider is not None and self.provider.capabilities.isolation == "container":
+        if (engine := self._engine()) is not None:
             from sandboxes.image_engine import build_with_engine
 
-            image = await build_with_engine(
-                steps, context, wheelhouse=wheelhouse, executable=frozenset(executable), timeout_s=timeout_s
+            return self.record(
+                await build_with_engine(
+                    self, *engine, steps, context, wheelhouse=wheelhouse, executable=frozenset(executable), timeout_s=timeout_s
+                )
             )
-            return self.record(image)
         builder = Builder(self, context, frozenset(executable), wheelhouse, timeout_s)
         return self.record(await builder.execute(steps))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -289,3 +290,49 @@ def test_parse_keeps_lines_and_flags() -> None:
     assert [(s.name, s.line, dict(s.flags)) for s in steps] == [
         ("FROM", 1, {}), ("RUN", 3, {}), ("COPY", 5, {"chown": "x", "chmod": "7"}),
     ]  # fmt: skip
+
+
+@pytest.mark.docker
+def test_an_engine_builds_the_same_dockerfiles(tmp_path: Path) -> None:
+    """The engine's images offer what ours do: users, folders, owners, modes, refusals, the log of a failing step."""
+    docker = pytest.importorskip("docker")
+    from sandboxes.image_engine import build_with_engine
+
+    base = "gymsmith/debian:bookworm"
+    try:
+        engine = docker.from_env()
+        engine.images.get(base)
+    except docker.errors.DockerException as error:
+        assert os.environ.get("GYMSMITH_REQUIRE_ALL") != "1", f"GYMSMITH_REQUIRE_ALL=1, but no engine with {base}: {error}"
+        pytest.skip(f"no container engine with {base}: {error}")
+    store = ImageStore(tmp_path)
+
+    def build(text: str, context: Mapping[str, bytes], wheelhouse: Path | None = None) -> Image:
+        steps = dockerfile.parse(text)
+        work = build_with_engine(
+            store, engine, base, steps, context, wheelhouse=wheelhouse, executable=frozenset(), timeout_s=60.0
+        )
+        return store.record(asyncio.run(work))
+
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "x.whl").write_bytes(b"wheel")
+    text = (
+        "FROM gymsmith/host\nENV A=1\nRUN cp /wheelhouse/x.whl /opt/ && id -un > /opt/who\n"
+        "COPY --chown=agent:agent --chmod=750 work/ /work/\nCOPY a.sh /opt/\n"
+    )
+    image = build(text, {"work/f": b"1", "a.sh": b"#!/bin/sh\necho ran\n"}, tmp_path / "wheels")
+    assert (image.user, image.workdir, image.env["A"], image.layers) == ("agent", "/work", "1", ())
+    assert ImageStore(tmp_path).get(image.id) == image
+    look = (
+        "pwd; cat /opt/who /opt/x.whl; echo; /opt/a.sh; stat -c '%a %U' /work/f /work /logs/verifier; ls / | grep -c wheelhouse"
+    )
+    said = engine.containers.run(image.engine_ref, ["sh", "-c", f"{look}; true"], network_mode="none", remove=True).decode()
+    assert said.split("\n")[:-1] == ["/work", "root", "wheel", "ran", "750 agent", "755 agent", "755 tester", "0"]
+    child = build(f"FROM {image.id}\nCOPY b /opt/b\n", {"b": b"2"})
+    assert child.engine_ref != image.engine_ref
+    with pytest.raises(BuildError, match="non-zero code: 3; last line: sad"):
+        build("FROM gymsmith/host\nRUN echo sad; exit 3\n", {})
+    with pytest.raises(BuildError):
+        build("FROM gymsmith/host\nRUN python3 -c 'import socket; socket.create_connection((\"1.1.1.1\", 53), 2)'\n", {})
+    with pytest.raises(PolicyRefused, match="not an image built by this engine"):
+        build("FROM debian:bookworm\n", {})
