@@ -45,13 +45,7 @@ class Group:
 
     def oom_kills(self) -> int:
         """Processes killed for want of memory since the group was taken."""
-        try:
-            for line in self._oom_file.read_text().splitlines():
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1]) - self._oom_before
-        except (OSError, ValueError):
-            pass
-        return 0
+        return read_oom_kills(self._oom_file) - self._oom_before
 
     def reset(self) -> None:
         self._oom_before += self.oom_kills()
@@ -110,6 +104,17 @@ class GroupPool:
         self._free.clear()
         for root in self._roots:
             remove_tree(root)
+
+
+def read_oom_kills(path: Path) -> int:
+    """The count in a memory.events (v2) or memory.oom_control (v1) file; 0 when it cannot be read."""
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0
 
 
 def hierarchies() -> tuple[int, list[Path]]:

@@ -29,7 +29,7 @@ from sandboxes.base import (
 )
 from sandboxes.changes import write_layer
 
-EXEC, PUT, GET, KILL, FREEZE, EXPORT = 1, 2, 3, 4, 5, 6
+EXEC, PUT, GET, KILL, FREEZE, EXPORT, REMOVE = 1, 2, 3, 4, 5, 6, 7
 HELLO, FAILED, EXIT, REPLY, CHUNK = 64, 65, 66, 67, 68
 EXEC_SPLIT, EXEC_BUILD = 1, 2
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -302,11 +302,10 @@ class ResidentSandbox:
         parts: list[bytes] = []
         size = 0
         for path, data in files.items():
-            name = check_path("path", path).encode("utf-8", "surrogateescape") + b"\0"
-            if path.endswith("/"):
+            if check_path("path", path).endswith("/"):
                 raise PolicyRefused(f"path must name a file, got {path!r}")
-            parts += (_PUT.pack(mode, uid, gid, len(name), len(data)), name, data)
-            size += _PUT.size + len(name) + len(data)
+            parts.append(put_record(path, data, mode, uid, gid))
+            size += len(parts[-1])
         if size > MAX_FRAME_BYTES:
             raise PolicyRefused(f"files must stay below {MAX_FRAME_BYTES} bytes together, got {size}; use a layer")
         _, payload, _ = await self._ask(PUT, *parts)
@@ -363,6 +362,12 @@ class ResidentSandbox:
 
     async def destroy(self) -> None:
         raise NotImplementedError
+
+
+def put_record(path: str, data: bytes, mode: int, uid: int, gid: int) -> bytes:
+    """One file for PUT; the type bits of `mode` may make it a directory or a link, whose target is `data`."""
+    name = path.encode("utf-8", "surrogateescape") + b"\0"
+    return b"".join((_PUT.pack(mode, uid, gid, len(name), len(data)), name, data))
 
 
 def _join(data: bytes, head: int, total: int) -> tuple[bytes, int]:

@@ -26,7 +26,7 @@ struct frame {
 };
 
 enum { /* host -> resident */
-    F_EXEC = 1, F_PUT = 2, F_GET = 3, F_KILL = 4, F_FREEZE = 5, F_EXPORT = 6,
+    F_EXEC = 1, F_PUT = 2, F_GET = 3, F_KILL = 4, F_FREEZE = 5, F_EXPORT = 6, F_REMOVE = 7,
     /* resident -> host */
     F_HELLO = 64, F_FAILED = 65, F_EXIT = 66, F_REPLY = 67, F_CHUNK = 68,
 };
@@ -43,7 +43,7 @@ struct exec_reply { /* then: output bytes, stderr bytes */
     uint64_t output_total, stderr_total, wall_us, cpu_us;
 };
 
-struct put_file { /* then: path \0, data */
+struct put_file { /* then: path \0, data (a link's target); the mode's type bits say file (or none), directory or link */
     uint32_t mode, uid, gid, path_length;
     uint64_t data_length;
 };
@@ -126,6 +126,7 @@ void exec_check_deadlines(int64_t now);
 
 /* files.c */
 void files_put(uint32_t id, const char *payload, size_t length);
+void files_remove(uint32_t id, const char *payload, size_t length);
 void files_get(uint32_t id, const char *payload, size_t length);
 void files_make_workdir(const struct box *box);
 void files_export(uint32_t id, const char *payload, size_t length, const struct box *box);

@@ -76,19 +76,52 @@ void files_make_workdir(const struct box *box) {
         close(fd);
 }
 
-static int put_one(const struct put_file *file, const char *path, const char *data) {
-    char parent[PATH_MAX];
-    if (*path != '/' || strlen(path) >= sizeof parent)
-        return EINVAL;
+/* Split off the last name; returns an open parent directory, made when missing, or -1. */
+static int open_parent(const char *path, char parent[PATH_MAX], const char **name, const struct put_file *owner) {
+    errno = EINVAL;
+    if (*path != '/' || strlen(path) >= PATH_MAX)
+        return -1;
     strcpy(parent, path);
     char *slash = strrchr(parent, '/');
     *slash = 0;
-    const char *name = path + (slash - parent) + 1;
-    if (!*name || !strcmp(name, ".") || !strcmp(name, ".."))
-        return EINVAL;
-    int directory = open_directory(parent, file->uid, file->gid);
+    *name = path + (slash - parent) + 1;
+    if (!**name || !strcmp(*name, ".") || !strcmp(*name, ".."))
+        return -1;
+    return owner ? open_directory(parent, owner->uid, owner->gid)
+                 : open_below(root_fd(), *parent ? parent : "/", O_PATH | O_DIRECTORY, 0);
+}
+
+static int put_directory(int parent, const char *name, const struct put_file *file) {
+    struct stat st;
+    if (mkdirat(parent, name, 0700) && (errno != EEXIST || fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode)))
+        return errno ? errno : ENOTDIR;
+    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int error = fd < 0 || (fchown(fd, file->uid, file->gid) && errno != EINVAL) || fchmod(fd, file->mode & 07777) ? errno : 0;
+    if (fd >= 0)
+        close(fd);
+    return error;
+}
+
+static int put_one(const struct put_file *file, const char *path, const char *data) {
+    char parent[PATH_MAX];
+    const char *name;
+    int directory = open_parent(path, parent, &name, file);
     if (directory < 0)
         return errno;
+    if (S_ISDIR(file->mode)) {
+        int error = put_directory(directory, name, file);
+        close(directory);
+        return error;
+    }
+    if (S_ISLNK(file->mode)) {
+        char target[PATH_MAX];
+        snprintf(target, sizeof target, "%.*s", (int)(file->data_length < sizeof target ? file->data_length : sizeof target - 1), data);
+        unlinkat(directory, name, 0);
+        int error = symlinkat(target, directory, name) ||
+                    (fchownat(directory, name, file->uid, file->gid, AT_SYMLINK_NOFOLLOW) && errno != EINVAL) ? errno : 0;
+        close(directory);
+        return error;
+    }
     /* always a new inode: whatever stood there (link, FIFO, hard link to something else) is left behind, not written to */
     int fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0 && errno == EEXIST && !unlinkat(directory, name, 0))
@@ -137,6 +170,36 @@ void files_put(uint32_t id, const char *payload, size_t length) {
         cursor += file.path_length + file.data_length;
     }
     umask(old);
+    reply_errno(id, error);
+}
+
+static int remove_tree(int parent, const char *name) {
+    if (!unlinkat(parent, name, 0) || errno == ENOENT)
+        return 0;
+    if (errno != EISDIR && errno != EPERM)
+        return errno;
+    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), error = 0;
+    DIR *directory = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *item;
+    if (!directory)
+        return errno;
+    while (!error && (item = readdir(directory)))
+        if (strcmp(item->d_name, ".") && strcmp(item->d_name, ".."))
+            error = remove_tree(fd, item->d_name);
+    closedir(directory);
+    return error ? error : unlinkat(parent, name, AT_REMOVEDIR) ? errno : 0;
+}
+
+void files_remove(uint32_t id, const char *payload, size_t length) {
+    int error = 0;
+    for (const char *path = payload; !error && path < payload + length; path += strlen(path) + 1) {
+        char parent[PATH_MAX];
+        const char *name;
+        int directory = open_parent(path, parent, &name, NULL);
+        error = directory < 0 ? errno == ENOENT ? 0 : errno : remove_tree(directory, name);
+        if (directory >= 0)
+            close(directory);
+    }
     reply_errno(id, error);
 }
 

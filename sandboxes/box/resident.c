@@ -87,6 +87,9 @@ static void handle(const struct frame *frame, const char *payload, const struct 
     case F_PUT:
         files_put(frame->id, payload, frame->length);
         break;
+    case F_REMOVE:
+        files_remove(frame->id, payload, frame->length);
+        break;
     case F_GET:
         files_get(frame->id, payload, frame->length);
         break;

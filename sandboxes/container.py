@@ -1,0 +1,324 @@
+"""The `docker` provider: the same resident agent as PID 1 of a container, spoken to over its attached standard streams.
+
+The engine makes and removes containers; commands and files never go through it, because one `docker exec` costs as much as fifty
+commands of the agent. The agent's program is mounted read-only from this host, so the engine must run on it. A container ends
+itself when its stream closes, thus also when this process is killed; what the engine then still lists is swept at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gymsmith.errors import Capacity, ImageMissing, PolicyRefused, SandboxGone
+from sandboxes import reaper
+from sandboxes.base import CAPABILITY_TABLE, MIB, UID_SHIFT, Capabilities, ImageSource, SandboxSpec, check_path, user_ids
+from sandboxes.cgroups import read_oom_kills
+from sandboxes.launcher import find_binary
+from sandboxes.resident import HELLO, PUT, REMOVE, Link, ResidentSandbox, put_record
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+LABEL = "gymsmith.owner"
+PROGRAM = "/.gymsmith-box"
+_START_S = 60.0
+_BATCH_BYTES = 8 * MIB
+
+
+class ContainerLink(Link):
+    """Frames inside the engine's own framing: one byte of stream, three of nothing, four of length, then the bytes."""
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(sock, loop)
+        self._wrapped = bytearray()
+        self.said = b""
+        """What the agent wrote to its standard error, the reason when it could not start."""
+
+    def feed(self, data: bytes) -> None:
+        self._wrapped += data
+        while len(self._wrapped) >= 8:
+            stream, length = self._wrapped[0], int.from_bytes(self._wrapped[4:8], "big")
+            if len(self._wrapped) < 8 + length:
+                return
+            payload = bytes(self._wrapped[8 : 8 + length])
+            del self._wrapped[: 8 + length]
+            if stream == 1:
+                super().feed(payload)
+            else:
+                self.said = (self.said + payload)[-2000:]
+
+
+class ContainerSandbox(ResidentSandbox):
+    """One container."""
+
+    provider: ContainerProvider
+    container: str
+    oom_file: Path | None = None
+
+    def _oom_kills(self) -> int:
+        return read_oom_kills(self.oom_file) if self.oom_file else 0
+
+    async def destroy(self) -> None:
+        self.link.close(f"sandbox {self.id} was destroyed")
+        await asyncio.shield(self.provider.remove(self.container))
+
+    async def apply(self, layer: Path) -> None:
+        """Do to the file system what stacking `layer` on it would do."""
+        batch: list[bytes] = []
+        size = 0
+        for removed, record in layer_records(layer):
+            if removed:
+                if batch:
+                    await self._do(PUT, batch)
+                await self._do(REMOVE, [removed])
+                batch, size = [], 0
+            if record:
+                batch.append(record)
+                size += len(record)
+                if size > _BATCH_BYTES:
+                    await self._do(PUT, batch)
+                    batch, size = [], 0
+        if batch:
+            await self._do(PUT, batch)
+
+    async def _do(self, kind: int, parts: list[bytes]) -> None:
+        _, payload, _ = await self._ask(kind, *parts)
+        if payload[:4] != b"\0\0\0\0":
+            raise self._refusal(payload, "apply a layer")
+
+
+class ContainerProvider:
+    """Makes `ContainerSandbox`es with a Docker Engine. Use `start`; belongs to the event loop that started it."""
+
+    name = "docker"
+
+    def __init__(self, images: ImageSource, owner: str, folder: Path, client: Any, runtime: str | None) -> None:
+        self.images = images
+        self.owner = owner
+        self._folder = folder
+        self._client = client
+        self._runtime = runtime
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(4, "docker")
+        self._boxes: dict[str, ContainerSandbox] = {}
+        self._removing: dict[str, asyncio.Future[None]] = {}
+        self._program = str(find_binary())
+        self._last = 0
+        self._closed = False
+
+    @classmethod
+    async def start(cls, images: ImageSource, state_dir: Path, *, runtime: str | None = None) -> ContainerProvider:
+        """A provider on the engine that DOCKER_HOST names, by default the local one; removes containers of dead owners.
+
+        runtime: an OCI runtime known to the engine, such as "runsc". Raises: Capacity (no engine answers, or no docker package).
+        """
+        try:
+            import docker
+        except ImportError as error:
+            raise Capacity("the docker package must be installed for this provider: pip install 'gymsmith[sandbox]'") from error
+        loop = asyncio.get_running_loop()
+        state_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            client = await loop.run_in_executor(None, lambda: docker.from_env(timeout=120).api)
+            await loop.run_in_executor(None, sweep, client)
+        except Exception as error:  # the package raises several unrelated families when no engine listens
+            raise Capacity(f"a Docker Engine must answer, none does ({error}); install docker.io and start dockerd") from error
+        owner, folder = reaper.register(state_dir)
+        return cls(images, owner, folder, client, runtime)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            isolation="container",
+            host_uid="1000 and above for agent and tests; uid 0 inside is the host's unless the engine remaps users",
+            users=True,
+            memory_limit=True,
+            pids_limit=True,
+            cpu_limit=True,
+            disk_limit=False,
+            upper_layer=False,
+            prepared_upper=False,
+            seccomp=True,
+            notes=("what a container writes is limited by the engine's disk only",),
+        )
+
+    async def create(self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None) -> ContainerSandbox:
+        if self._closed:
+            raise SandboxGone("the provider is closed; start another one")
+        if upper is not None:
+            raise PolicyRefused("upper must be None with the docker provider; build the image with the engine")
+        image = self.images.resolve(spec.image)
+        if image.engine_ref is None:
+            raise ImageMissing(f"image {spec.image} must be known to the engine, it is not; build it with the docker provider")
+        workdir = check_path("workdir", spec.workdir or image.workdir)
+        owner = user_ids(spec.user or image.user)
+        self._last += 1
+        name = f"gymsmith-{self.owner}-{self._last}"
+        container, sock, pid = await self._engine(lambda: self._launch(name, spec, str(image.engine_ref), workdir, owner))
+        link = ContainerLink(sock, self._loop)
+        box = ContainerSandbox(f"{self.owner}.{self._last}", spec, image, link)
+        box.provider, box.container = self, container
+        box.has_upper = False
+        box.owner_shift = UID_SHIFT if os.geteuid() == 0 else None
+        self._boxes[container] = box
+        try:
+            async with asyncio.timeout(_START_S):
+                kind, _ = await link.hello
+            if kind != HELLO:
+                raise Capacity(f"a container must say hello, it said {kind}")
+            box.oom_file = _oom_file(pid)
+            for layer in reversed(layers):
+                await box.apply(layer)
+        except (SandboxGone, TimeoutError) as error:
+            await box.destroy()
+            raise Capacity(
+                f"a container of {image.engine_ref} did not start: {link.said.decode(errors='replace') or error}"
+            ) from error
+        except BaseException:
+            await box.destroy()
+            raise
+        return box
+
+    def _launch(
+        self, name: str, spec: SandboxSpec, image: str, workdir: str, owner: tuple[int, int]
+    ) -> tuple[str, socket.socket, int]:
+        """Create, attach and start; runs in a thread."""
+        import docker
+
+        row = CAPABILITY_TABLE["container"]["build" if spec.role == "build" else "resident"]
+        host = self._client.create_host_config(
+            auto_remove=True,
+            network_mode="none",
+            cap_drop=["ALL"],
+            cap_add=sorted(row),
+            security_opt=["no-new-privileges"],
+            mem_limit=spec.memory_bytes + spec.disk_bytes,
+            memswap_limit=spec.memory_bytes + spec.disk_bytes,
+            pids_limit=spec.pids + 1,
+            cpu_period=100_000,
+            cpu_quota=max(1000, int(spec.cpus * 100_000)),
+            ulimits=[{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": 4096, "Hard": 4096}],
+            log_config={"type": "none", "config": {}},
+            mounts=[docker.types.Mount(PROGRAM, self._program, type="bind", read_only=True)],
+            runtime=self._runtime,
+        )
+        labels = {**{f"gymsmith.{key}": value for key, value in spec.labels.items()}, LABEL: self.owner}
+        words = ["resident", str(int(spec.lease_s)), str(int(spec.role == "build")), workdir, str(owner[0]), str(owner[1])]
+        try:
+            made = self._client.create_container(
+                image, words, name=name, entrypoint=[PROGRAM], user="0:0", working_dir="/", hostname="sandbox", stdin_open=True,
+                environment={}, labels=labels, host_config=host,
+            )  # fmt: skip
+        except docker.errors.ImageNotFound as error:
+            raise ImageMissing(f"image {image} must be known to the engine: {error.explanation}") from error
+        except docker.errors.APIError as error:
+            raise Capacity(f"the engine refused a container: {error.explanation or error}") from error
+        container = made["Id"]
+        try:
+            attached = self._client.attach_socket(container, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+            sock = socket.socket(fileno=os.dup(attached.fileno()))
+            attached.close()
+            self._client.start(container)
+            return container, sock, int(self._client.inspect_container(container)["State"]["Pid"])
+        except docker.errors.APIError as error:
+            self._remove(container)
+            raise Capacity(f"the engine could not start a container: {error.explanation or error}") from error
+
+    def remove(self, container: str) -> asyncio.Future[None]:
+        """End a container; the same future for every caller."""
+        if container not in self._removing:
+            self._removing[container] = asyncio.ensure_future(self._engine(lambda: self._remove(container)))
+            self._boxes.pop(container, None)
+        return self._removing[container]
+
+    def _remove(self, container: str) -> None:
+        import docker
+
+        try:
+            self._client.remove_container(container, force=True, v=True)
+        except docker.errors.NotFound:
+            return
+        except docker.errors.APIError as error:
+            if error.status_code != 409:
+                raise Capacity(f"the engine could not remove container {container[:12]}: {error.explanation}") from error
+            try:  # it is being removed already
+                self._client.wait(container, timeout=30, condition="removed")
+            except docker.errors.NotFound:
+                return
+
+    def _engine(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        return self._loop.run_in_executor(self._threads, work)
+
+    async def close(self) -> None:
+        self._closed = True
+        await asyncio.gather(*(box.destroy() for box in list(self._boxes.values())))
+        self._threads.shutdown()
+        self._client.close()
+        self._folder.rmdir()
+
+
+def sweep(client: Any) -> list[str]:
+    """Remove the containers of dead owners; their ids."""
+    swept = []
+    for entry in client.containers(all=True, filters={"label": LABEL}):
+        if not reaper.alive(entry["Labels"][LABEL]):
+            client.remove_container(entry["Id"], force=True, v=True)
+            swept.append(entry["Id"])
+    return swept
+
+
+def layer_records(layer: Path) -> Iterator[tuple[bytes, bytes]]:
+    """What an overlay layer does, parents first: (path to remove, ended by NUL, or nothing; then a file to put, or nothing)."""
+    for folder, folders, files in os.walk(layer):
+        inside = folder.removeprefix(str(layer))
+        if inside:
+            status = os.lstat(folder)
+            opaque = any(_attribute(folder, name) == b"y" for name in ("trusted.overlay.opaque", "user.overlay.opaque"))
+            yield (os.fsencode(inside) + b"\0" if opaque else b""), _record(inside, status, b"")
+        for name in sorted([*files, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]):
+            path = os.path.join(folder, name)
+            target = f"{inside}/{name}"
+            status = os.lstat(path)
+            if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+                yield os.fsencode(target) + b"\0", b""
+            elif stat.S_ISLNK(status.st_mode):
+                yield b"", _record(target, status, os.fsencode(os.readlink(path)))
+            elif stat.S_ISREG(status.st_mode):
+                yield b"", _record(target, status, Path(path).read_bytes())
+
+
+def _record(path: str, status: os.stat_result, data: bytes) -> bytes:
+    shifted = status.st_uid >= UID_SHIFT
+    uid, gid = (status.st_uid - UID_SHIFT, status.st_gid - UID_SHIFT) if shifted else (0, 0)
+    return put_record(path, data, status.st_mode & 0o171777, uid, max(gid, 0))
+
+
+def _attribute(path: str, name: str) -> bytes:
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError:
+        return b""
+
+
+def _oom_file(pid: int) -> Path | None:
+    """Where the kernel counts kills for want of memory in the control group of a process."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for candidate in (
+            Path("/sys/fs/cgroup/memory" + path, "memory.oom_control") if "memory" in controllers.split(",") else None,
+            Path("/sys/fs/cgroup" + path, "memory.events") if not controllers else None,
+        ):
+            if candidate is not None and candidate.exists():
+                return candidate
+    return None
