@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 from gymsmith.config import Settings
 from gymsmith.errors import Capacity
 from sandboxes.base import ImageSource, Provider
+from sandboxes.launcher import probe
+
+log = logging.getLogger(__name__)
 
 
 async def open_provider(settings: Settings, images: ImageSource) -> Provider:
@@ -13,6 +19,32 @@ async def open_provider(settings: Settings, images: ImageSource) -> Provider:
     Raises:
         Capacity: there is none on this machine; the message says why not and what to do.
     """
+    if settings.provider == "ns":
+        return await _namespaces(settings, images)
+    if settings.provider == "docker":
+        return await _containers(settings, images)
+    # Some kernels refuse only in the middle of making a sandbox, so one is made before the choice.
+    found = await asyncio.to_thread(probe)
+    if found["works"]:
+        return await _namespaces(settings, images)
+    log.warning("event=no_namespaces why=%s", found["summary"])
+    try:
+        return await _containers(settings, images)
+    except Capacity as error:
+        raise Capacity(
+            f"this machine has no place for sandboxes. Namespaces: {found['summary']}; {found['next_move']}. "
+            f"Containers: {error}. `gymsmith doctor` says what is missing"
+        ) from error
+
+
+async def _namespaces(settings: Settings, images: ImageSource) -> Provider:
     from sandboxes.namespace import NamespaceProvider
 
+    # Image builds and verifiers need no slot of a worker, so there is room beside the slots.
     return await NamespaceProvider.start(images, settings.sandboxes_dir, max_sandboxes=2 * settings.max_sandboxes)
+
+
+async def _containers(settings: Settings, images: ImageSource) -> Provider:
+    from sandboxes.container import ContainerProvider
+
+    return await ContainerProvider.start(images, settings.sandboxes_dir)
