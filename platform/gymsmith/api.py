@@ -89,7 +89,8 @@ def _add_health(app: FastAPI) -> None:
             queues = [{"queue": q.queue, "queued": q.queued, "running": q.running, "oldest_s": round(q.oldest_s, 3)} for q in store.queue_depths()]
         except GymsmithError as e:
             checks["store"] = str(e)
-        free = shutil.disk_usage(config.home).free
+        # Before the first write the folder does not exist; what counts is the disk that it will be on.
+        free = shutil.disk_usage(next(p for p in (config.home, *config.home.parents) if p.is_dir())).free
         if free < LOW_DISK_BYTES:
             checks["disk"] = f"{free} bytes are free below {config.home} and {LOW_DISK_BYTES} are needed; make room"
         body = {"status": "failing" if checks else "ok", "failing": checks, "queues": queues, "disk_free_bytes": free}

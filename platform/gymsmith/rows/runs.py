@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -91,7 +92,11 @@ class Runs:
         if names is not None:
             query = query.where(m.name.in_(list(names)))
         with self.db.read() as c:
-            return [Metric.model_construct(run_id=r, step=s, name=n, value=v) for r, s, n, v in c.execute(query)]
+            # SQLite has no NaN and keeps NULL in its place.
+            return [
+                Metric.model_construct(run_id=r, step=s, name=n, value=math.nan if v is None else v)
+                for r, s, n, v in c.execute(query)
+            ]
 
     def put_report(self, report: EvalReport) -> None:
         """Store or replace an evaluation report."""

@@ -94,7 +94,7 @@ def upgrade() -> None:
         sa.Column("run_id", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("step", number(), autoincrement=False, nullable=False),
-        sa.Column("value", sa.Double(), nullable=False),
+        sa.Column("value", sa.Double(), nullable=True),
         sa.PrimaryKeyConstraint("run_id", "name", "step", name=op.f("pk_metrics")),
         sqlite_with_rowid=False,
     )

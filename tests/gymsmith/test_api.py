@@ -1,0 +1,404 @@
+"""The JSON API against a real store: lists, orders, streams, refusals."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import population
+import pytest
+from served import served
+from starlette.testclient import TestClient
+
+from gymsmith.api import create_app
+from gymsmith.config import Settings
+from gymsmith.errors import ConfigError
+from gymsmith.ids import ulid
+from gymsmith.schema import Job, Metric, Run
+from gymsmith.store import Event, Store
+
+V = "/api/v1"
+HERE = "http://127.0.0.1:8642"
+
+
+@pytest.fixture
+def client(store: Store) -> Iterator[TestClient]:
+    """A client of the application over `store`."""
+    with TestClient(create_app(store.settings, store), base_url=HERE) as c:
+        yield c
+
+
+@pytest.fixture
+def filled(store: Store) -> dict[str, str]:
+    """The store holds a small house."""
+    return population.fill(store, store.settings)
+
+
+def make_job(store: Store, **fields: Any) -> Job:
+    """A job row, and no message."""
+    return store.put_job(Job(id=ulid(), kind="generate", queue="factory", **fields))[0]
+
+
+# ---------------------------------------------------------------- lists
+
+
+def test_pages_of_5000_environments_are_all_of_them_once(settings: Settings) -> None:
+    with Store.open(settings) as store, TestClient(create_app(settings, store), base_url=HERE) as client:
+        wanted = set()
+        for i in range(5000):
+            e = population.environment(i, age_s=10 + i // 7)  # several share a moment, so ties are paged through as well
+            store.put_environment(e)
+            wanted.add(e.id)
+        seen: list[str] = []
+        cursor = ""
+        while cursor is not None:
+            page = client.get(f"{V}/environments", params={"limit": 170, "cursor": cursor}).json()
+            seen += [item["id"] for item in page["items"]]
+            assert (page["total"], page["total_is_capped"]) == (5000 if len(seen) <= 850 else 5001, False)
+            if len(seen) == 850:
+                store.put_environment(population.environment(9000))  # newer than all: must not shift the pages that follow
+            cursor = page["next_cursor"]
+        assert len(seen) == len(set(seen)) == 5000
+        assert set(seen) == wanted
+
+
+def test_search_filters_and_facets_agree(client: TestClient, filled: dict[str, str]) -> None:
+    verified = client.get(f"{V}/environments", params={"status": "verified", "label": "family:chain", "limit": 200}).json()
+    assert verified["items"]
+    assert all(i["status"] == "verified" and i["spec"]["labels"]["family"] == "chain" for i in verified["items"])
+    facets = client.get(f"{V}/environments:facets", params={"status": "verified"}).json()
+    assert facets["family"]["chain"] == verified["total"] == len(verified["items"])
+    assert facets["status"]["rejected"] > 0, "a facet leaves out its own filter, or there is no way back"
+    assert "seed" not in facets, "a label with thousands of values is no facet"
+    found = client.get(f"{V}/environments", params={"text": "inicon repair"}).json()
+    assert found["total"] == facets["kind"].get("mutation", 0) + facets_of(client, "rejected", "mutation") + facets_of(client, "unproven", "mutation")
+    assert client.get(f"{V}/environments", params={"text": '"; DROP TABLE environments; --'}).status_code == 200
+    rejects = client.get(f"{V}/environments:rejects").json()
+    assert sum(rejects.values()) == facets["status"]["rejected"]
+
+
+def facets_of(client: TestClient, status: str, kind: str) -> int:
+    """How many of this kind have this status."""
+    return int(client.get(f"{V}/environments:facets", params={"status": status}).json()["kind"].get(kind, 0))
+
+
+def test_one_environment_with_evidence_and_files(client: TestClient, filled: dict[str, str], store: Store) -> None:
+    base = f"{V}/environments/{filled['environment']}"
+    environment = client.get(base).json()
+    gates = {g["name"]: g for g in client.get(f"{base}/evidence").json()["gates"]}
+    assert gates["noop"]["rewards"] == [0, 0, 0] and gates["oracle"]["rewards"] == [1, 1, 1]
+    names = [f["name"] for f in client.get(f"{base}/files").json()]
+    assert names[:2] == ["instruction.md", "task.toml"] and "tests/test.sh" in names
+    file = client.get(f"{base}/files/instruction.md")
+    assert file.text == environment["instruction"]
+    assert file.headers["content-type"] == "application/octet-stream" and file.headers["content-disposition"] == "attachment"
+
+    secret = store.settings.home / "secret"
+    secret.write_text("secret")
+    root = store.settings.home / environment["path"]
+    os.symlink(secret, root / "link")
+    os.symlink(store.settings.home, root / "up")
+    for name in ("link", "up/secret", "../../../secret", "..%2f..%2f..%2fsecret", "%2e%2e/%2e%2e/%2e%2e/secret", str(secret), "tests"):
+        answer = client.get(f"{base}/files/{name}")
+        assert answer.status_code == 404 and b"secret" != answer.content, name
+
+
+def test_trajectories_are_read_in_parts(client: TestClient, filled: dict[str, str], store: Store) -> None:
+    base = f"{V}/trajectories/{filled['trajectory']}"
+    x = store.trajectory(filled["trajectory"])
+    head = client.get(base).json()
+    assert (head["steps"], head["segments"]) == (len(x.steps), [len(s.ids) for s in x.segments])
+    steps = []
+    offset: str | None = "0"
+    while offset is not None:
+        page = client.get(f"{base}/steps", params={"offset": offset, "limit": 4}).json()
+        steps += page["items"]
+        offset = page["next_cursor"]
+    assert steps == [s.model_dump(mode="json") for s in x.steps]
+    part = client.get(f"{base}/segments/1", params={"offset": 30, "limit": 50}).json()
+    s = x.segments[1]
+    assert (part["ids"], part["mask"], part["logprobs"]) == (s.ids[30:80], s.mask[30:80], s.logprobs[30:80])
+    assert part["texts"] is None, "no tokenizer in the state folder"
+    assert client.get(f"{base}/segments/9").status_code == 404
+    rows = client.get(f"{V}/trajectories", params={"run_id": "rl-7", "min_reward": 1, "limit": 200}).json()
+    assert rows["total"] == len(rows["items"]) > 10 and all(r["reward"] >= 1 for r in rows["items"])
+    assert client.get(f"{V}/trajectories", params={"failed": True}).json()["items"][0]["id"] == filled["lost"]
+
+
+def test_curves_keep_their_shape_and_hold_no_nan(client: TestClient, store: Store) -> None:
+    store.put_run(Run(id="r", kind="rl"))
+    store.put_metrics([Metric(run_id="r", step=s, name="loss", value=100.0 if s == 7001 else math.sin(s / 500)) for s in range(10_000)])
+    store.put_metrics([Metric(run_id="r", step=3, name="bad", value=math.nan)])
+    body = client.get(f"{V}/runs/r/metrics", params={"points": 500})
+    series = json.loads(body.text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))["series"]
+    assert len(series["loss"]) == 500
+    assert [7001, 100.0] in series["loss"], "thinning lost a spike"
+    assert (series["loss"][0][0], series["loss"][-1][0]) == (0, 9999)
+    assert series["bad"] == [[3, None]]
+    later = client.get(f"{V}/runs/r/metrics", params={"after": 9990, "name": "loss"}).json()
+    assert [p[0] for p in later["series"]["loss"]] == list(range(9991, 10_000)) and later["last_step"] == 9999
+    assert client.get(f"{V}/runs/nope/metrics").status_code == 404
+
+
+# ---------------------------------------------------------------- orders
+
+ORDER = {"source": "shell:all", "kind": "shell", "n": 12, "seed": 3}
+
+
+def test_equal_orders_with_one_key_are_one_job(client: TestClient, store: Store) -> None:
+    def post(_: int) -> Any:
+        return client.post(f"{V}/environments:generate", json=ORDER, headers={"idempotency-key": "k1"})
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(post, range(48)))
+    assert {a.status_code for a in answers} == {202}
+    assert len({a.json()["id"] for a in answers}) == 1 == store.job_total().n
+    assert sum("idempotency-replayed" not in a.headers for a in answers) >= 1
+    job = answers[0].json()
+    assert answers[0].headers["location"] == f"{V}/jobs/{job['id']}"
+    assert (job["kind"], job["queue"], job["payload"]["n"], job["payload"]["gates"]) == ("generate", "factory", 12, "full")
+    other = client.post(f"{V}/environments:generate", json=ORDER | {"n": 13}, headers={"idempotency-key": "k1"})
+    assert other.status_code == 409 and other.json()["code"] == "conflict"
+    assert client.post(f"{V}/environments:generate", json=ORDER).json()["id"] != job["id"], "without a key every order is new"
+
+
+def test_a_bad_order_makes_no_job(client: TestClient, store: Store) -> None:
+    for body in (ORDER | {"kind": "magic"}, ORDER | {"n": 0}, ORDER | {"colour": "red"}, {"kind": "shell"}):
+        answer = client.post(f"{V}/environments:generate", json=body)
+        assert answer.status_code == 422 and answer.json()["code"] == "invalid" and answer.json()["errors"]
+    assert client.post(f"{V}/evaluations", json={"run_id": "nope", "environments": ["a"]}).status_code == 404
+    assert client.post(f"{V}/rollouts", json={"run_id": "nope", "items": [{"environment_id": "a"}]}).status_code == 404
+    assert store.job_total().n == 0
+
+
+def test_evaluations_and_rollouts_are_jobs_of_their_run(client: TestClient, store: Store) -> None:
+    store.put_run(Run(id="r", kind="rl"))
+    evaluation = client.post(f"{V}/evaluations", json={"run_id": "r", "environments": {"labels": {"split": "held_out"}}, "mode": "greedy"}).json()
+    assert (evaluation["kind"], evaluation["run_id"], evaluation["payload"]["mode"]) == ("evaluate", "r", "greedy")
+    rollout = client.post(f"{V}/rollouts", json={"run_id": "r", "items": [{"environment_id": "e", "attempt": 0, "seed": 1}]}).json()
+    assert (rollout["kind"], rollout["queue"], len(rollout["payload"]["items"])) == ("rollout", "rollouts", 1)
+    assert client.get(f"{V}/jobs", params={"run_id": "r"}).json()["total"] == 2
+
+
+def test_wait_answers_when_the_job_ends_and_cancel_is_idempotent(client: TestClient, store: Store) -> None:
+    job = make_job(store)
+    store.claim(job.id, "me")
+    threading.Timer(0.4, lambda: store.finish(job.id, 1, {"x": 1})).start()
+    start = time.monotonic()
+    answer = client.get(f"{V}/jobs/{job.id}", params={"wait": 20}).json()
+    assert answer["state"] == "succeeded" and answer["result"] == {"x": 1} and time.monotonic() - start < 5
+    waiting = make_job(store)
+    start = time.monotonic()
+    assert client.get(f"{V}/jobs/{waiting.id}", params={"wait": 0.3}).json()["state"] == "queued"
+    assert 0.25 < time.monotonic() - start < 5
+    for _ in range(2):
+        assert client.post(f"{V}/jobs/{waiting.id}:cancel").json()["state"] == "cancelled"
+    assert client.post(f"{V}/jobs/nope:cancel").status_code == 404
+
+
+# ---------------------------------------------------------------- streams
+
+
+class Stream:
+    """A raw client of server-sent events."""
+
+    def __init__(self, address: str, path: str, last: str = "") -> None:
+        self.connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=10)
+        headers = {"accept": "text/event-stream"} | ({"last-event-id": last} if last else {})
+        self.connection.request("GET", path, headers=headers)
+        self.response = self.connection.getresponse()
+        assert self.response.status == 200 and self.response.getheader("content-type", "").startswith("text/event-stream")
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        event: dict[str, Any] = {}
+        while line := self.response.readline().decode():
+            name, _, value = line.rstrip("\n").partition(": ")
+            if name == "data":
+                event["data"] = json.loads(value)
+            elif name in ("id", "event"):
+                event[name] = value
+            elif not line.strip() and "data" in event:
+                yield event
+                event = {}
+
+    def close(self) -> None:
+        self.response.close()
+        self.connection.close()
+
+
+def test_a_cut_stream_resumes_without_loss_or_doubles(store: Store) -> None:
+    job, other = make_job(store), make_job(store)
+    with served(store) as address:
+        path = f"{V}/jobs/{job.id}/events"
+        total, got, last = 300, [], ""
+
+        def write() -> None:
+            for i in range(total):
+                store.add_events([Event(kind="job.progress", job_id=j.id, data={"i": i}) for j in (job, other)])
+                time.sleep(0.002)
+            store.claim(job.id, "me")
+            store.finish(job.id, 1, {})
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        ended = False
+        while not ended:
+            stream = Stream(address, path, last)
+            for count, event in enumerate(stream):
+                last = event["id"]
+                if event["event"] == "job.progress":
+                    got.append(event["data"]["i"])
+                ended = event["event"] == "end"
+                if count == 40:
+                    break  # the client loses its connection again and again
+            stream.close()
+        writer.join()
+    assert got == list(range(total))
+
+
+def test_new_points_of_a_run_are_streamed_once(store: Store) -> None:
+    store.put_run(Run(id="r", kind="rl"))
+    store.put_metrics([Metric(run_id="r", step=s, name=n, value=s) for s in range(5) for n in ("loss", "eval/rate")])
+    with served(store) as address:
+        points: list[list[Any]] = []
+
+        def read(last: str, until: int) -> str:
+            stream = Stream(address, f"{V}/runs/r/events", last)
+            for event in stream:
+                last = event["id"]
+                if event["event"] == "metrics":
+                    points.extend(event["data"]["points"])
+                if len(points) >= until:
+                    break
+            stream.close()
+            return last
+
+        last = read("", 10)
+        store.put_metrics([Metric(run_id="r", step=s, name="loss", value=math.nan if s == 6 else s) for s in range(5, 9)])
+        last = read(last, 14)
+        # One curve may lag behind another by a few steps.
+        store.put_metrics([Metric(run_id="r", step=5, name="eval/rate", value=0.5)])
+        read(last, 15)
+    assert sorted((p[0], p[1]) for p in points) == sorted([("loss", s) for s in range(9)] + [("eval/rate", s) for s in range(6)])
+    assert next(p[2] for p in points if p[:2] == ["loss", 6]) is None
+
+
+def test_events_are_json_without_an_event_stream(client: TestClient, store: Store) -> None:
+    job = make_job(store)
+    store.add_events([Event(kind="job.progress", job_id=job.id, data={"i": i}) for i in range(3)])
+    first = client.get(f"{V}/jobs/{job.id}/events").json()["items"]
+    assert [e["data"]["i"] for e in first] == [0, 1, 2]
+    assert [e["data"]["i"] for e in client.get(f"{V}/jobs/{job.id}/events", params={"after": first[0]["id"]}).json()["items"]] == [1, 2]
+    bad = client.get(f"{V}/events", headers={"accept": "text/event-stream", "last-event-id": "x;y"})
+    assert bad.status_code == 400 and bad.json()["code"] == "bad-request"
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_failures_are_problem_documents(client: TestClient, store: Store) -> None:
+    for path, status, code in (
+        (f"{V}/environments/nope", 404, "not-found"),
+        (f"{V}/nope", 404, "not-found"),
+        (f"{V}/environments?cursor=junk", 400, "bad-request"),
+        (f"{V}/environments?limit=0", 422, "invalid"),
+        (f"{V}/environments?label=nocolon", 400, "bad-request"),
+        (f"{V}/environments?status=splendid", 422, "invalid"),
+    ):
+        answer = client.get(path)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), path
+        document = answer.json()
+        assert document["code"] == code and document["status"] == status and document["detail"] and document["instance"] == path.split("?")[0]
+
+
+def test_what_nobody_foresaw_is_a_500_that_tells_nothing(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app(store.settings, store)
+
+    @app.get("/healthz/boom")
+    def boom() -> None:
+        raise RuntimeError("inner secret")
+
+    app.router.routes.insert(0, app.router.routes.pop())
+    client = TestClient(app, base_url=HERE)
+    answer = client.get("/healthz/boom")
+    assert answer.status_code == 500 and "inner secret" not in answer.text and answer.json()["code"] == "internal"
+    assert answer.headers["content-security-policy"].startswith("default-src 'self'")
+    assert "inner secret" in caplog.text
+
+
+def test_only_this_machine_and_this_origin_may_speak(store: Store) -> None:
+    app = create_app(store.settings, store)
+    for host in ("127.0.0.1:8642", "localhost:1", "[::1]:8642"):
+        assert TestClient(app, base_url=HERE).get("/healthz", headers={"host": host}).status_code == 200
+    for host in ("evil.example", "127.0.0.1.evil.example", "", "127.0.0.1@evil.example"):
+        answer = TestClient(app, base_url=HERE).get(f"{V}/jobs", headers={"host": host})
+        assert answer.status_code == 403 and answer.json()["code"] == "bad-host", host
+    client = TestClient(app, base_url=HERE)
+    for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://127.0.0.1:9999"}, {"sec-fetch-site": "cross-site"}):
+        answer = client.post(f"{V}/environments:generate", json=ORDER, headers=headers)
+        assert answer.status_code == 403 and answer.json()["code"] == "bad-origin", headers
+    assert store.job_total().n == 0
+    assert client.post(f"{V}/environments:generate", json=ORDER, headers={"origin": HERE}).status_code == 202
+
+
+def test_a_token_guards_everything_but_health_and_login(settings: Settings, store: Store) -> None:
+    token = "correct horse battery staple"
+    guarded = store.settings.model_copy(update={"host": "0.0.0.0", "token": token})
+    client = TestClient(create_app(guarded, store), base_url="http://gym.example", follow_redirects=False)
+    assert client.get("/healthz").status_code == 200
+    for path in (f"{V}/jobs", "/openapi.json", "/readyz"):
+        answer = client.get(path)
+        assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer", path
+    assert client.get(f"{V}/jobs", headers={"authorization": "Bearer wrong"}).status_code == 401
+    assert client.get(f"{V}/jobs", headers={"authorization": f"Bearer {token}"}).status_code == 200
+    assert client.get("/jobs").headers["location"] == "/login?next=/jobs"
+    assert client.post("/login", data={"token": "wrong", "next": "/jobs"}).status_code == 403
+    entered = client.post("/login", data={"token": token, "next": "//evil.example"})
+    assert (entered.status_code, entered.headers["location"]) == (303, "/")
+    assert "HttpOnly" in entered.headers["set-cookie"] and "SameSite=strict" in entered.headers["set-cookie"] and token not in entered.headers["set-cookie"]
+    assert client.get("/jobs").status_code == 200, "the cookie is enough for the browser"
+    with pytest.raises(ConfigError, match="at least 16 characters"):
+        create_app(settings.model_copy(update={"host": "0.0.0.0", "token": "short"}), store)
+
+
+# ---------------------------------------------------------------- contract
+
+OPERATIONS = {
+    "cancelJob", "followEvents", "followJob", "followRun", "generateEnvironments", "getEnvironment", "getEnvironmentEvidence", "getEnvironmentFacets",
+    "getEnvironmentFile", "getEnvironmentRejects", "getEvaluation", "getHealth", "getJob", "getReadiness", "getRun", "getRunMetrics", "getTrajectory",
+    "getTrajectorySegment", "listEnvironmentFiles", "listEnvironments", "listEvaluations", "listJobs", "listRuns", "listTrajectories",
+    "listTrajectorySteps", "orderEvaluation", "orderRollouts",
+}  # fmt: skip
+
+
+def test_the_description_names_every_operation_once(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert sorted(ids) == sorted(OPERATIONS), "operation ids are part of the contract: clients are generated from them"
+    assert client.get("/docs").status_code == 404, "FastAPI's own page loads scripts from elsewhere"
+
+
+def test_readiness_tells_what_is_wrong(client: TestClient, store: Store) -> None:
+    make_job(store)
+    body = client.get("/readyz").json()
+    assert body["status"] == "ok" and body["queues"][0]["queue"] == "factory" and body["queues"][0]["queued"] == 1
+
+
+def test_importing_the_api_loads_nothing_heavy() -> None:
+    root = Path(__file__).parents[2]
+    heavy = "torch,docker,playwright,sglang,transformers,swebench,tokenizers,alembic,numpy"
+    code = f"import sys, gymsmith.api; print([m for m in '{heavy}'.split(',') if m in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'platform'}"}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert out.stdout.strip() == "[]"
