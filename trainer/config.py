@@ -7,12 +7,13 @@ with the run. Budgets count steps, never seconds.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from context_mgmt.fold import FoldConfig
 from gymsmith.errors import ConfigError
 from trainer.model.config import ModelConfig, Strict
 
@@ -124,12 +125,8 @@ class RolloutConfig(Strict):
     max_new_tokens: int = Field(default=24, ge=1)
     """Tokens of one action."""
     max_turns: int = Field(default=6, ge=1)
-    keep_recent_k: int | None = None
-    """Fold observations older than the last k rounds away; None keeps all."""
-    limit_tokens: int = Field(default=320, ge=32)
-    """Longest context."""
-    observation_tokens: int = Field(default=56, ge=1)
-    """Longest observation; a longer one keeps head and tail."""
+    context: FoldConfig = FoldConfig()
+    """What of an episode a prompt shows."""
 
 
 class RLConfig(Strict):
@@ -200,98 +197,114 @@ class Recipe(Strict):
     threads: int = Field(default=1, ge=1)
     """Of torch. One makes runs repeatable bit by bit and leaves the other core to the sandboxes."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _vocabulary(cls, data: Any) -> Any:
+        """The model's vocabulary is the tokenizer's, unless it is named."""
+        if isinstance(data, dict) and isinstance(data.get("model"), dict):
+            tokenizer = data.get("tokenizer") or {}
+            size = tokenizer.get("vocab_size", 640) if isinstance(tokenizer, dict) else tokenizer.vocab_size
+            data = {**data, "model": {"vocab_size": size, **data["model"]}}
+        return data
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         need = max(self.pretrain.length, self.engine.context)
         if self.model.max_positions < need:
             raise ValueError(f"model.max_positions must cover rows and context ({need}), got {self.model.max_positions}")
-        if self.engine.context < self.rollout.limit_tokens + self.rollout.max_new_tokens:
+        limit = self.rollout.context.limit_tokens
+        if self.engine.context < limit:
             raise ValueError(
-                f"engine.context must hold limit_tokens + max_new_tokens = "
-                f"{self.rollout.limit_tokens + self.rollout.max_new_tokens}, got {self.engine.context}; raise it"
+                f"engine.context must hold rollout.context.limit_tokens = {limit}, got {self.engine.context}; raise it"
             )
         return self
 
 
-class Pool(Strict):
-    """Environments that RL and DPO draw from: by id, or all verified ones of a kind with these labels."""
-
-    ids: tuple[str, ...] = ()
-    kind: str = "shell"
-    labels: dict[str, str] = Field(default_factory=lambda: {"split": "train"})
-
-
 class TrainConfig(Strict):
-    """One training job."""
+    """One training job: a recipe, and what to apply it to."""
 
     stage: Stage
     recipe: Recipe
     seed: int = Field(default=0, ge=0)
-    init: str = ""
+    start: str = ""
     """Checkpoint folder to start from, absolute or relative to the state folder; every stage but pretrain needs one."""
-    tokenizer: str = ""
-    """Name under the tokenizers folder. Pre-training trains one on the corpus when it is empty; later stages read it from
-    `init`."""
     corpus: str = ""
     """Pre-training documents: JSONL, gzip allowed."""
+    tokenizer: str = ""
+    """Name under the tokenizers folder. Empty: pre-training trains one on its corpus; later stages take the one of `start`."""
     demonstrations: str = ""
-    """SFT demonstrations: JSONL, gzip allowed."""
-    pool: Pool = Pool()
+    """SFT: demonstrations as JSONL, gzip allowed."""
+    demonstrations_run: str = ""
+    """SFT: a run whose passed trajectories are the demonstrations."""
+    environments: tuple[str, ...] = ()
+    """Ids that RL and DPO draw from; empty means every verified shell environment labelled split = train."""
     permute_rewards: bool = False
-    """Control arm: rewards are permuted across the episodes of a step before they become advantages."""
+    """Control arm of RL: rewards are permuted across the episodes of a step before they become advantages."""
 
     @model_validator(mode="after")
     def _inputs(self) -> Self:
-        needs = {"pretrain": ("corpus",), "sft": ("init", "demonstrations"), "dpo": ("init",), "rl": ("init",)}[self.stage]
-        missing = [name for name in needs if not getattr(self, name)]
-        if missing:
-            raise ValueError(f"stage {self.stage} needs {' and '.join(missing)}, got nothing; add to the config")
+        given = {name for name in ("start", "corpus", "demonstrations", "demonstrations_run") if getattr(self, name)}
+        if self.stage == "pretrain" and "corpus" not in given:
+            raise ValueError("pretrain needs a corpus, got none; name a JSONL file of documents")
+        if self.stage != "pretrain" and "start" not in given:
+            raise ValueError(f"{self.stage} needs a checkpoint to start from, got none; name a run or a folder")
+        if self.stage == "sft" and not given & {"demonstrations", "demonstrations_run"}:
+            raise ValueError("sft needs demonstrations, got none; name a file or a run")
         return self
 
 
-def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe by name (`demo`) or path (ends in .toml), with dotted overrides such as {"rl.steps": 40}.
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name (`demo`) or path (ends in .toml), with overrides such as "rl.steps=40".
 
     Raises:
         ConfigError: no such recipe, not TOML, or a key or value that is not allowed.
     """
     path = Path(name) if str(name).endswith(".toml") else RECIPES / f"{name}.toml"
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise ConfigError(f"expected a recipe, got {str(name)!r}, which is none; use {known} or a path to a .toml") from None
     except tomllib.TOMLDecodeError as e:
         raise ConfigError(f"{path} is not TOML: {e}; fix the file") from e
-    data.setdefault("name", path.stem)
-    return parse(Recipe, override(data, overrides or {}), str(path))
+    return parse(Recipe, override({"name": path.stem, **data}, overrides), str(path))
 
 
-def override(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Set dotted keys in a nested dictionary, which is changed and returned."""
-    for key, value in overrides.items():
-        *parents, last = key.split(".")
+def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set "dotted.key=value" in a nested dictionary, which is changed and returned. Values are TOML, or else plain text.
+
+    Raises:
+        ConfigError: an override without `=`.
+    """
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"expected an override such as rl.steps=40, got {text!r}; write key=value")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        *parents, last = key.strip().split(".")
         table = data
         for parent in parents:
             table = table.setdefault(parent, {})
-        table[last] = value
+        table[last] = parsed
     return data
 
 
-def parse_train(data: Mapping[str, Any]) -> TrainConfig:
-    """A job's config. `recipe` may be a name or a whole recipe; `set` holds dotted overrides of it.
+def parse_train(stage: str, data: Mapping[str, Any]) -> TrainConfig:
+    """A job's config. `recipe` is a name, a path or a whole recipe; `overrides` change it.
 
     Raises:
         ConfigError: names the first wrong key, what was expected and what came.
     """
-    data = dict(data)
-    overrides = data.pop("set", {})
-    recipe = data.get("recipe", "demo")
-    if isinstance(recipe, str):
-        data["recipe"] = load_recipe(recipe, overrides)
-    elif isinstance(recipe, Mapping):
-        data["recipe"] = parse(Recipe, override(dict(recipe), overrides), "recipe")
-    return parse(TrainConfig, data, "train config")
+    data = {"recipe": "demo", **data, "stage": stage}
+    overrides = data.pop("overrides", ())
+    if isinstance(data["recipe"], str):
+        data["recipe"] = load_recipe(data["recipe"], overrides)
+    else:
+        data["recipe"] = parse(Recipe, override(dict(data["recipe"]), overrides), "recipe")
+    return parse(TrainConfig, data, f"{stage} config")
 
 
 def parse(kind: type[T], data: Mapping[str, Any], where: str) -> T:
@@ -301,4 +314,4 @@ def parse(kind: type[T], data: Mapping[str, Any], where: str) -> T:
     except ValidationError as e:
         first = e.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "(whole)"
-        raise ConfigError(f"{where}: {key}: {first['msg']}, got {first.get('input')!r}"[:600]) from e
+        raise ConfigError(f"{where}: {key}: {first['msg']}, got {str(first.get('input'))[:200]!r}") from e

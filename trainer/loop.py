@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,10 @@ class Feed(Protocol):
         ...
 
 
+def leave(model: Transformer) -> None:
+    """Leave the model as it is."""
+
+
 @dataclass(slots=True)
 class Trainer:
     """One run of the loop over one model."""
@@ -82,6 +87,10 @@ class Trainer:
     meta: dict[str, Any]
     """Stored with every checkpoint: stage, seed, config hash."""
     report: Report
+    finish: Callable[[Transformer], None] = leave
+    """Applied once, between the last update and the last checkpoint."""
+    path: Path | None = None
+    """The newest checkpoint."""
     step: int = 0
     """Steps done."""
     tokens: int = 0
@@ -102,6 +111,7 @@ class Trainer:
         checkpoint.load_weights(self.model, found.weights)
         self.optimizers.load(found.optimizer)
         feed.restore(found.meta["feed"])
+        self.path = found.path
         self.step, self.tokens = found.step, int(found.meta["tokens"])
         log.info("resumed path=%s step=%d", found.path, self.step)
         return True
@@ -114,27 +124,25 @@ class Trainer:
         Raises:
             NotFinite: the loss is NaN or infinite. Nothing of that update reaches the weights.
         """
-        path: Path | None = None
         while self.step < self.steps:
             started = time.perf_counter()
-            metrics: dict[str, float] = {}
-            count = 0
+            seen: dict[str, list[float]] = defaultdict(list)
             for update in feed.updates(self.step):
                 for name, value in self._apply(update).items():
-                    metrics[name] = metrics.get(name, 0.0) + value
-                count += 1
-            metrics = {name: value / count for name, value in metrics.items()}
+                    seen[name].append(value)
+            metrics = {name: sum(values) / len(values) for name, values in seen.items()}
             self.step += 1
             metrics["tokens"] = float(self.tokens)
             metrics["seconds"] = time.perf_counter() - started
+            if self.step == self.steps:
+                self.finish(self.model)
             if self.step % self.save.every_steps == 0 or self.step == self.steps:
-                path = self.write(feed)
+                self._write(feed)
             self.report(self.step, metrics)
-        return path or self.write(feed)
+        return self.path or self._write(feed)
 
-    def write(self, feed: Feed) -> Path:
-        """Save now."""
-        return checkpoint.save(
+    def _write(self, feed: Feed) -> Path:
+        self.path = checkpoint.save(
             self.folder,
             self.step,
             self.model,
@@ -143,17 +151,21 @@ class Trainer:
             meta={"run": self.meta, "feed": feed.state(), "tokens": self.tokens},
             keep=self.save.keep,
         )
+        return self.path
 
     def _apply(self, update: Update) -> dict[str, float]:
-        """One optimizer update."""
-        total, trained = 0.0, 0
+        """One optimizer update; without pieces there is nothing to learn, and the weights stay."""
+        total, trained, pieces = 0.0, 0, 0
         for piece in update.pieces:
+            pieces += 1
             loss = piece.loss(self.model)
             value = float(loss.detach())
             if not torch.isfinite(loss.detach()):
                 raise NotFinite(f"expected a finite loss at step {self.step}, got {value}; lower optim.lr or look at its data")
             loss.backward()
             total, trained = total + value, trained + piece.tokens
+        if not pieces:
+            return update.metrics
         rate = scale(self.schedule, self.step, self.steps)
         norm = self.optimizers.step(rate)
         self.tokens += trained

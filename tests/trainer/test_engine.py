@@ -28,7 +28,7 @@ def weights(config: ModelConfig, seed: int = 0) -> Transformer:
     return model
 
 
-FIXED = Geometry(query_rows=8, elastic=False)
+FIXED = Geometry(query_rows=8, elastic=False, keys=(64,))
 
 
 def engine_of(model: Transformer, config: EngineConfig = SMALL, geometry: Geometry | None = None) -> Engine:

@@ -1,8 +1,8 @@
 """Reads corpora and turns documents into token ids.
 
-A document is {"segments": [[kind, text], ...]} with kinds doc, task, act and obs, in the shape the agent will meet them in:
-`<|doc|>` TEXT  or  `<|doc|><|task|>` TEXT `<|end|><|act|>` TEXT `<|end|><|obs|>` TEXT `<|end|>`. Text never becomes a special
-token.
+A document is {"segments": [[kind, text], ...]}, or [kind, text, learn], where learn false says that nothing before it could
+predict the text, with kinds doc, task, act and obs, in the shape the agent will meet them in: `<|doc|>` TEXT  or
+`<|doc|><|task|>` TEXT `<|end|><|act|>` TEXT `<|end|><|obs|>` TEXT `<|end|>`. Text never becomes a special token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 
 from gymsmith.errors import ConfigError, NotFound
 
-Segments = Sequence[tuple[str, str]]
+Segments = Sequence[tuple[str, str, bool]]
+"""(kind, text, learn) of one document."""
 KINDS = ("doc", "task", "act", "obs")
 
 
@@ -62,11 +63,11 @@ def read_documents(path: Path) -> list[Segments]:
     documents: list[Segments] = []
     for number, row in enumerate(read_lines(path), 1):
         try:
-            segments = [(str(kind), str(text)) for kind, text in row["segments"]]
-        except (KeyError, TypeError, ValueError) as e:
+            segments = [(str(s[0]), str(s[1]), len(s) < 3 or bool(s[2])) for s in row["segments"]]
+        except (KeyError, TypeError, IndexError) as e:
             shape = '{"segments": [[kind, text], ...]}'
             raise ConfigError(f"{path}: document {number} must be {shape}, got {str(row)[:80]!r}") from e
-        unknown = {kind for kind, _ in segments} - set(KINDS)
+        unknown = {kind for kind, _, _ in segments} - set(KINDS)
         if unknown:
             raise ConfigError(f"{path}: document {number} has segments {sorted(unknown)}; known kinds are {', '.join(KINDS)}")
         documents.append(segments)
@@ -83,17 +84,21 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Segments], observation_weig
     if len(special) < len(found):
         missing = ", ".join(found.keys() - special.keys())
         raise ConfigError(f"the tokenizer lacks the special tokens of {missing}; train it with trainer.data.tokenizer")
-    texts = tokenizer.encode_batch_fast([text for segments in documents for _, text in segments], add_special_tokens=False)
+    texts = tokenizer.encode_batch_fast([text for segments in documents for _, text, _ in segments], add_special_tokens=False)
     encoded = iter(texts)
     out = []
     for segments in documents:
         ids: list[int] = [special["doc"]]
         weights: list[float] = [1.0]
-        for kind, _ in segments:
+        for kind, _, learn in segments:
             body = next(encoded).ids
-            if kind != "doc":
-                body = [special[kind], *body, special["end"]]
-            ids += body
-            weights += [observation_weight if kind == "obs" else 1.0] * len(body)
+            weight = float(learn) * (observation_weight if kind == "obs" else 1.0)
+            if kind == "doc":
+                ids += body
+                weights += [weight] * len(body)
+            else:
+                # The opening token is always learnt: it says whose turn it is.
+                ids += [special[kind], *body, special["end"]]
+                weights += [1.0, *[weight] * (len(body) + 1)]
         out.append(Document(np.asarray(ids, np.int32), np.asarray(weights, np.float32)))
     return out

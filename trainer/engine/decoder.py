@@ -104,7 +104,8 @@ class Decoder:
         return torch.from_numpy(backs[0]), torch.from_numpy(previous)
 
     def _keys(self, longest: int) -> int:
-        return _up(longest, KEYS) if self.geometry.elastic else self.engine.context
+        """The shortest admissible key length."""
+        return next(keys for keys in self.geometry.keys if keys >= longest)
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits of (n, dim), in a number of rows that keeps them exact."""

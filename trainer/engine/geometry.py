@@ -1,10 +1,11 @@
 """Which tensor shapes the decoder may use so that a sequence's numbers never depend on its neighbours.
 
 Floating-point sums depend on their order, and a matrix library picks its order by shape. Measured on x86 with torch 2.13: rows
-of a product are bitwise equal for any number of rows from four (attention) or seven (linear layers) on, and masked keys beyond
-a sequence's end change no bit; products of one or two rows differ. `probe` checks this for the shapes of one model on the
-machine it runs on, with random data: where it holds, the decoder may drop idle rows, shorten the keys and reuse what another
-shape computed; where it does not, every shape is fixed.
+of a product are bitwise equal for any number of rows from eight on, not for one or two; masked keys beyond a sequence's end
+change no bit for some key lengths (64, 128, 192, 384, 448, 512) and do for others (256, 320), because products over more than
+192 keys are summed in two halves. `probe` finds out for the shapes of one model, on the machine it runs on, with random data.
+What holds, the decoder uses: it drops idle rows, shortens keys, and reads caches that another shape filled. What does not, it
+leaves alone.
 """
 
 from __future__ import annotations
@@ -34,20 +35,21 @@ class Geometry:
     query_rows: int
     """Rows per key head in attention: real queries, then padding."""
     elastic: bool
-    """Idle rows may be dropped, keys shortened, and caches filled by one shape read by another."""
+    """Idle rows may be dropped, and caches filled by one shape read by another."""
+    keys: tuple[int, ...]
+    """Key lengths that give the same bits, ascending; the last is the context."""
 
 
 @functools.cache
 def probe(model: ModelConfig, engine: EngineConfig) -> Geometry:
     """The cheapest geometry that is exact here. Takes some ten milliseconds for a small model."""
     grouped = model.n_heads // model.n_kv_heads
-    elastic = all(_linear_is_exact(n, k, engine) for n, k in _linears(model))
-    if elastic:
+    if all(_linear_is_exact(n, k, engine) for n, k in _linears(model)):
         for rows in (4, 8, 16):
-            if rows >= grouped and _attention_is_exact(model, engine, rows):
-                return Geometry(rows, True)
+            if rows >= grouped and (keys := _exact_keys(model, engine, rows)):
+                return Geometry(rows, True, keys)
     log.warning("engine shapes are fixed: products on this machine depend on their shape, decoding will be slower")
-    return Geometry(max(ROWS, grouped), False)
+    return Geometry(max(ROWS, grouped), False, (engine.context,))
 
 
 def _linears(model: ModelConfig) -> set[tuple[int, int]]:
@@ -75,31 +77,26 @@ def _linear_is_exact(n: int, k: int, engine: EngineConfig) -> bool:
     )
 
 
-def _attention_is_exact(model: ModelConfig, engine: EngineConfig, rows: int) -> bool:
-    """A query gives the same bits among `rows` rows and a prefill chunk's, with short keys and long ones."""
+def _exact_keys(model: ModelConfig, engine: EngineConfig, rows: int) -> tuple[int, ...]:
+    """Key lengths at which `rows` queries and a prefill chunk's give the bits of a full context; empty when rows do not agree."""
     generator = torch.Generator().manual_seed(rows)
-    heads, dim = model.n_kv_heads, model.head_dim
+    heads, dim, context = model.n_kv_heads, model.head_dim, engine.context
     many = engine.chunk * (model.n_heads // heads)
-    k, v = (torch.randn(2, heads, engine.context, dim, generator=generator) for _ in range(2))
+    k, v = (torch.randn(2, heads, context, dim, generator=generator) for _ in range(2))
     q = torch.randn(2, heads, many, dim, generator=generator)
-    for length in {KEYS, engine.context}:
-        ends = torch.randint(0, length, (2, many), generator=generator)
-        results: list[Tensor] = []
-        for keys in range(length, engine.context + 1, KEYS):
-            bias = key_bias(ends, keys)
-            results.append(attention(q, k[:, :, :keys], v[:, :, :keys], bias, model.scale))
-        whole = results[0]
-        for other in results[1:]:
-            if not torch.equal(whole, other):
-                return False
-        bias = key_bias(ends, length)
+    exact = []
+    for keys in range(KEYS, context + 1, KEYS):
+        ends = torch.randint(0, keys, (2, many), generator=generator)
+        full, short = key_bias(ends, context), key_bias(ends, keys)
+        whole = attention(q, k, v, full, model.scale)
+        agree = torch.equal(attention(q, k[:, :, :keys], v[:, :, :keys], short, model.scale), whole)
         for at in (0, 1, many - rows):
-            part = attention(
-                q[:, :, at : at + rows].contiguous(), k[:, :, :length], v[:, :, :length], bias[:, :, at : at + rows], model.scale
-            )
-            if not torch.equal(part, whole[:, :, at : at + rows]):
-                return False
-    return True
+            here = slice(at, at + rows)
+            part = attention(q[:, :, here].contiguous(), k[:, :, :keys], v[:, :, :keys], short[:, :, here], model.scale)
+            agree = agree and torch.equal(part, whole[:, :, here])
+        if agree:
+            exact.append(keys)
+    return tuple(exact) if exact and exact[-1] == context else ()
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:

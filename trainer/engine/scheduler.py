@@ -8,7 +8,7 @@ do not depend on timing or on company.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -97,7 +97,7 @@ class Engine:
         self.clock = 0
         self.counts: Counter[str] = Counter()
         """decode_steps, decode_tokens, prefill_steps, prefill_tokens, cached_tokens, slot_steps."""
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         """prefill, decode."""
 
     def update(self, weights: Mapping[str, Tensor], version: str) -> None:

@@ -12,20 +12,31 @@ the loop for the interpreter lock. Idle, it sleeps. As a program: `python -m tra
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tokenizers import Tokenizer
 
+from gymsmith import lifeline
+from gymsmith import log as logs
+from gymsmith.config import settings
 from gymsmith.errors import Conflict, GymsmithError, UserError
+from gymsmith.schema import State
+from gymsmith.store import Store
 from trainer import checkpoint
+from trainer.config import EngineConfig
+from trainer.data import tokenizer
 from trainer.engine.scheduler import Engine, Request
 
 log = logging.getLogger(__name__)
@@ -40,9 +51,9 @@ class SamplingParams(BaseModel):
     stop_token_ids: list[int] | None = None
     sampling_seed: int | None = None
     n: Literal[1] = 1
-    top_p: Literal[1, 1.0] = 1
+    top_p: float = Field(default=1, ge=1, le=1)
     top_k: Literal[-1] = -1
-    min_p: Literal[0, 0.0] = 0
+    min_p: float = Field(default=0, ge=0, le=0)
     ignore_eos: bool = False
     """With it, stop ids do not stop."""
     skip_special_tokens: bool = False
@@ -258,10 +269,10 @@ def answer(request: Request, logprobs: bool, seconds: float) -> dict[str, Any]:
 
 
 @web.middleware
-async def _errors(http: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+async def _errors(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
     """Errors of ours as JSON, in SGLang's envelope."""
     try:
-        return await handler(http)
+        return await handler(request)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -285,35 +296,35 @@ def _nobody(request: Request) -> None:
     """Stands in until `generate` knows who waits."""
 
 
-def serve(checkpoint_folder: Path, host: str, port: int, slots: int, context: int, version: str) -> None:
-    """Serve one checkpoint until interrupted; prints {"url": ...} when ready."""
-    import torch
-
-    from trainer.config import EngineConfig
-
+def serve(folder: Path, host: str, port: int, slots: int, context: int, version: str, run_id: str) -> None:
+    """Serve one checkpoint until interrupted; prints {"url": ...} when ready and, with a run, writes it into the Run row."""
     torch.set_num_threads(1)
-    found = checkpoint.load(checkpoint_folder)
+    found = checkpoint.load(folder)
     config = EngineConfig(slots=slots, context=context or found.model.max_positions // 64 * 64)
     engine = Engine(found.model, config)
     engine.update(found.weights, version or str(found.step))
 
     async def main() -> None:
         server = EngineServer(engine, str(found.path))
-        print(json.dumps({"url": await server.start(host, port), "weight_version": engine.version}), flush=True)
+        url = await server.start(host, port)
+        if run_id:
+            with Store.open(settings()) as store:
+                name = tokenizer.store(Tokenizer.from_str(found.tokenizer), store.settings.tokenizers_dir)
+                summary = {**store.run(run_id).summary, "tokenizer": name, "checkpoint": str(found.path)}
+                store.update_run(
+                    run_id, engine_url=url, policy_version=engine.version, summary=summary, state=State.RUNNING, error=""
+                )
+        print(json.dumps({"url": url, "weight_version": engine.version}), flush=True)
         try:
             await asyncio.Event().wait()
         finally:
             await server.stop()
 
-    try:
-        asyncio.run(main())
-    except KeyboardInterrupt:
-        log.info("engine stopped")
+    asyncio.run(main())
 
 
-if __name__ == "__main__":
-    import argparse
-
+def main(arguments: list[str] | None = None) -> int:
+    """The program; its exit code."""
     parser = argparse.ArgumentParser(description="Serve a checkpoint over SGLang's HTTP format.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--host", default="127.0.0.1")
@@ -321,5 +332,24 @@ if __name__ == "__main__":
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--context", type=int, default=0, help="tokens per slot, a multiple of 64; 0 is all the model has")
     parser.add_argument("--weight-version", default="", help="default: the checkpoint's step")
-    given = parser.parse_args()
-    serve(given.checkpoint, given.host, given.port, given.slots, given.context, given.weight_version)
+    parser.add_argument("--run", default="", help="Run row that gets the address, the version and the tokenizer")
+    parser.add_argument("--lifeline", action="store_true", help="end when standard input closes")
+    given = parser.parse_args(arguments)
+    logs.configure()
+    if given.lifeline:
+        lifeline.hold_on(grace_s=1.0)
+    try:
+        serve(given.checkpoint, given.host, given.port, given.slots, given.context, given.weight_version, given.run)
+    except GymsmithError as e:
+        log.error("engine failed: %s", e)
+        if given.run:
+            with Store.open(settings()) as store:
+                store.update_run(given.run, error=f"{type(e).__name__}: {e}")
+        return e.exit_code
+    except KeyboardInterrupt:
+        log.info("engine stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

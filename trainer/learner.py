@@ -1,0 +1,273 @@
+"""The learner: one process that runs one training stage of one run, from its row in the store to its last checkpoint.
+
+    python -m trainer.learner RUN_ID --stage rl [--job JOB --attempt N]
+
+It reads the run's config, resumes from the run's newest good checkpoint if there is one, trains, and writes metrics, progress and
+checkpoints. It may be killed at any moment and started again. Exit codes are those of the error family (`gymsmith.errors`): 0
+done, 2 the request is wrong, 3 infrastructure, worth another try.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# Spinning OpenMP threads steal the core that the sandboxes need; torch reads this when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from tokenizers import Tokenizer
+
+from context_mgmt.chat import Chat
+from gymsmith import lifeline
+from gymsmith import log as logs
+from gymsmith.config import settings
+from gymsmith.errors import ConfigError, GymsmithError, NotFound
+from gymsmith.schema import Metric, Run, State, Status, now
+from gymsmith.store import Store
+from trainer import checkpoint
+from trainer.checkpoint import own_weights, weights_digest
+from trainer.config import OptimConfig, SaveConfig, ScheduleConfig, TrainConfig, parse_train
+from trainer.data import documents, tokenizer
+from trainer.data.loader import Loader
+from trainer.engine.scheduler import Engine
+from trainer.loop import Feed, Trainer
+from trainer.model.transformer import Transformer
+from trainer.optim.groups import Optimizers
+from trainer.rl.collect import Collector
+from trainer.stages import dpo, sft
+from trainer.stages.pretrain import TextFeed
+from trainer.stages.rl import RolloutFeed
+
+log = logging.getLogger(__name__)
+REPORT_S = 0.5
+"""Metrics and progress are written at most this often."""
+
+
+class Learner:
+    """One stage of one run."""
+
+    def __init__(self, store: Store, run: Run, config: TrainConfig, job_id: str = "", attempt: int = 0) -> None:
+        self.store, self.run, self.config = store, run, config
+        self.job_id, self.attempt = job_id, attempt
+        self.home = store.settings.home
+        self.folder = store.settings.runs_dir / run.id / "checkpoints"
+        self.metrics: list[Metric] = []
+        self.written = 0.0
+        self.total = 0
+        self.checkpoint: Path | None = None
+
+    def learn(self) -> dict[str, Any]:
+        """Do the whole stage.
+
+        Returns:
+            The run's summary: checkpoint, tokenizer, weights digest, steps, tokens, seconds.
+        Raises:
+            GymsmithError: config, data, checkpoint or infrastructure; the message says which and what to do.
+        """
+        started = time.monotonic()
+        torch.set_num_threads(self.config.recipe.threads)
+        digest = hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()
+        self.store.update_run(self.run.id, state=State.RUNNING, config_hash=digest, seed=self.config.seed, error="")
+        stage = {"pretrain": self._pretrain, "sft": self._sft, "dpo": self._dpo, "rl": self._rl}[self.config.stage]
+        facts = stage({"stage": self.config.stage, "seed": self.config.seed, "config": digest})
+        self._flush(force=True)
+        summary = {**self.store.run(self.run.id).summary, **facts, "seconds": round(time.monotonic() - started, 2)}
+        self.store.update_run(
+            self.run.id,
+            state=State.SUCCEEDED,
+            checkpoint=self._relative(self.checkpoint),
+            policy_version=str(facts["steps"]),
+            summary=summary,
+            finished_at=now(),
+        )
+        return summary
+
+    # -------------------------------------------------------- stages
+
+    def _pretrain(self, meta: dict[str, Any]) -> dict[str, Any]:
+        recipe = self.config.recipe
+        texts = documents.read_documents(self._path(self.config.corpus))
+        if self.config.tokenizer:
+            name = self.config.tokenizer
+        else:
+            sample = texts[: recipe.tokenizer.sample_documents or None]
+            trained = tokenizer.train((text for segments in sample for _, text, _ in segments), recipe.tokenizer.vocab_size)
+            name = tokenizer.store(trained, self.store.settings.tokenizers_dir)
+        words = Tokenizer.from_file(str(self.store.settings.tokenizers_dir / name))
+        encoded = documents.encode(words, texts, recipe.pretrain.observation_weight)
+        loader = Loader(encoded, recipe.pretrain.rows, recipe.pretrain.length, self.config.seed)
+        model = Transformer(recipe.model.model_copy(update={"vocab_size": words.get_vocab_size()}), self.config.seed)
+        stage = recipe.pretrain
+        trainer = self._trainer(model, stage.optim, stage.schedule, stage.steps, stage.save, words.to_str(), meta)
+        return self._finish(trainer, TextFeed(loader), {"tokenizer": name, "documents": len(texts)})
+
+    def _sft(self, meta: dict[str, Any]) -> dict[str, Any]:
+        recipe, stage = self.config.recipe, self.config.recipe.sft
+        model, chat = self._start()
+        if self.config.demonstrations_run:
+            shown = sft.from_run(self.store, self.config.demonstrations_run)
+        else:
+            path = self._path(self.config.demonstrations)
+            shown = sft.from_file(path, chat, recipe.rollout.context.observation_tokens)
+        feed = sft.DemonstrationFeed(shown, stage.demonstrations, self.config.seed)
+        steps = stage.epochs * feed.per_epoch
+        trainer = self._trainer(model, stage.optim, stage.schedule, steps, stage.save, chat.tokenizer.to_str(), meta)
+        trainer.finish = partial(sft.shift_gain, by=stage.gain_shift)
+        return self._finish(trainer, feed, {"tokenizer": chat.name, "demonstrations": len(shown)})
+
+    def _dpo(self, meta: dict[str, Any]) -> dict[str, Any]:
+        stage = self.config.recipe.dpo
+        model, chat = self._start()
+        ids = sorted(self._families())[: stage.environments]
+        with self._collector(model, chat) as collector:
+            collector.serve(own_weights(model), "0")
+            groups = collector.collect("dpo", 0, ids, stage.attempts)
+        found = dpo.pairs(groups, stage.pairs_per_group)
+        facts = {"tokenizer": chat.name, "pairs": len(found), "skipped": len(found) < stage.min_pairs}
+        if facts["skipped"]:
+            log.warning("dpo left the weights alone: pairs=%d min_pairs=%d", len(found), stage.min_pairs)
+        reference = checkpoint.load(self._path(self.config.start)).build()
+        feed = dpo.PairFeed(found, reference, stage, self.config.seed)
+        steps = 0 if facts["skipped"] else stage.epochs * feed.per_epoch
+        save = SaveConfig(every_steps=max(1, steps))
+        trainer = self._trainer(model, stage.optim, stage.schedule, steps, save, chat.tokenizer.to_str(), meta)
+        return self._finish(trainer, feed, facts)
+
+    def _rl(self, meta: dict[str, Any]) -> dict[str, Any]:
+        stage = self.config.recipe.rl
+        model, chat = self._start()
+        families = self._families()
+        trainer = self._trainer(model, stage.optim, stage.schedule, stage.steps, stage.save, chat.tokenizer.to_str(), meta)
+        with self._collector(model, chat) as collector:
+            feed = RolloutFeed(collector, model, families, stage, self.config.seed, self.config.permute_rewards)
+            return self._finish(trainer, feed, {"tokenizer": chat.name, "environments": len(families)})
+
+    # -------------------------------------------------------- parts
+
+    def _start(self) -> tuple[Transformer, Chat]:
+        """The model and the chat of the checkpoint to start from."""
+        found = checkpoint.load(self._path(self.config.start))
+        name = self.config.tokenizer
+        if not name:
+            name = tokenizer.store(Tokenizer.from_str(found.tokenizer), self.store.settings.tokenizers_dir)
+        chat = Chat.load(self.store.settings.tokenizers_dir / name)
+        if chat.vocab_size != found.model.vocab_size:
+            raise ConfigError(
+                f"expected a tokenizer of {found.model.vocab_size} entries, got {chat.vocab_size}; use the checkpoint's"
+            )
+        return found.build(), chat
+
+    def _families(self) -> dict[str, str]:
+        """Environment id -> family, for everything that DPO and RL may draw."""
+        given = self.config.environments
+        ids = given or self.store.environment_ids(kind="shell", status=Status.VERIFIED, labels={"split": "train"})
+        if not ids:
+            raise ConfigError("expected environments to train in, got none that are verified; run `gymsmith generate shell:all`")
+        found = [self.store.environment(i) for i in ids]
+        return {e.id: e.spec.labels.get("family", e.spec.kind) for e in found}
+
+    def _collector(self, model: Transformer, chat: Chat) -> Collector:
+        recipe = self.config.recipe
+        engine = Engine(model.config, recipe.engine)
+        return Collector(self.store, self.run.id, engine, recipe, chat.name, self.config.seed, self._check)
+
+    def _trainer(
+        self,
+        model: Transformer,
+        optim: OptimConfig,
+        schedule: ScheduleConfig,
+        steps: int,
+        save: SaveConfig,
+        words: str,
+        meta: dict[str, Any],
+    ) -> Trainer:
+        self.total = steps
+        return Trainer(model, Optimizers(model, optim), schedule, steps, self.folder, save, words, meta, self._report)
+
+    def _finish(self, trainer: Trainer, feed: Feed, facts: dict[str, Any]) -> dict[str, Any]:
+        """Resume, run to the end, and say what came out."""
+        resumed = trainer.resume(feed)
+        path = trainer.run(feed)
+        self.checkpoint = path
+        return {
+            **facts,
+            "steps": trainer.step,
+            "tokens": trainer.tokens,
+            "resumed": resumed,
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "weights_digest": weights_digest(trainer.model),
+        }
+
+    # -------------------------------------------------------- reporting
+
+    def _report(self, step: int, metrics: dict[str, float]) -> None:
+        self.metrics += [Metric(run_id=self.run.id, step=step, name=name, value=value) for name, value in metrics.items()]
+        shown = " ".join(f"{name}={metrics[name]:.3g}" for name in ("loss", "reward", "entropy") if name in metrics)
+        log.info("step=%d/%d %s seconds=%.3f", step, self.total, shown, metrics["seconds"])
+        self._flush(step=step, note=shown)
+
+    def _flush(self, step: int = 0, note: str = "", force: bool = False) -> None:
+        """Write metrics and progress that are due. Raises Fenced when the job is no longer ours."""
+        if not force and time.monotonic() - self.written < REPORT_S:
+            return
+        self.written = time.monotonic()
+        waiting, self.metrics = self.metrics, []
+        if waiting:
+            self.store.put_metrics(waiting)
+            self.store.emit("run.metrics", run_id=self.run.id, step=waiting[-1].step)
+        if self.job_id and step:
+            self.store.set_progress(self.job_id, self.attempt, {"done": step, "total": self.total, "unit": "steps", "note": note})
+
+    def _check(self) -> None:
+        """Between polls of a long wait: the job must still be ours."""
+        if self.job_id:
+            self.store.set_progress(self.job_id, self.attempt, {"total": self.total})
+
+    def _path(self, given: str) -> Path:
+        """A path as given, relative ones below the state folder.
+
+        Raises:
+            NotFound: nothing is there.
+        """
+        path = Path(given) if Path(given).is_absolute() else self.home / given
+        if not path.exists():
+            raise NotFound(f"expected a file or folder at {path}, got nothing; fix the path or make it first")
+        return path
+
+    def _relative(self, path: Path | None) -> str:
+        return str(path.relative_to(self.home)) if path is not None and path.is_relative_to(self.home) else str(path or "")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a stage; the exit code."""
+    parser = argparse.ArgumentParser(description="Run one training stage of one run.")
+    parser.add_argument("run_id")
+    parser.add_argument("--stage", required=True, choices=("pretrain", "sft", "dpo", "rl"))
+    parser.add_argument("--job", default="", help="job whose progress is written")
+    parser.add_argument("--attempt", type=int, default=0, help="fencing token of that job")
+    parser.add_argument("--lifeline", action="store_true", help="end when standard input closes")
+    given = parser.parse_args(arguments)
+    logs.configure()
+    if given.lifeline:
+        lifeline.hold_on()
+    with Store.open(settings()) as store:
+        try:
+            run = store.run(given.run_id)
+            Learner(store, run, parse_train(given.stage, run.config), given.job, given.attempt).learn()
+        except GymsmithError as e:
+            log.error("stage=%s run=%s failed: %s", given.stage, given.run_id, e)
+            store.update_run(given.run_id, error=f"{type(e).__name__}: {e}")
+            return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The doors through which jobs enter: train and serve. Imports no torch; the work is done in a child process.
+
+A child per job, because a training process owns its threads and its memory, and may be killed without taking the worker along.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gymsmith import lifeline
+from gymsmith.errors import ConfigError, GymsmithError, InfrastructureError, UserError
+from gymsmith.schema import JobContext, State
+
+POLL_S = 0.05
+THREADS = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""For children: no spinning threads beside the sandboxes. The learner raises its own count when a recipe asks for it."""
+
+
+def train(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Run one stage in a learner process: {"stage", "run_id", "config"} -> the run's summary.
+
+    The config is written into the Run row, where the learner finds it again after any restart.
+
+    Raises:
+        ConfigError: the config is wrong, said before anything starts.
+        InfrastructureError: the learner died or asked for another try; the next attempt resumes from its newest checkpoint.
+        UserError: the learner refused; the message is its own.
+    """
+    from trainer.config import parse_train
+
+    stage, run_id = _needed(payload, "stage"), _needed(payload, "run_id")
+    config = payload.get("config") or {}
+    parse_train(stage, config)
+    ctx.store.update_run(run_id, config=config, kind=stage)
+    command = [sys.executable, "-m", "trainer.learner", run_id, "--stage", stage, "--lifeline"]
+    command += ["--job", ctx.job.id, "--attempt", str(ctx.job.attempt)]
+    log_file = ctx.settings.logs_dir / f"learner-{run_id}.log"
+    child = lifeline.spawn(command, log_file=log_file, environment=ctx.settings.environment() | THREADS)
+    try:
+        while child.poll() is None:
+            ctx.check()
+            time.sleep(POLL_S)
+    finally:
+        lifeline.stop([child], grace_s=3.0)
+    if child.returncode == 0:
+        return dict(ctx.store.run(run_id).summary)
+    raise _failure(child.returncode, ctx, run_id, log_file)
+
+
+def serve(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Serve a checkpoint until the job is cancelled: {"checkpoint", "run_id"}.
+
+    The Run row gets `engine_url`, `policy_version` and, in `summary`, the tokenizer's name.
+
+    Raises:
+        NotFound, CorruptCheckpoint: there is no such checkpoint, or it is damaged.
+        InfrastructureError: the engine died.
+    """
+    run_id, given = _needed(payload, "run_id"), _needed(payload, "checkpoint")
+    folder = Path(given) if Path(given).is_absolute() else ctx.settings.home / given
+    command = [sys.executable, "-m", "trainer.engine.server", "--checkpoint", str(folder), "--lifeline", "--run", run_id]
+    log_file = ctx.settings.logs_dir / f"engine-{run_id}.log"
+    child = lifeline.spawn(command, log_file=log_file, environment=ctx.settings.environment() | THREADS)
+    try:
+        while child.poll() is None:
+            ctx.check()
+            time.sleep(POLL_S)
+    finally:
+        lifeline.stop([child], grace_s=3.0)
+        ctx.store.update_run(run_id, engine_url="", state=State.SUCCEEDED)
+    raise _failure(child.returncode, ctx, run_id, log_file)
+
+
+def _needed(payload: dict[str, Any], name: str) -> str:
+    if not payload.get(name):
+        raise ConfigError(f"the payload must name a {name}, got {sorted(payload)}")
+    return str(payload[name])
+
+
+def _failure(code: int, ctx: JobContext, run_id: str, log_file: Path) -> GymsmithError:
+    """The error that a dead child stands for."""
+    said = ctx.store.run(run_id).error
+    kinds: dict[int, Callable[[str], GymsmithError]] = {1: GymsmithError, 2: UserError}
+    if code in kinds and said:
+        ctx.store.update_run(run_id, state=State.FAILED)
+        return kinds[code](said)
+    why = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return InfrastructureError(f"the process of run {run_id} {why}{': ' + said if said else ''}; its log is {log_file}")
