@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import random
@@ -135,6 +136,17 @@ def test_runs_metrics_and_reports(store: Store) -> None:
     store.put_report(report)
     assert store.report("p") == report
     assert store.reports("r").items == [report]
+
+
+def test_what_is_no_number_is_kept_as_such_and_breaks_nothing(store: Store) -> None:
+    store.put_metrics(
+        [Metric(run_id="r", step=1, name="loss", value=math.nan), Metric(run_id="r", step=2, name="loss", value=-math.inf)]
+    )
+    one, two = store.metrics("r")
+    assert math.isnan(one.value)
+    assert two.value == -math.inf
+    store.add_events([Event(kind="e", data={"loss": math.nan, "list": [1.5, math.inf], "text": "a\x00b"})])
+    assert store.events_after(0)[0].data == {"loss": None, "list": [1.5, None], "text": "a\ufffdb"}
 
 
 def test_events_are_tailed_in_order_without_loss(store: Store) -> None:

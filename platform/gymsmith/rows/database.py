@@ -8,6 +8,8 @@ PostgreSQL uses its ordinary transactions.
 from __future__ import annotations
 
 import fcntl
+import json
+import math
 import os
 import sqlite3
 import threading
@@ -46,12 +48,16 @@ class Database:
         if self.file is not None:
             _prepare_file(self.file)
             self.engine = sa.create_engine(
-                parsed, connect_args={"timeout": BUSY_S, "check_same_thread": False}, pool_size=8, max_overflow=120
+                parsed,
+                json_serializer=to_json,
+                connect_args={"timeout": BUSY_S, "check_same_thread": False},
+                pool_size=8,
+                max_overflow=120,
             )
             sa.event.listen(self.engine, "connect", _configure_sqlite)
         else:
             try:
-                self.engine = sa.create_engine(parsed, pool_size=8, max_overflow=120, pool_pre_ping=True)
+                self.engine = sa.create_engine(parsed, json_serializer=to_json, pool_size=8, max_overflow=120, pool_pre_ping=True)
             except ModuleNotFoundError as e:
                 raise StoreError(f"the database {self.name} needs the Python package {e.name}; install gymsmith[postgres]") from e
         self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT") if not self.sqlite else self.engine
@@ -159,6 +165,23 @@ class Database:
             if not sa.inspect(connection).has_table("alembic_version"):
                 return ""
             return str(connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() or "")
+
+
+def to_json(value: Any) -> str:
+    """JSON as both engines take it: what is no number (NaN, infinity) becomes null, and NUL a visible mark."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_numbers_only(value), allow_nan=False)
+    return text.replace("\\u0000", "\\ufffd")
+
+
+def _numbers_only(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers_only(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers_only(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _: Any) -> None:

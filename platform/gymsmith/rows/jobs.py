@@ -334,7 +334,14 @@ class Jobs:
         )
 
     def _end(self, job_id: str, attempt: int, state: State, result: dict[str, Any], error: str) -> None:
-        values = {"i": job_id, "a": attempt, "s": state.value, "r": result, "e": error, "now": t.to_us(now())}
+        values = {
+            "i": job_id,
+            "a": attempt,
+            "s": state.value,
+            "r": result,
+            "e": error.replace("\x00", "\ufffd"),
+            "now": t.to_us(now()),
+        }
         with self.db.write() as c:
             if c.execute(_END, values).rowcount == 0:
                 raise _fenced(job_id, attempt)
