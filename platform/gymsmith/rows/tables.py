@@ -78,7 +78,7 @@ metrics = sa.Table(
     sa.Column("run_id", sa.Text, primary_key=True),
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("step", Number, primary_key=True, autoincrement=False),
-    sa.Column("value", sa.Double, nullable=False),
+    sa.Column("value", sa.Double),
     sqlite_with_rowid=False,
 )
 
