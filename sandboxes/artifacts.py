@@ -61,9 +61,9 @@ class Artifacts:
             gate = _Gate(self, image)
             for root in self.roots:
                 gate.root(root)
+                gate.parents(root)
             self._admitted = True
-        with os.scandir(self.layer) as entries:
-            return [self.layer] if any(entries) else []
+        return [self.layer] if os.listdir(self.layer) else []
 
 
 async def collect(sandbox: Sandbox, task: Task) -> Artifacts:
@@ -165,13 +165,30 @@ class _Gate:
             status = os.lstat(place)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        lower = lookup(self.image.layers, path)[1] if self.patterns else None
+        lower = lookup(self.image.layers, path)[1] if self.image.layers else None
         if stat.S_ISDIR(status.st_mode):
             return self._directory(place, path, "", status, lower, hidden=False)
         return self._leaf(place, path, status)
 
+    def parents(self, path: str) -> None:
+        """Directories above a root are no artifacts: they are as the image has them, and gone where nothing is left below."""
+        above = path.rpartition("/")[0]
+        while above:
+            place = f"{self.artifacts.layer}{above}"
+            if os.path.isdir(place) and not os.path.islink(place):
+                if not os.listdir(place):
+                    os.rmdir(place)
+                elif (entry := lookup(self.image.layers, above)[1]) is not None and entry.is_dir:
+                    os.chmod(place, stat.S_IMODE(entry.status.st_mode))
+                    if AS_ROOT:
+                        os.chown(place, entry.status.st_uid, entry.status.st_gid)
+            above = above.rpartition("/")[0]
+
     def _directory(self, place: str, path: str, below: str, status: os.stat_result, lower: Entry | None, hidden: bool) -> None:
-        """`lower`: what the image has here; `hidden`: a directory above was to hide it, and no longer does."""
+        """`lower`: what the image has here; `hidden`: a directory above was to hide it, and no longer does.
+
+        A directory in which nothing is left that differs from the image's goes: what it says is what the image says.
+        """
         self._own(place, status)
         if not AS_ROOT:
             os.chmod(place, stat.S_IMODE(status.st_mode) | 0o700)
@@ -188,10 +205,11 @@ class _Gate:
         for entry in listed:
             inner = f"{below}/{entry.name}" if below else entry.name
             here = entry.stat(follow_symlinks=False)
-            under = child(lower.places, entry.name) if lower is not None else None
+            folder = stat.S_ISDIR(here.st_mode)
+            under = child(lower.places, entry.name) if lower is not None and (folder or self.patterns) else None
             if self._protected(inner):
                 self._drop(entry.path, f"{path}/{entry.name}", "protected", here)
-            elif stat.S_ISDIR(here.st_mode):
+            elif folder:
                 self._directory(entry.path, f"{path}/{entry.name}", inner, here, under, hidden=spell_out)
             elif is_whiteout(here):
                 if under is not None and under.is_dir and self._holds_protected(under, inner):
@@ -201,6 +219,10 @@ class _Gate:
                 self._leaf(entry.path, f"{path}/{entry.name}", here)
         if spell_out and lower is not None:
             self._delete_around(place, below, lower)
+        if lower is not None and not replaces:
+            same = (status.st_mode, status.st_uid) == (lower.status.st_mode, lower.status.st_uid)
+            if same and not os.listdir(place):
+                os.rmdir(place)
 
     def _delete_around(self, place: str, below: str, lower: Entry) -> None:
         """White out each name that the image has here and the layer has not, except protected ones and what leads to them."""

@@ -99,11 +99,13 @@ class ContainerProvider:
 
     name = "docker"
 
-    def __init__(self, images: ImageSource, owner: str, folder: Path, client: Any, runtime: str | None) -> None:
+    def __init__(self, images: ImageSource, owner: str, folder: Path, client: Any, runtime: str | None, base_image: str) -> None:
         self.images = images
+        self.client = client
+        """The engine's `docker.APIClient`, which also builds images."""
+        self.base_image = base_image
         self.owner = owner
         self._folder = folder
-        self._client = client
         self._runtime = runtime
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(4, "docker")
@@ -114,10 +116,13 @@ class ContainerProvider:
         self._closed = False
 
     @classmethod
-    async def start(cls, images: ImageSource, state_dir: Path, *, runtime: str | None = None) -> ContainerProvider:
+    async def start(
+        cls, images: ImageSource, state_dir: Path, *, runtime: str | None = None, base_image: str = "debian:12-slim"
+    ) -> ContainerProvider:
         """A provider on the engine that DOCKER_HOST names, by default the local one; removes containers of dead owners.
 
-        runtime: an OCI runtime known to the engine, such as "runsc". Raises: Capacity (no engine answers, or no docker package).
+        runtime: an OCI runtime known to the engine, such as "runsc". base_image: what `FROM gymsmith/host` means there.
+        Raises: Capacity (no engine answers, or no docker package).
         """
         try:
             import docker
@@ -131,7 +136,7 @@ class ContainerProvider:
         except Exception as error:  # the package raises several unrelated families when no engine listens
             raise Capacity(f"a Docker Engine must answer, none does ({error}); install docker.io and start dockerd") from error
         owner, folder = reaper.register(state_dir)
-        return cls(images, owner, folder, client, runtime)
+        return cls(images, owner, folder, client, runtime, base_image)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -193,7 +198,7 @@ class ContainerProvider:
         import docker
 
         row = CAPABILITY_TABLE["container"]["build" if spec.role == "build" else "resident"]
-        host = self._client.create_host_config(
+        host = self.client.create_host_config(
             auto_remove=True,
             network_mode="none",
             cap_drop=["ALL"],
@@ -212,7 +217,7 @@ class ContainerProvider:
         labels = {**{f"gymsmith.{key}": value for key, value in spec.labels.items()}, LABEL: self.owner}
         words = ["resident", str(int(spec.lease_s)), str(int(spec.role == "build")), workdir, str(owner[0]), str(owner[1])]
         try:
-            made = self._client.create_container(
+            made = self.client.create_container(
                 image, words, name=name, entrypoint=[PROGRAM], user="0:0", working_dir="/", hostname="sandbox", stdin_open=True,
                 environment={}, labels=labels, host_config=host,
             )  # fmt: skip
@@ -222,11 +227,11 @@ class ContainerProvider:
             raise Capacity(f"the engine refused a container: {error.explanation or error}") from error
         container = made["Id"]
         try:
-            attached = self._client.attach_socket(container, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+            attached = self.client.attach_socket(container, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
             sock = socket.socket(fileno=os.dup(attached.fileno()))
             attached.close()
-            self._client.start(container)
-            return container, sock, int(self._client.inspect_container(container)["State"]["Pid"])
+            self.client.start(container)
+            return container, sock, int(self.client.inspect_container(container)["State"]["Pid"])
         except docker.errors.APIError as error:
             self._remove(container)
             raise Capacity(f"the engine could not start a container: {error.explanation or error}") from error
@@ -242,14 +247,14 @@ class ContainerProvider:
         import docker
 
         try:
-            self._client.remove_container(container, force=True, v=True)
+            self.client.remove_container(container, force=True, v=True)
         except docker.errors.NotFound:
             return
         except docker.errors.APIError as error:
             if error.status_code != 409:
                 raise Capacity(f"the engine could not remove container {container[:12]}: {error.explanation}") from error
             try:  # it is being removed already
-                self._client.wait(container, timeout=30, condition="removed")
+                self.client.wait(container, timeout=30, condition="removed")
             except docker.errors.NotFound:
                 return
 
@@ -260,7 +265,7 @@ class ContainerProvider:
         self._closed = True
         await asyncio.gather(*(box.destroy() for box in list(self._boxes.values())))
         self._threads.shutdown()
-        self._client.close()
+        self.client.close()
         self._folder.rmdir()
 
 

@@ -50,7 +50,7 @@ async def build_with_engine(
     executable: frozenset[str],
     timeout_s: float,
 ) -> Image:
-    """The image, built or found. `engine`: a `docker.DockerClient`; `base_image`: what `FROM gymsmith/host` means to it.
+    """The image, built or found. `engine`: a `docker.APIClient`; `base_image`: what `FROM gymsmith/host` means to it.
 
     Raises: PolicyRefused, BuildError (with the log's tail), ImageMissing (the engine has no base image), InfrastructureError.
     """
@@ -62,7 +62,7 @@ def engine_digest(engine: Any, base_image: str) -> str:
     import docker.errors
 
     try:
-        return str(engine.images.get(base_image).id)
+        return str(engine.inspect_image(base_image)["Id"])
     except docker.errors.ImageNotFound as error:
         raise ImageMissing(
             f"the container engine has no image {base_image!r} for FROM {image_base.NAME}; pull it, or set docker_base_image"
@@ -114,13 +114,13 @@ def _build(
     image_id = digest(b"engine", base.encode(), text.encode(), *parts)[:32]
     ref = f"gymsmith/environment:{image_id}"
     try:
-        found = engine.images.get(ref)
+        found = engine.inspect_image(ref)
     except docker.errors.ImageNotFound:
         _engine_build(engine, ref, _tar(text, members), timeout_s)
-        found = engine.images.get(ref)
+        found = engine.inspect_image(ref)
     except docker.errors.DockerException as error:
         raise InfrastructureError(f"the container engine did not answer: {error}; is it running?") from error
-    settings = found.attrs["Config"]
+    settings = found["Config"]
     env = dict(pair.split("=", 1) for pair in settings.get("Env") or [])
     return Image(image_id, env=env, workdir=settings.get("WorkingDir") or "/", user=user, engine_ref=ref)
 
@@ -177,7 +177,7 @@ def _engine_build(engine: Any, ref: str, tar: io.BytesIO, timeout_s: float) -> N
 
     log = ""
     try:
-        answer = engine.api.build(
+        answer = engine.build(
             fileobj=tar,
             custom_context=True,
             tag=ref,

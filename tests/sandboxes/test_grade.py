@@ -224,6 +224,24 @@ def test_protected_files_cannot_be_deleted_either(bench: Bench, script: str) -> 
     assert ("plain-gone" in reward.tests) == deleted_all and ("deep-gone" in reward.tests) == deleted_all
 
 
+def test_what_changes_nothing_carries_no_layer(bench: Bench) -> None:
+    """Control arm: a mode changed by hand is a change."""
+
+    async def layers(script: str) -> int:
+        spec = bench.shell.spec.model_copy(update={"protected": ("conftest.py",), "artifacts": ("/work", "/home/agent/out")})
+        box = await bench.provider.create(SandboxSpec(image=bench.shell_image.id, user="agent"))
+        await box.exec(script)
+        artifacts = await collect(box, replace(bench.shell, spec=spec))
+        await box.destroy()
+        return len(artifacts.admit(bench.shell_image))
+
+    assert bench.run(layers("ls")) == 0
+    assert bench.run(layers("touch /work/conftest.py /tmp/x /home/agent/x; rm /work/conftest.py; ln -s / /work/all")) == 0
+    assert bench.run(layers("chmod 700 /work")) == 1
+    assert bench.run(layers("mkdir /work/new")) == 1
+    assert bench.run(layers("touch /home/agent/out")) == 1
+
+
 def test_deletions_links_and_modes_cross(bench: Bench) -> None:
     check = """cd /work
 [ -e n00.txt ] || echo "PASS deleted"
@@ -338,7 +356,7 @@ def test_agents_that_take_their_sandbox_down_score_0(bench: Bench) -> None:
 
 def test_artifacts_that_hang_or_kill_the_tests_score_0(bench: Bench) -> None:
     runs = task_of(
-        {"environment/Dockerfile": bench.shell.dockerfile, "tests/test.sh": "sh /work/it; echo 'PASS ran'\n"},
+        {"environment/Dockerfile": bench.shell.dockerfile, "tests/test.sh": "sh /work/it && echo 'PASS ran'\n"},
         ("ran",),
         verifier_timeout_s=0.5,
         memory_mb=64,

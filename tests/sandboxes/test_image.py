@@ -310,7 +310,7 @@ def test_an_engine_builds_the_same_dockerfiles(tmp_path: Path) -> None:
     def build(text: str, context: Mapping[str, bytes], wheelhouse: Path | None = None) -> Image:
         steps = dockerfile.parse(text)
         work = build_with_engine(
-            store, engine, base, steps, context, wheelhouse=wheelhouse, executable=frozenset(), timeout_s=60.0
+            store, engine.api, base, steps, context, wheelhouse=wheelhouse, executable=frozenset(), timeout_s=60.0
         )
         return store.record(asyncio.run(work))
 
