@@ -28,7 +28,7 @@ class BoxHook(BuildHookInterface[Any]):
     """Compiles before files are collected and gives the wheel its platform tag."""
 
     def dependencies(self) -> list[str]:
-        return [] if box_build(self.root).compiler() else ["ziglang>=0.13,<0.16"]
+        return [] if box_build(self.root).compiler() else ["ziglang>=0.13"]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
