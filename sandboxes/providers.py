@@ -47,4 +47,4 @@ async def _namespaces(settings: Settings, images: ImageSource) -> Provider:
 async def _containers(settings: Settings, images: ImageSource) -> Provider:
     from sandboxes.container import ContainerProvider
 
-    return await ContainerProvider.start(images, settings.sandboxes_dir)
+    return await ContainerProvider.start(images, settings.sandboxes_dir, base_image=settings.docker_base_image)
