@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from env_factory.cheats.corpus import corpus
-from gymsmith.errors import InfrastructureError
+from gymsmith.errors import Capacity, ImageMissing, InfrastructureError
 from gymsmith.schema import Source, TaskSpec
 from gymsmith.taskdir import Task
 from sandboxes import grade
@@ -379,6 +379,40 @@ def test_a_provider_that_fails_is_never_a_reward(bench: Bench, tmp_path: Path) -
         bench.run(closed())
     with pytest.raises(InfrastructureError):
         bench.attempt(None, image=replace(bench.shell_image, id="0" * 32))
+
+
+@pytest.mark.docker
+def test_the_same_verdicts_in_containers(tmp_path: Path) -> None:
+    """The engine builds the task's Dockerfile, artifacts cross with their deletions, cheats score 0."""
+    from sandboxes.container import ContainerProvider
+
+    async def scenes() -> dict[str, float]:
+        images = ImageStore(tmp_path / "images")
+        provider = await ContainerProvider.start(images, tmp_path / "state", base_image="gymsmith/debian:bookworm")
+        images.provider = provider
+        try:
+            task = shell_task()
+            try:
+                image = await images.build(task.dockerfile, task.under("environment"))
+            except ImageMissing as error:
+                raise Capacity(str(error)) from error
+            tried = {
+                "nothing": None,
+                "solution": SHELL_SOLUTION,
+                "link": "ln -s /tests/expected.txt /work/answer.txt; rm /work/n07.txt",
+                **{c.name: c.script for c in corpus() if c.name in ("delete-all", "wait-for-tests", "overwrite-tests")},
+            }
+            return {name: (await grade.attempt_script(provider, image, task, script)).value for name, script in tried.items()}
+        finally:
+            await provider.close()
+
+    try:
+        rewards = asyncio.run(scenes())
+    except Capacity as error:
+        assert os.environ.get("GYMSMITH_REQUIRE_ALL") != "1", f"GYMSMITH_REQUIRE_ALL=1, but {error}"
+        pytest.skip(str(error))
+    assert rewards.pop("solution") == 1.0
+    assert set(rewards.values()) == {0.0}, rewards
 
 
 def report(text: str, **fields: Any) -> ExecResult:
