@@ -42,7 +42,7 @@ asyncio.run(main())
 
 
 def client_of(house: House) -> Any:
-    return house.provider._client  # type: ignore[attr-defined]
+    return house.provider.client  # type: ignore[attr-defined]
 
 
 def test_a_killed_worker_leaves_no_container(house: House, tmp_path: Path) -> None:
@@ -53,15 +53,17 @@ def test_a_killed_worker_leaves_no_container(house: House, tmp_path: Path) -> No
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert worker.stdout is not None
-    owner = worker.stdout.readline().strip()
     client = client_of(house)
+    owner = worker.stdout.readline().strip()
 
     def alive() -> list[str]:
         return [entry["Id"] for entry in client.containers(filters={"label": f"{LABEL}={owner}"})]
 
-    assert len(alive()) == 3
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.wait()
+    try:
+        assert len(alive()) == 3
+    finally:
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
     deadline = time.monotonic() + 10
     while alive() and time.monotonic() < deadline:
         time.sleep(0.1)
