@@ -1,7 +1,7 @@
 """Plays the pre-training sessions for real: each in a folder of its own, many to a sandbox, one shell for a batch.
 
-The text of these sessions is ours and so are its commands, so a sandbox may serve a whole batch; nothing a model wrote ever runs here.
-What is written is a corpus file: JSON lines of {"segments": [[role, text, learn], ...]}, gzip, named by its content.
+The text of these sessions is ours and so are its commands, so a sandbox may serve a whole batch; nothing a model wrote ever runs
+here. What is written is a corpus file: JSON lines of {"segments": [[role, text, learn], ...]}, gzip, named by its content.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ async def play(
         outputs = said.output.decode(errors="replace").split(f"\n{mark}\n")[:-1]
         expected = sum(len(s.steps) for s in part)
         if len(outputs) != expected:
-            raise InfrastructureError(f"expected {expected} outputs of a session batch, got {len(outputs)}: {said.output[-200:]!r}")
+            raise InfrastructureError(
+                f"expected {expected} outputs of a session batch, got {len(outputs)}: {said.output[-200:]!r}"
+            )
         finished += len(part)
         done(finished)
         texts = iter(outputs)

@@ -1,14 +1,14 @@
 """A terminal's way into the house: put a job, watch it, and have workers for as long as it takes.
 
-`attached(settings)` uses the workers that already run on this state folder (`gymsmith up`), else starts the embedded ones and stops
-them at the end. Ctrl-C cancels what was put; everything that was finished stays, and the same command goes on from there.
+`attached(settings)` uses the workers that already run on this state folder (`gymsmith up`), else starts the embedded ones and
+stops them at the end. Ctrl-C cancels what was put; everything that was finished stays, and the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,11 @@ CONTEXT = {"keep_recent_k": None, "limit_tokens": 320, "observation_tokens": 56}
 class House:
     """The store, the jobs and (maybe) our own workers."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, check: Callable[[], None] = lambda: None) -> None:
+        """`check` raises when the workers that the jobs wait for cannot stay alive."""
         self.settings = settings
         self.store = store
+        self.check = check
 
     # -------------------------------------------------------- jobs
 
@@ -55,10 +57,15 @@ class House:
             with progress_bars(quiet) as bars:
                 tasks = {label: bars.add_task(label, total=None, note="") for label in live}
                 while live:
+                    self.check()
                     for label, job in list(live.items()):
                         job = self.store.job(job.id)
-                        bars.update(tasks[label], completed=job.progress.get("done", 0), total=job.progress.get("total"),
-                                    note=str(job.progress.get("note", "")))
+                        bars.update(
+                            tasks[label],
+                            completed=job.progress.get("done", 0),
+                            total=job.progress.get("total"),
+                            note=str(job.progress.get("note", "")),
+                        )
                         if job.state in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
                             ended[label] = job
                             del live[label]
@@ -71,14 +78,18 @@ class House:
             raise
         return ended
 
-    def run(self, kind: str, payload: Mapping[str, Any], *, label: str = "", quiet: bool = False, key: str = "", run_id: str = "") -> Job:
+    def run(
+        self, kind: str, payload: Mapping[str, Any], *, label: str = "", quiet: bool = False, key: str = "", run_id: str = ""
+    ) -> Job:
         """Put one job and follow it to its end."""
         job = self.submit(kind, payload, key=key, run_id=run_id)
         return self.watch({label or kind: job}, quiet=quiet)[label or kind]
 
     # -------------------------------------------------------- runs
 
-    def start_run(self, kind: str, *, name: str = "", seed: int = 0, parent: str = "", config: Mapping[str, Any] | None = None) -> Run:
+    def start_run(
+        self, kind: str, *, name: str = "", seed: int = 0, parent: str = "", config: Mapping[str, Any] | None = None
+    ) -> Run:
         """A new run row."""
         run = Run(id=ulid(), kind=kind, name=name or kind, seed=seed, parent=parent, config=dict(config or {}))
         self.store.put_run(run)
@@ -106,7 +117,11 @@ class House:
             "overrides": list(overrides),
             **{key: value for key, value in (inputs or {}).items() if value != ""},
         }
-        run = self.store.run(run_id) if run_id else self.start_run(stage, name=name or stage, seed=seed, parent=parent, config=config)
+        run = (
+            self.store.run(run_id)
+            if run_id
+            else self.start_run(stage, name=name or stage, seed=seed, parent=parent, config=config)
+        )
         job = self.submit("train", {"stage": stage, "run_id": run.id, "config": run.config}, run_id=run.id)
         self.watch({name or stage: job}, quiet=quiet)
         return self.store.run(run.id)
@@ -132,6 +147,7 @@ class House:
         job = self.submit("serve", {"checkpoint": self.checkpoint(checkpoint), "run_id": run.id}, run_id=run.id)
         try:
             while not run.engine_url:
+                self.check()
                 state = self.store.job(job.id)
                 if state.state in (State.FAILED, State.CANCELLED):
                     raise failure("serve", state)
@@ -166,10 +182,15 @@ class House:
         run = self.start_run("rollout", seed=seed)
         payload = {"run_id": run.id, "items": items, "context": CONTEXT | {"keep_recent_k": keep_recent_k}, "max_turns": 12}
         if solution:
-            return self.run("rollout", payload | {"policy": {"kind": "solution"}}, label="rollouts", quiet=quiet, run_id=run.id).result
+            return self.run(
+                "rollout", payload | {"policy": {"kind": "solution"}}, label="rollouts", quiet=quiet, run_id=run.id
+            ).result
         with self.served(checkpoint) as engine:
-            payload |= {"policy": policy_of(engine), "tokenizer": engine.summary["tokenizer"],
-                        "sampling": {"temperature": 1.0, "max_new_tokens": 24}}
+            payload |= {
+                "policy": policy_of(engine),
+                "tokenizer": engine.summary["tokenizer"],
+                "sampling": {"temperature": 1.0, "max_new_tokens": 24},
+            }
             return self.run("rollout", payload, label="rollouts", quiet=quiet, run_id=run.id).result
 
     def evaluate_held_out(
@@ -195,7 +216,14 @@ class House:
 
 def held_out(seed: int, n: int, *, family: str = "all", level: int | None = None) -> dict[str, Any]:
     """Payload of a `generate` job for held-out shell environments."""
-    payload: dict[str, Any] = {"source": f"shell:{family}", "kind": "shell", "n": n, "seed": seed, "split": "held_out", "gates": "controls"}
+    payload: dict[str, Any] = {
+        "source": f"shell:{family}",
+        "kind": "shell",
+        "n": n,
+        "seed": seed,
+        "split": "held_out",
+        "gates": "controls",
+    }
     return payload | ({"levels": [level]} if level is not None else {})
 
 
@@ -255,7 +283,7 @@ def attached(settings: Settings, *, workers: int = 1, api: bool = False) -> Iter
         if running(settings):
             yield House(settings, store)
         else:
-            with Supervisor(settings, workers=workers, api=api):
-                yield House(settings, store)
+            with Supervisor(settings, workers=workers, api=api) as supervisor:
+                yield House(settings, store, supervisor.check)
     finally:
         store.close()

@@ -1,7 +1,7 @@
 """`gymsmith VERB`: the same jobs and the same store as the API, from a terminal.
 
-Every verb that does long work puts a job and watches it. When no worker of this state folder is running, the verb starts the embedded
-ones for as long as it needs them. `--json` prints one JSON document on standard output and nothing else. Exit codes: 0 done,
+Every verb that does long work puts a job and watches it. When no worker of this state folder is running, the verb starts the
+embedded ones for as long as it needs them. `--json` prints one JSON document on standard output and nothing else. Exit codes: 0 done,
 1 failed, 2 asked wrongly, 3 the machinery failed (retry), 130 interrupted (what was done is kept; the same command goes on).
 """
 
@@ -88,7 +88,9 @@ def demo(
 
     settings = settings_for(home or Path(".gymsmith").resolve())
     plan = story.Plan.quick() if quick else story.Plan.full()
-    result = story.run(settings, plan, seed=seed, eval_seed=eval_seed, permute_rewards=permute_rewards, workers=workers, quiet=as_json)
+    result = story.run(
+        settings, plan, seed=seed, eval_seed=eval_seed, permute_rewards=permute_rewards, workers=workers, quiet=as_json
+    )
     if as_json:
         emit(result.document)
     if serve if serve is not None else (sys.stdout.isatty() and not as_json):
@@ -130,7 +132,9 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
 
 @app.command()
 def generate(
-    source: Annotated[str, typer.Argument(help="pypi:NAME==VERSION, file:PATH (a tutorial), man:PAGE, or shell:FAMILY (shell:all).")],
+    source: Annotated[
+        str, typer.Argument(help="pypi:NAME==VERSION, file:PATH (a tutorial), man:PAGE, or shell:FAMILY (shell:all).")
+    ],
     kind: Annotated[str, typer.Option(help="mutation (SWE tasks), tutorial or shell.")],
     n: Annotated[int, typer.Option("-n", help="How many admitted environments to stop at.", min=1)] = 20,
     seed: Seed = 1,
@@ -242,7 +246,13 @@ def rollout(
 
     with attached(settings_for(home)) as house:
         result = house.rollout(
-            env_ids, checkpoint=checkpoint, solution=solution, attempts=attempts, seed=seed, keep_recent_k=keep_recent_k, quiet=as_json
+            env_ids,
+            checkpoint=checkpoint,
+            solution=solution,
+            attempts=attempts,
+            seed=seed,
+            keep_recent_k=keep_recent_k,
+            quiet=as_json,
         )
         trajectories = house.store.trajectories(result["trajectories"])
     if as_json:
@@ -288,7 +298,9 @@ def train(
 def rl(
     start: Annotated[str, typer.Option("--from", help="Run whose newest checkpoint to start from.")] = "",
     recipe: Annotated[str, typer.Option(help="A recipe of trainer/recipes or a TOML file.")] = "demo",
-    permute_rewards: Annotated[bool, typer.Option("--permute-rewards", help="Control arm: true rewards in a random order.")] = False,
+    permute_rewards: Annotated[
+        bool, typer.Option("--permute-rewards", help="Control arm: true rewards in a random order.")
+    ] = False,
     run_id: Annotated[str, typer.Option("--run", help="Continue this run from its newest checkpoint.")] = "",
     overrides: Override = None,
     seed: Seed = 1,
@@ -365,7 +377,9 @@ def show_report(report: Any, as_json: bool) -> None:
     print(f"{report.name}  policy {report.policy_version}  {report.mode}  seed {report.seed}")
     for name, score in rows.items():
         print(f"  {name:14s} {100 * score.rate:5.1f}%  [{100 * score.low:.1f}, {100 * score.high:.1f}]  {score.passed}/{score.n}")
-    print(f"  mean commands {report.mean_commands:.2f}, passed without a look {report.passed_without_look}, errors {report.errors}")
+    print(
+        f"  mean commands {report.mean_commands:.2f}, passed without a look {report.passed_without_look}, errors {report.errors}"
+    )
 
 
 # ---------------------------------------------------------------- upkeep

@@ -1,13 +1,13 @@
 """The main job, told once: from nothing to a model that RL made better, in real sandboxes, on real input.
 
-This file only puts jobs and reads the store: environments are made and proved by the factory's workers, weights change in the learner,
-attempts run in sandboxes. What depends on what:
+This file only puts jobs and reads the store: environments are made and proved by the factory's workers, weights change in the
+learner, attempts run in sandboxes. What depends on what:
 
     corpus ── pretrain ── sft ── (dpo) ── rl ── evaluation
     shell pool, SWE and tutorial environments, held-out set: proved beside pre-training, needed from sft on
 
-Every finished phase is written into the demo's run row, so that an interrupted demo goes on where it stopped. Budgets count steps; the
-seconds printed beside them are what they are expected to take on two idle cores, never a stop condition.
+Every finished phase is written into the demo's run row, so that an interrupted demo goes on where it stopped. Budgets count steps;
+the seconds printed beside them are what they are expected to take on two idle cores, never a stop condition.
 """
 
 from __future__ import annotations
@@ -60,9 +60,21 @@ class Plan:
     def full(cls) -> Plan:
         """At most ten minutes."""
         return cls(
-            name="full", recipe="demo", package="pypi:inflection==0.5.1", swe=20, tutorial="file:examples", tutorials=10,
-            pool=384, demonstrated=128, held_out=600, family=120, folding=120, sessions=4000,
-            gain_points=25.0, floor=0.75, family_floor=0.60,
+            name="full",
+            recipe="demo",
+            package="pypi:inflection==0.5.1",
+            swe=20,
+            tutorial="file:examples",
+            tutorials=10,
+            pool=384,
+            demonstrated=128,
+            held_out=600,
+            family=120,
+            folding=120,
+            sessions=4000,
+            gain_points=25.0,
+            floor=0.75,
+            family_floor=0.60,
             budget_s={"corpus": 20, "pretrain": 210, "proofs": 20, "sft": 15, "dpo": 15, "before": 40, "rl": 180, "after": 60},
         )
 
@@ -70,9 +82,21 @@ class Plan:
     def quick(cls) -> Plan:
         """At most three minutes: a smaller everything."""
         return cls(
-            name="quick", recipe="demo_quick", package="pypi:inflection==0.5.1", swe=5, tutorial="file:examples", tutorials=3,
-            pool=128, demonstrated=96, held_out=300, family=0, folding=0, sessions=2000,
-            gain_points=15.0, floor=0.0, family_floor=0.0,
+            name="quick",
+            recipe="demo_quick",
+            package="pypi:inflection==0.5.1",
+            swe=5,
+            tutorial="file:examples",
+            tutorials=3,
+            pool=128,
+            demonstrated=96,
+            held_out=300,
+            family=0,
+            folding=0,
+            sessions=2000,
+            gain_points=15.0,
+            floor=0.0,
+            family_floor=0.0,
             budget_s={"corpus": 10, "pretrain": 70, "proofs": 5, "sft": 10, "dpo": 5, "before": 15, "rl": 50, "after": 15},
         )
 
@@ -130,7 +154,9 @@ class Story:
                     result["run"] = config.id
                     self.house.store.update_run(config.id, config=self.config(start, inputs))
                     self.save()
-                self.house.train(name, recipe=self.plan.recipe, seed=self.run.seed, run_id=result["run"], name=name, quiet=self.quiet)
+                self.house.train(
+                    name, recipe=self.plan.recipe, seed=self.run.seed, run_id=result["run"], name=name, quiet=self.quiet
+                )
         return str(result["run"])
 
     def config(self, start: str, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +171,9 @@ class Story:
         with self.phase("corpus") as corpus:
             if "seconds" not in corpus:
                 payload = {"seed": self.run.seed, "sessions": self.plan.sessions}
-                job = self.house.run("corpus", payload, label="corpus: real shell sessions", quiet=self.quiet, key=self.key("corpus"))
+                job = self.house.run(
+                    "corpus", payload, label="corpus: real shell sessions", quiet=self.quiet, key=self.key("corpus")
+                )
                 corpus.update(job.result)
         proofs = self.order_environments()
         pretrained = self.stage("pretrain", corpus=corpus["path"])
@@ -158,7 +186,9 @@ class Story:
         started = self.prefer(taught, pool)
         improved = self.stage("rl", start=started, environments=pool, permute_rewards=self.permute_rewards)
         after = self.evaluate("after", improved, made["held-out"]["admitted"], made)
-        return story_report.document(self.house.store, self.plan, self.run, self.phases, made, before, after, self.permute_rewards)
+        return story_report.document(
+            self.house.store, self.plan, self.run, self.phases, made, before, after, self.permute_rewards
+        )
 
     def key(self, name: str) -> str:
         """Idempotency key of a job of this demo."""
@@ -171,14 +201,23 @@ class Story:
             "shell pool": {"source": "shell:all", "kind": "shell", "n": plan.pool, "seed": seed, "split": "train"},
             "SWE": {"source": plan.package, "kind": "mutation", "n": plan.swe, "seed": seed},
             "tutorial": {"source": plan.tutorial, "kind": "tutorial", "n": plan.tutorials, "seed": seed},
-            "held-out": {"source": "shell:all", "kind": "shell", "n": plan.held_out, "seed": self.eval_seed, "split": "held_out",
-                         "gates": "controls"},
+            "held-out": {
+                "source": "shell:all",
+                "kind": "shell",
+                "n": plan.held_out,
+                "seed": self.eval_seed,
+                "split": "held_out",
+                "gates": "controls",
+            },
         }
         if plan.family:
             orders["new family"] = orders["held-out"] | {"source": "shell:unseen", "n": plan.family}
         if plan.folding:
             orders["long chains"] = orders["held-out"] | {"source": "shell:chain", "n": plan.folding, "levels": [8]}
-        return {name: self.house.submit("generate", payload, key=self.key(name), parent=self.run.id) for name, payload in orders.items()}
+        return {
+            name: self.house.submit("generate", payload, key=self.key(name), parent=self.run.id)
+            for name, payload in orders.items()
+        }
 
     def pool(self, admitted: list[str]) -> list[str]:
         """The RL pool in an order that does not depend on who proved first."""
@@ -192,7 +231,13 @@ class Story:
                 run = self.house.start_run("rollout", name="demonstrations", seed=self.run.seed, parent=self.run.id)
                 items = [{"environment_id": i, "group": f"demo/{i}", "attempt": 0, "seed": 0} for i in easy]
                 tokenizer = self.house.store.run(self.phases["pretrain"]["run"]).summary["tokenizer"]
-                payload = {"run_id": run.id, "items": items, "policy": {"kind": "solution"}, "tokenizer": tokenizer, "max_turns": 16}
+                payload = {
+                    "run_id": run.id,
+                    "items": items,
+                    "policy": {"kind": "solution"},
+                    "tokenizer": tokenizer,
+                    "max_turns": 16,
+                }
                 self.house.run("rollout", payload, label="demonstrations", quiet=self.quiet, run_id=run.id)
                 result.update(run=run.id, count=len(items))
         return str(result["run"])
@@ -220,7 +265,9 @@ class Story:
             "greedy": evaluation(engine, held_out, name="held-out, greedy", greedy=True, seed=seed),
         }
         if "new family" in made:
-            orders["new family"] = evaluation(engine, made["new family"]["admitted"], name="new family, sampled", greedy=False, seed=seed)
+            orders["new family"] = evaluation(
+                engine, made["new family"]["admitted"], name="new family, sampled", greedy=False, seed=seed
+            )
         if "long chains" in made:
             long = evaluation(engine, made["long chains"]["admitted"], name="long chains, unfolded", greedy=True, seed=seed)
             orders["unfolded"] = long
@@ -250,7 +297,9 @@ def run(
         story_report.show_budget(plan)
     start = time.monotonic()
     with attached(settings, workers=workers) as house:
-        unfinished = [r for r in house.store.runs(kind="demo").items if r.config_hash == config_hash and r.state is not State.SUCCEEDED]
+        unfinished = [
+            r for r in house.store.runs(kind="demo").items if r.config_hash == config_hash and r.state is not State.SUCCEEDED
+        ]
         if unfinished:
             demo_run = unfinished[0]
             announce(f"going on with demo {demo_run.id}: {', '.join(demo_run.summary.get('phases', {})) or 'nothing'} so far")

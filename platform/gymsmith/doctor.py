@@ -1,7 +1,7 @@
 """`gymsmith doctor`: what this machine can do, what that guarantees, and how to get the rest.
 
-Each check looks at the real thing (starts a sandbox, asks the engine, runs the browser) instead of guessing from versions. The rooms
-above are asked by name, so importing this module loads none of them.
+Each check looks at the real thing (starts a sandbox, asks the engine, runs the browser) instead of guessing from versions. The
+rooms above are asked by name, so importing this module loads none of them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def show(checks: list[Check]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     marks = {"ok": "[green]ok[/]", "missing": "[yellow]--[/]", "broken": "[red]NO[/]"}
     for check in checks:
-        table.add_row(marks[check.state], check.name, check.detail + (f"\n[dim]-> {check.next_move}[/]" if check.next_move else ""))
+        table.add_row(
+            marks[check.state], check.name, check.detail + (f"\n[dim]-> {check.next_move}[/]" if check.next_move else "")
+        )
     Console().print(table)
 
 
@@ -71,7 +73,9 @@ def state_folder(settings: Settings) -> Check:
     if not os.access(parent, os.W_OK):
         return Check("state folder", "broken", f"{home}: {parent} is not writable", "set GYMSMITH_HOME to a folder you may write")
     state = "ok" if free_gib >= 2 else "broken"
-    return Check("state folder", state, f"{home}, {free_gib:.0f} GiB free", "" if state == "ok" else "free 2 GiB or set GYMSMITH_HOME")
+    return Check(
+        "state folder", state, f"{home}, {free_gib:.0f} GiB free", "" if state == "ok" else "free 2 GiB or set GYMSMITH_HOME"
+    )
 
 
 def namespaces() -> list[Check]:
@@ -122,8 +126,12 @@ def gpu() -> Check:
     """GPUs, as the driver lists them."""
     if not Path("/proc/driver/nvidia/gpus").is_dir():
         return Check("gpu", "missing", "no NVIDIA driver: everything runs on the CPU")
-    names = [line.split(":", 1)[1].strip() for p in Path("/proc/driver/nvidia/gpus").glob("*/information")
-             for line in p.read_text().splitlines() if line.startswith("Model:")]
+    names = [
+        line.split(":", 1)[1].strip()
+        for p in Path("/proc/driver/nvidia/gpus").glob("*/information")
+        for line in p.read_text().splitlines()
+        if line.startswith("Model:")
+    ]
     extra = "" if importlib.util.find_spec("transformer_engine") else "pip install 'gymsmith[fp8]' for FP8 kernels"
     return Check("gpu", "ok", ", ".join(names), extra)
 

@@ -31,19 +31,28 @@ def document(
     permuted: bool,
 ) -> dict[str, Any]:
     """Everything that happened, as JSON-ready data."""
-    reports = {f"{when} {label}": store.report(report_id) for when, ids in (("sft", before), ("rl", after)) for label, report_id in ids.items()}
+    reports = {
+        f"{when} {label}": store.report(report_id)
+        for when, ids in (("sft", before), ("rl", after))
+        for label, report_id in ids.items()
+    }
     return {
         "run": run.id,
         "plan": plan.name,
         "seed": run.seed,
         "permuted_rewards": permuted,
         "environments": {
-            name: {key: made[name][key] for key in ("candidates", "reasons", "seconds", "cpu_seconds")} | {"admitted": len(made[name]["admitted"])}
+            name: {key: made[name][key] for key in ("candidates", "reasons", "seconds", "cpu_seconds")}
+            | {"admitted": len(made[name]["admitted"])}
             for name in made
             if name != "seconds"
         },
         "phases": {name: {"seconds": phase["seconds"], "budget": plan.budget_s.get(name)} for name, phase in phases.items()},
-        "weights": {name: store.run(phases[name]["run"]).summary.get("weights") for name in ("pretrain", "sft", "dpo", "rl") if name in phases},
+        "weights": {
+            name: store.run(phases[name]["run"]).summary.get("weights")
+            for name in ("pretrain", "sft", "dpo", "rl")
+            if name in phases
+        },
         "pass_rates": {name: rates(report) for name, report in reports.items()},
         "promises": promises(plan, made, reports, permuted),
     }
@@ -76,11 +85,15 @@ def promises(plan: Plan, made: dict[str, Any], reports: dict[str, EvalReport], p
     if permuted:
         return [*found, promise("control: points gained with permuted rewards", round(gain, 1), "<=", 5.0)]
     found.append(promise("points gained by RL over SFT (sampled)", round(gain, 1), ">=", plan.gain_points))
-    found.append(promise("RL's interval starts above SFT's end, points", round(100 * (rl.overall.low - sft.overall.high), 1), ">=", 0.0))
+    found.append(
+        promise("RL's interval starts above SFT's end, points", round(100 * (rl.overall.low - sft.overall.high), 1), ">=", 0.0)
+    )
     if plan.floor:
         found.append(promise("pass rate after RL", round(rl.overall.rate, 3), ">=", plan.floor))
     if plan.family_floor:
-        found.append(promise("pass rate of the weakest family", round(min(s.rate for s in rl.groups.values()), 3), ">=", plan.family_floor))
+        found.append(
+            promise("pass rate of the weakest family", round(min(s.rate for s in rl.groups.values()), 3), ">=", plan.family_floor)
+        )
     if "rl folded" in reports:
         folded, plain = reports["rl folded"].overall, reports["rl unfolded"].overall
         found.append(promise("long chains with keep-recent-k", round(folded.rate, 3), ">=", 0.95))
@@ -113,12 +126,21 @@ def write(settings: Settings, run: Run, doc: dict[str, Any]) -> Path:
 def markdown(doc: dict[str, Any]) -> str:
     """The report for people."""
     control = " (control: permuted rewards)" if doc["permuted_rewards"] else ""
-    lines = [f"# Gymsmith demo, {doc['plan']}, seed {doc['seed']}{control}", "", "## Pass rates on held-out environments (95% Wilson intervals)", ""]
+    lines = [
+        f"# Gymsmith demo, {doc['plan']}, seed {doc['seed']}{control}",
+        "",
+        "## Pass rates on held-out environments (95% Wilson intervals)",
+        "",
+    ]
     names = sorted({family for r in doc["pass_rates"].values() for family in r["groups"]})
     lines += ["| measurement | all | " + " | ".join(names) + " | commands | unlooked |", "|---" * (len(names) + 4) + "|"]
     for name, r in doc["pass_rates"].items():
         cells = [f"{100 * r['groups'][n]['rate']:.0f}%" if n in r["groups"] else "" for n in names]
-        lines.append(f"| {name} | {percent(r['overall'])} | " + " | ".join(cells) + f" | {r['mean_commands']:.2f} | {r['passed_without_look']} |")
+        lines.append(
+            f"| {name} | {percent(r['overall'])} | "
+            + " | ".join(cells)
+            + f" | {r['mean_commands']:.2f} | {r['passed_without_look']} |"
+        )
     lines += ["", "## Environments", "", "| set | admitted | candidates | rejected because | seconds |", "|---|---|---|---|---|"]
     for name, e in doc["environments"].items():
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(e["reasons"].items(), key=lambda kv: -kv[1]))
@@ -126,7 +148,10 @@ def markdown(doc: dict[str, Any]) -> str:
     lines += ["", "## Seconds", "", "| phase | took | budget |", "|---|---|---|"]
     lines += [f"| {name} | {p['seconds']:.0f} | {p['budget'] or ''} |" for name, p in doc["phases"].items()]
     lines += ["", "## Promises", "", "| | promise | measured | bound |", "|---|---|---|---|"]
-    lines += [f"| {'kept' if p['kept'] else 'BROKEN'} | {p['text']} | {p['value']} | {p['relation']} {p['bound']} |" for p in doc["promises"]]
+    lines += [
+        f"| {'kept' if p['kept'] else 'BROKEN'} | {p['text']} | {p['value']} | {p['relation']} {p['bound']} |"
+        for p in doc["promises"]
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -144,7 +169,9 @@ def show(doc: dict[str, Any], folder: Path) -> None:
     for column in ("measurement", "pass rate [95%]", "commands", "unlooked", "seconds"):
         table.add_column(column, justify="left" if column == "measurement" else "right")
     for name, r in doc["pass_rates"].items():
-        table.add_row(name, percent(r["overall"]), f"{r['mean_commands']:.2f}", str(r["passed_without_look"]), f"{r['seconds']:.0f}")
+        table.add_row(
+            name, percent(r["overall"]), f"{r['mean_commands']:.2f}", str(r["passed_without_look"]), f"{r['seconds']:.0f}"
+        )
     console.print(table)
     phases = Table(title=f"seconds per phase, {doc['seconds']:.0f} in all")
     for column in ("phase", "took", "budget"):
