@@ -27,6 +27,7 @@ def write_layer(stream: bytes | bytearray, dest: Path, owner_shift: int | None) 
     view = memoryview(stream)
     root = os.fspath(dest)
     made: set[str] = set()
+    opaques: set[str] = set()
     times: list[tuple[str, int]] = []
     skipped: list[str] = []
     files = size = deleted = offset = 0
@@ -47,6 +48,7 @@ def write_layer(stream: bytes | bytearray, dest: Path, owner_shift: int | None) 
                 os.chmod(target, mode & 0o1777)
                 times.append((target, mtime_ns))
             if opaque:
+                opaques.add(name)
                 os.setxattr(target, _OPAQUE if owner_shift is not None else _OPAQUE_USER, b"y")
         elif letter == "f":
             with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
@@ -58,6 +60,10 @@ def write_layer(stream: bytes | bytearray, dest: Path, owner_shift: int | None) 
         elif letter == "l":
             os.symlink(bytes(content), os.fsencode(target))
             files += 1
+        elif letter == "w" and name.rpartition("/")[0] in opaques:
+            # Nothing below shows through an opaque directory, and a kernel lists a white-out in one as a broken device.
+            deleted += 1
+            continue
         elif letter == "w":
             os.mknod(target, stat.S_IFCHR | 0o600, os.makedev(0, 0))
             deleted += 1
