@@ -91,7 +91,10 @@ class Tutorial:
     texts: Mapping[str, str]
     """Text by file name, in reading order."""
     files: Mapping[str, bytes]
-    """What the reader is assumed to have, by path."""
+    """What the reader is assumed to have, by path below the reader's home."""
+    start: str = ""
+    """Where the reader begins, relative to home."""
+    title: str = ""
 
 
 def read(uri: str, settings: Settings, *, python: str = "3.11") -> Package | Tutorial:
@@ -249,11 +252,14 @@ def _licence(metadata: bytes) -> str:
 
 
 def _tutorial(uri: str, path: Path) -> Tutorial:
+    if path.is_dir() and not any(_is_text(p) for p in path.iterdir()):
+        # A folder of tutorials: the first that holds texts.
+        path = next((p.parent for p in sorted(path.rglob("SOURCE.toml")) if any(_is_text(q) for q in p.parent.iterdir())), path)
     if not path.exists():
         raise NotFound(f"expected a tutorial at {path}, there is nothing; give the path of a text or of a folder with texts")
     base = path if path.is_dir() else path.parent
     if path.is_dir():
-        documents = sorted(p for p in path.iterdir() if p.suffix in TEXTS and p.is_file() and p.stem.isupper() is False)
+        documents = sorted(p for p in path.iterdir() if _is_text(p))
     else:
         documents = [path]
     texts: dict[str, str] = {}
@@ -271,21 +277,27 @@ def _tutorial(uri: str, path: Path) -> Tutorial:
                 files[entry.relative_to(data).as_posix()] = entry.read_bytes()
     parts = [part for name in texts for part in (name.encode(), texts[name].encode())]
     parts += [part for name in files for part in (name.encode(), files[name])]
-    licence, origin = _stated_licence(base)
-    source = Source(uri=uri, kind="tutorial", digest=digest(*parts), licence=licence, meta={"title": path.stem, "origin": origin})
-    return Tutorial(source, texts, files)
+    said = _stated(base)
+    title = said.get("title") or path.stem
+    meta = {"title": title} | {key: said[key] for key in ("origin", "authors") if key in said}
+    source = Source(uri=uri, kind="tutorial", digest=digest(*parts), licence=said.get("licence", ""), meta=meta)
+    return Tutorial(source, texts, files, said.get("start", ""), title)
 
 
-def _stated_licence(folder: Path) -> tuple[str, str]:
-    """(SPDX id, where it comes from) as SOURCE.toml beside the text states them; empty when it does not."""
+def _is_text(path: Path) -> bool:
+    """A text to read; files in capitals (README, LICENSE) are about the texts."""
+    return path.suffix in TEXTS and path.is_file() and not path.stem.isupper()
+
+
+def _stated(folder: Path) -> dict[str, str]:
+    """What SOURCE.toml beside a text states: title, authors, origin, licence (SPDX id), start. Empty when there is none."""
     stated = folder / "SOURCE.toml"
     if not stated.is_file():
-        return "", ""
+        return {}
     try:
-        table = tomllib.loads(stated.read_text(encoding="utf-8"))
+        return {key: str(value) for key, value in tomllib.loads(stated.read_text(encoding="utf-8")).items()}
     except tomllib.TOMLDecodeError as error:
         raise SourceError(f"{stated} is not TOML: {error}") from error
-    return str(table.get("licence", "")), str(table.get("origin", ""))
 
 
 def _manual(uri: str, page: str) -> Tutorial:
@@ -301,7 +313,7 @@ def _manual(uri: str, page: str) -> Tutorial:
                     source = Source(
                         uri=uri, kind="man", digest=hashlib.sha256(text).hexdigest(), meta={"title": page, "section": section}
                     )
-                    return Tutorial(source, {f"{page}.{section}": text.decode("utf-8", "replace")}, {})
+                    return Tutorial(source, {f"{page}.{section}": text.decode("utf-8", "replace")}, {}, title=page)
     raise NotFound(
         f"expected a manual page {page!r} under /usr/share/man, there is none; install its package or name a file:PATH"
     )

@@ -160,7 +160,7 @@ def looked(task: ShellTask, transcript: Sequence[tuple[str, str]]) -> bool:
 
 def draft(task: ShellTask) -> Draft:
     """The task as a draft of the factory: a folder in Harbor's format on the host's own /usr."""
-    script = "set -e\ncd /work\n" + "".join(f"{command}\n" for command in task.solution)
+    script = "cd /work\n" + "".join(f"{command}\n" for command in task.solution)
     files = {f"environment/work/{path}": body.encode() for path, body in task.files.items()}
     files["environment/Dockerfile"] = b"FROM gymsmith/host\nWORKDIR /work\nCOPY --chown=1000:1000 work/ /work/\n"
     files["tests/test.sh"] = f"#!/bin/sh\ncd /work || exit 1\n{task.test}".encode()

@@ -53,7 +53,7 @@ def observe(failure: Mapping[str, Any]) -> Symptom | None:
     if raised == "Failed" and "DID NOT RAISE" in message:
         found = _not_raised(statement, failure, write)
     elif raised not in ("AssertionError", "Failed"):
-        found = _raised(statement, raised, message, write)
+        found = _raised(statement, raised, message, str(failure.get("context", "")), write)
     elif isinstance(statement, ast.Assert):
         found = _asserted(statement.test, failure, write)
     elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call) and failure.get("sides"):
@@ -80,8 +80,9 @@ def _setup(failure: Mapping[str, Any], write: _Writer) -> tuple[str, ...] | None
             continue  # It checks what was built; it does not build it.
         shown = write.statement(statement, keep=needed | defined)
         kept.insert(0, shown)
-        needed = (needed - (defined if not isinstance(statement, ast.AugAssign) else set())) | write.unknown
-        needed -= set() if isinstance(statement, ast.AugAssign) else defined
+        loaded = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        again = defined if isinstance(statement, ast.AugAssign) else defined & loaded
+        needed = (needed - defined) | again | write.unknown
         if sum(len(k.splitlines()) for k in kept) > MAX_SETUP or any(not _shown(line) for k in kept for line in k.splitlines()):
             return None
     return tuple(kept) if not needed else None
@@ -131,6 +132,8 @@ def _sides(left: ast.expr, right: ast.expr, operator: str, left_value: str, righ
     shown = write(left)
     if shown is None or not calls_left:
         return None
+    if operator in ("==", "is") and left_value == right_value:
+        return None  # Equal to the eye: a reader learns nothing.
     if operator in ("==", "is"):
         return Symptom(shown, f"gives `{left_value}`", f"expected `{right_value}`")
     if operator in ("!=", "is not"):
@@ -138,8 +141,8 @@ def _sides(left: ast.expr, right: ast.expr, operator: str, left_value: str, righ
     return Symptom(shown, f"gives `{left_value}`", f"expected a value with `value {operator} {right_value}`")
 
 
-def _raised(statement: ast.stmt, raised: str, message: str, write: _Writer) -> Symptom | None:
-    """An exception where none was expected. Shown is the smallest part of the statement that calls something."""
+def _raised(statement: ast.stmt, raised: str, message: str, context: str, write: _Writer) -> Symptom | None:
+    """An exception where none, or another one, was expected. Shown is the smallest part of the statement that calls something."""
     if _ADDRESS.search(message) or len(message) > MAX_SHOWN:
         message = ""
     subject: ast.expr | None = None
@@ -165,7 +168,8 @@ def _raised(statement: ast.stmt, raised: str, message: str, write: _Writer) -> S
     if shown is None or not any(isinstance(n, ast.Call) for n in ast.walk(subject)):
         return None
     said = f"raises `{raised}: {message}`" if message else f"raises `{raised}`"
-    return Symptom(shown, said, "it should not raise")
+    wanted = re.match(r"(?:pytest\.|self\.)?(?:raises|assertRaises)\((?:\w+\.)*(\w+)", context)
+    return Symptom(shown, said, f"it should raise `{wanted.group(1)}`" if wanted else "it should not raise")
 
 
 def _not_raised(statement: ast.stmt, failure: Mapping[str, Any], write: _Writer) -> Symptom | None:
@@ -216,7 +220,11 @@ class _Writer(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         call = self.generic_visit(node)
         assert isinstance(call, ast.Call)
-        call.args = [a for a in call.args if not (isinstance(a, ast.Starred) and ast.unparse(a.value) in ("()", "[]"))]
+        args: list[ast.expr] = []
+        for arg in call.args:
+            spread = isinstance(arg, ast.Starred) and isinstance(arg.value, ast.Tuple | ast.List)
+            args += arg.value.elts if spread else [arg]  # type: ignore[attr-defined]
+        call.args = args
         call.keywords = [k for k in call.keywords if k.arg is not None or ast.unparse(k.value) != "{}"]
         return call
 

@@ -1,0 +1,270 @@
+"""The doors through which jobs enter: generate, verify, corpus.
+
+A door checks its payload, runs on the loop of its process (`sandboxes.worker`), and may be killed at any moment: the next attempt
+goes on from the ledger. Payloads and results are described by the models below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from env_factory import sessions, sources
+from env_factory.gates import Level
+from env_factory.intake import Intake, Ledger, Proposal, prove_again
+from env_factory.synth import corpus as text
+from env_factory.synth import mutation, shell, tutorial
+from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
+from gymsmith import taskdir
+from gymsmith.errors import ConfigError, SourceError
+from gymsmith.schema import JobContext, Word
+from sandboxes.base import MIB, SandboxSpec
+from sandboxes.worker import Worker, process_worker
+
+M = TypeVar("M", bound=Word)
+
+FORMAT = 1
+"""Part of every ledger's key: raised when synthesizers change what a candidate's number means."""
+SHELL_LEVELS = (1, 2, 3)
+SHELL_TRIES = 4
+"""Candidates per wanted shell environment before the order is given up."""
+
+
+class Order(Word):
+    """Payload of a generate job."""
+
+    source: str
+    """pypi:NAME==VERSION, file:PATH, man:PAGE, shell:FAMILY, shell:all or shell:unseen."""
+    kind: Literal["mutation", "tutorial", "shell"]
+    n: int = Field(ge=1)
+    """Environments to admit."""
+    seed: int = 0
+    split: Literal["train", "held_out"] = "train"
+    """Words of shell environments."""
+    levels: tuple[int, ...] = ()
+    """Levels of shell environments; empty means 1 to 3."""
+    gates: Level = "full"
+
+
+class Corpus(Word):
+    """Payload of a corpus job."""
+
+    seed: int = 0
+    sessions: int = Field(default=3000, ge=1)
+    """Really executed shell sessions."""
+    drills: float = Field(default=1.0, ge=0)
+    """Characters of exercises per character of sessions."""
+
+
+class Proofs(Word):
+    """Payload of a verify job."""
+
+    environments: tuple[str, ...] = Field(min_length=1)
+    gates: Level = "full"
+
+
+def generate(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Make environments. Result: admitted ids in order, candidates, reasons, seconds, cpu_seconds.
+
+    Raises:
+        ConfigError, SourceError and its kin: the order cannot be carried out as asked.
+        InfrastructureError: sandboxes failed; the same job goes on where it was.
+    """
+    order = _checked(Order, payload)
+    worker = process_worker(ctx.settings)
+    started, cpu = time.perf_counter(), cpu_seconds()
+    made: dict[str, Any] = worker.run(_generate(order, worker, ctx), ctx)
+    made["seconds"] = round(time.perf_counter() - started, 3)
+    made["cpu_seconds"] = round(cpu_seconds() - cpu, 3)
+    return made
+
+
+def verify(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Prove stored environments again. Result: statuses and reasons by id."""
+    asked = _checked(Proofs, payload)
+    worker = process_worker(ctx.settings)
+    return worker.run(_verify(asked, worker, ctx), ctx)
+
+
+def corpus(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Make a pre-training corpus out of really executed sessions and drills. Result: path under the state folder, documents."""
+    asked = _checked(Corpus, payload)
+    worker = process_worker(ctx.settings)
+    rng = random.Random(f"corpus/{asked.seed}")
+    planned = [text.session(rng) for _ in range(asked.sessions)]
+
+    async def play() -> list[list[str]]:
+        provider, images = await worker.provider(), await worker.images()
+
+        def report(done: int) -> None:
+            ctx.progress(done=done, total=asked.sessions, unit="sessions")
+
+        return await sessions.play(planned, provider, images.base().id, worker.slots, report)
+
+    path, documents = sessions.write(planned, worker.run(play(), ctx), asked.drills, rng, ctx.settings.home / "corpora")
+    return {"path": str(path.relative_to(ctx.settings.home)), "documents": documents}
+
+
+async def _generate(order: Order, worker: Worker, ctx: JobContext) -> dict[str, Any]:
+    if order.kind == "shell":
+        return await _shell(order, worker, ctx)
+    if order.source.startswith("shell:"):
+        raise ConfigError(f"expected kind shell for {order.source!r}, got {order.kind!r}")
+    python = await _python(worker)
+    fetched = await asyncio.to_thread(sources.read, order.source, ctx.settings, python=python)
+    if order.kind == "mutation":
+        if not isinstance(fetched, sources.Package):
+            raise SourceError(f"mutation needs a package (pypi:NAME==VERSION), got {order.source!r}")
+        return await _mutation(order, fetched, worker, ctx)
+    if not isinstance(fetched, sources.Tutorial):
+        raise SourceError(f"tutorial needs a text (file:PATH or man:PAGE), got {order.source!r}")
+    return await _tutorial(order, fetched, worker, ctx)
+
+
+async def _shell(order: Order, worker: Worker, ctx: JobContext) -> dict[str, Any]:
+    name = order.source.removeprefix("shell:")
+    families = sorted(TRAINED) if name == "all" else sorted(UNSEEN) if name == "unseen" else [name]
+    if unknown := [f for f in families if f not in FAMILIES]:
+        raise ConfigError(f"expected shell:all, shell:unseen or one of {', '.join(sorted(FAMILIES))}, got {unknown[0]!r}")
+    levels = order.levels or SHELL_LEVELS
+
+    async def proposals() -> AsyncGenerator[Proposal, None]:
+        for index in range(SHELL_TRIES * order.n):
+            family, level = families[index % len(families)], levels[index // len(families) % len(levels)]
+            task = shell.make(family, level, order.seed * 1_000_000 + index, order.split)
+            yield Proposal(index, shell.draft(task))
+
+    key = {"source": order.source, "split": order.split, "levels": list(levels), "gates": order.gates}
+    return await _take(order, proposals(), key, worker, ctx, at_once=16)
+
+
+async def _mutation(order: Order, package: sources.Package, worker: Worker, ctx: JobContext) -> dict[str, Any]:
+    provider, images = await worker.provider(), await worker.images()
+    base = await images.build(mutation.base_dockerfile(package), mutation.base_context(package), wheelhouse=package.wheels)
+    key = {"source": package.source.digest, "pins": list(package.pins), "gates": order.gates}
+    ledger = _ledger(order, key, ctx)
+    settled = frozenset(ledger.lines)
+    given = Counter(f"{s.labels['path']}::{s.labels['function']}" for s in ledger.lines.values() if "function" in s.labels)
+    ctx.progress(note="surveying the suite")
+    spec = SandboxSpec(image=base.id, user="agent", memory_bytes=1024 * MIB, disk_bytes=512 * MIB, pids=256)
+    async with worker.slots:
+        sandbox = await provider.create(spec)
+        try:
+            screen = mutation.Screen(sandbox, package)
+            await screen.prepare()
+
+            async def proposals() -> AsyncGenerator[Proposal, None]:
+                known = await mutation.survey(package, screen)
+                async for candidate in mutation.draft(package, known, screen, order.seed, done=settled, start=given):
+                    yield Proposal(candidate.index, candidate.draft, candidate.reason)
+
+            made = await _take(order, proposals(), key, worker, ctx, at_once=4, wheels=package.wheels)
+        finally:
+            await sandbox.destroy()
+    return made | {"tests_run": screen.executions, "screening_cpu_seconds": round(screen.cpu_s, 3)}
+
+
+async def _tutorial(order: Order, fetched: sources.Tutorial, worker: Worker, ctx: JobContext) -> dict[str, Any]:
+    key = {"source": fetched.source.digest, "gates": order.gates}
+    provider, images = await worker.provider(), await worker.images()
+
+    async def proposals() -> AsyncGenerator[Proposal, None]:
+        async for made in tutorial.draft(fetched, provider, images, order.seed):
+            yield Proposal(made.index, made.draft, made.reason)
+
+    return await _take(order, proposals(), key, worker, ctx, at_once=4)
+
+
+async def _take(
+    order: Order,
+    proposals: AsyncGenerator[Proposal, None],
+    key: dict[str, Any],
+    worker: Worker,
+    ctx: JobContext,
+    *,
+    at_once: int,
+    wheels: Any = None,
+) -> dict[str, Any]:
+    intake = await _intake(order.gates, worker, ctx, wheels)
+    tally = await intake.take(proposals, _ledger(order, key, ctx), order.n, at_once=at_once)
+    return {"admitted": tally.admitted, "candidates": tally.candidates, "reasons": dict(tally.reasons)}
+
+
+async def _intake(level: Level, worker: Worker, ctx: JobContext, wheels: Any = None) -> Intake:
+    provider, images = await worker.provider(), await worker.images()
+
+    def report(fields: dict[str, Any]) -> None:
+        ctx.progress(**fields)
+
+    return Intake(ctx.settings, ctx.store, provider, images, worker.slots, level=level, wheels=wheels, report=report)
+
+
+def _ledger(order: Order, key: dict[str, Any], ctx: JobContext) -> Ledger:
+    return Ledger.of(ctx.settings, format=FORMAT, kind=order.kind, seed=order.seed, **key)
+
+
+async def _python(worker: Worker) -> str:
+    """Version of Python in the base image, as "3.11"."""
+    provider, images = await worker.provider(), await worker.images()
+    sandbox = await provider.create(SandboxSpec(image=images.base().id))
+    try:
+        said = await sandbox.exec(["python3", "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"])
+    finally:
+        await sandbox.destroy()
+    if not said.ok:
+        raise ConfigError(f"expected python3 in the base image, got {said.output.decode(errors='replace')[-200:]!r}; install it")
+    return said.output.decode().strip()
+
+
+async def _verify(asked: Proofs, worker: Worker, ctx: JobContext) -> dict[str, Any]:
+    statuses: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for done, environment_id in enumerate(asked.environments):
+        ctx.progress(done=done, total=len(asked.environments), unit="environments")
+        environment = await asyncio.to_thread(ctx.store.environment, environment_id)
+        task = await asyncio.to_thread(taskdir.read, taskdir.folder_of(ctx.settings.tasks_dir, environment_id))
+        wheels = None
+        if environment.source.kind == "pypi":
+            fetched = await asyncio.to_thread(sources.read, environment.source.uri, ctx.settings, python=await _python(worker))
+            wheels = fetched.wheels if isinstance(fetched, sources.Package) else None
+        intake = await _intake(asked.gates, worker, ctx, wheels)
+        now = await prove_again(intake, environment, task)
+        statuses[environment_id], reasons[environment_id] = now.status.value, now.reason
+    ctx.progress(done=len(asked.environments), total=len(asked.environments), unit="environments")
+    return {"statuses": statuses, "reasons": reasons}
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of everything below it, sandboxes included, so far."""
+    own = os.times()
+    total = own.user + own.system + own.children_user + own.children_system
+    tick = os.sysconf("SC_CLK_TCK")
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+                children = file.read().split()
+        except OSError:
+            continue
+        for child in children:
+            try:
+                with open(f"/proc/{child}/stat", encoding="utf-8", errors="replace") as file:
+                    fields = file.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            total += sum(int(ticks) for ticks in fields[11:15]) / tick
+    return total
+
+
+def _checked(model: type[M], payload: dict[str, Any]) -> M:
+    try:
+        return model.model_validate(payload)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {str(p['input'])[:80]!r}" for p in error.errors())
+        raise ConfigError(f"the payload of a factory job is wrong: {problems}") from error
