@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from gymsmith.errors import EngineError
 from gymsmith.schema import Score, Trajectory
 from gymsmith.store import Store
 from sandboxes.rollout import Attempt
@@ -36,8 +37,8 @@ async def attempt_all(
 ) -> None:
     """Make every attempt, at most `concurrency` at once, and hand each result to `done` as (index, environment, trajectory).
 
-    An attempt that failed through us is made again, up to `TRIES` times; its last trajectory then carries the error. A bug, or an
-    exception of `done`, is raised after the siblings at work have ended; those that had not begun are dropped.
+    An attempt whose sandbox failed us is made again, up to `TRIES` times; its last trajectory then carries the error. A bug,
+    or an exception of `done`, is raised after the siblings at work have ended; those that had not begun are dropped.
     """
     gate = asyncio.Semaphore(concurrency or len(attempts) or 1)
     broken = False
@@ -51,7 +52,8 @@ async def attempt_all(
                 ready = await worker.ready(store, who.environment_id)
                 for _ in range(TRIES):
                     trajectory = await play(ready, who)
-                    if not trajectory.error:
+                    # The client of an engine has waited for it already.
+                    if not trajectory.error or trajectory.error.startswith(EngineError.__name__):
                         break
                 await done(index, ready, trajectory)
             except BaseException:

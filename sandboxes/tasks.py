@@ -39,6 +39,8 @@ class PolicyRef(Word):
     kind: Literal["engine", "solution"] = "engine"
     url: str = ""
     version: str = ""
+    run_id: str = ""
+    """The run whose row says where its engine is now; empty: the run of the attempts."""
 
 
 class Sampling(Word):
@@ -215,17 +217,18 @@ def evaluate_swebench(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any
 def _play(order: _Order, worker: Worker, ctx: JobContext, temperature: float) -> Play:
     """How one attempt is made under this order."""
     by_solution = order.policy.kind == "solution"
+    context = order.context or FoldConfig()
+    max_new_tokens = (order.sampling or Sampling()).max_new_tokens
     if order.tokenizer:
         chat = Chat.load(ctx.settings.tokenizers_dir / order.tokenizer)
     elif by_solution:
         chat = Chat.of_bytes()
+        context = context.model_copy(update={"observation_tokens": UNLIMITED})
     else:
         raise ConfigError("an engine needs the name of its tokenizer, got none; the Run row of its checkpoint names it")
-    # A reference solution is no model: nothing of it may be cut.
-    context = order.context or (FoldConfig(limit_tokens=2 * UNLIMITED) if by_solution else FoldConfig())
-    max_new_tokens = order.sampling.max_new_tokens if order.sampling else UNLIMITED if by_solution else Sampling().max_new_tokens
-    if by_solution and context.limit_tokens <= max_new_tokens:
-        context = context.model_copy(update={"limit_tokens": context.limit_tokens + max_new_tokens})
+    if by_solution:  # a script is no model: nothing of it may be cut
+        max_new_tokens = UNLIMITED
+        context = context.model_copy(update={"limit_tokens": 100 * UNLIMITED})
 
     async def play(ready: Ready, who: Attempt) -> Trajectory:
         spec = ready.task.spec
@@ -236,7 +239,7 @@ def _play(order: _Order, worker: Worker, ctx: JobContext, temperature: float) ->
             policy = ScriptedPolicy([chat.action(action) for action in actions], version="solution")
             limits = Limits(max(limits.max_turns, len(actions)), max_new_tokens, spec.agent_timeout_s)
         else:
-            policy = worker.policy(ctx.store, order.run_id, order.policy.url)
+            policy = worker.policy(ctx.store, order.policy.run_id or order.run_id, order.policy.url)
         terms = Terms(limits, context, temperature)
         return await play_one(ready.task, ready.image, await worker.provider(), policy, chat, who, terms)
 

@@ -21,13 +21,13 @@ from gymsmith.policy import HttpPolicy
 from gymsmith.schema import Environment, JobContext
 from gymsmith.store import Store
 from gymsmith.taskdir import Task
-from sandboxes.base import Image, Provider
+from sandboxes.base import MIB, Image, Provider
 from sandboxes.image import ImageStore
 
 T = TypeVar("T")
 
-KEPT_TASKS = 1024
-"""Tasks that stay in memory, the least recently used one leaving first."""
+KEPT_BYTES = 256 * MIB
+"""Size of the tasks that stay in memory, the least recently used one leaving first."""
 
 CHECK_S = 1.0
 """How often a waiting job looks whether it was cancelled."""
@@ -55,6 +55,7 @@ class Worker:
         self.slots = asyncio.Semaphore(settings.max_sandboxes)
         """One for each sandbox that may be alive; hold one (on the loop) around each attempt."""
         self._ready: OrderedDict[str, Ready] = OrderedDict()
+        self._kept = 0
         self._policies: dict[tuple[str, str], HttpPolicy] = {}
 
     def run(self, work: Coroutine[Any, Any, T], ctx: JobContext | None = None) -> T:
@@ -107,9 +108,11 @@ class Worker:
             return known
         environment, task = await asyncio.to_thread(_read, store, self.settings, environment_id)
         made = Ready(environment, task, await self._image(environment, task))
-        self._ready[environment_id] = made
-        while len(self._ready) > KEPT_TASKS:
-            self._ready.popitem(last=False)
+        if environment_id not in self._ready:
+            self._ready[environment_id] = made
+            self._kept += _size(task)
+        while self._kept > KEPT_BYTES and len(self._ready) > 1:
+            self._kept -= _size(self._ready.popitem(last=False)[1].task)
         return made
 
     async def _image(self, environment: Environment, task: Task) -> Image:
@@ -177,6 +180,10 @@ def _read(store: Store, settings: Settings, environment_id: str) -> tuple[Enviro
             "tasks folder of the machine that made it"
         )
     return environment, taskdir.read(folder)
+
+
+def _size(task: Task) -> int:
+    return sum(map(len, task.files.values()))
 
 
 def _executable(task: Task) -> frozenset[str]:
