@@ -27,7 +27,8 @@ from sandboxes.resident import FAILED, HELLO, Link, ResidentSandbox
 log = logging.getLogger(__name__)
 _CREATE_S = 30.0
 _SHM_BYTES = 64 * MIB
-_PID_ROOM = 1  # the resident agent itself
+_PID_ROOM = 8
+"""Processes beside spec.pids, which is the limit of each user inside: the resident agent, and a command of another user."""
 
 
 class NamespaceSandbox(ResidentSandbox):

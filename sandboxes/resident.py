@@ -36,6 +36,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE_S = 5.0
 """How long past a command's deadline the resident may take to answer before the sandbox counts as broken."""
 TRANSFER_S = 120.0
+_LOOP_BYTES = 256 * 1024  # larger trees are written by a thread, so that other sandboxes are not kept waiting
 _FRAME = struct.Struct("<III")
 _EXEC = struct.Struct("<8I")
 _EXIT = struct.Struct("<i6I4xQQQQ")
@@ -344,6 +345,8 @@ class ResidentSandbox:
             raise OutputLimit(f"{', '.join(paths)} must hold at most {max_bytes} bytes in {max_files} files, they hold more")
         if code:
             raise self._refusal(payload, "export", ", ".join(paths))
+        if len(chunks) > _LOOP_BYTES:
+            return await asyncio.to_thread(write_layer, chunks, dest, self.owner_shift)
         return write_layer(chunks, dest, self.owner_shift)
 
     async def _ask(self, kind: int, *parts: bytes) -> tuple[int, bytes, bytearray]:

@@ -26,8 +26,8 @@
 #endif
 
 static char base[512]; /* our tmpfs: dev/ binds/N root/ private/ */
-static char *bind_sources[MAX_BINDS];
-static int bind_count;
+static struct { char *source; dev_t device; ino_t inode; } binds[MAX_BINDS];
+static int bind_count, bind_next;
 
 static int make_read_only(const char *path) {
     struct { uint64_t set, clear, propagation, userns; } attributes = {0x1 | 0x2 | 0x4, 0, 0, 0}; /* RDONLY NOSUID NODEV */
@@ -114,17 +114,25 @@ int root_prepare_launcher(const char *scratch, enum map_mode mode) {
     return 0;
 }
 
-/* A read-only clone of a host directory, made once; its index, or -1. */
+/* A read-only clone of a host directory, made once for as long as the path names the same directory; its index, or -1. */
 int root_bind_index(const char *source) {
     char path[640];
-    for (int i = 0; i < bind_count; i++)
-        if (!strcmp(bind_sources[i], source))
-            return i;
-    if (bind_count == MAX_BINDS) {
-        errno = E2BIG;
+    struct stat st;
+    int index = 0;
+    if (stat(source, &st))
         return -1;
+    while (index < bind_count && strcmp(binds[index].source, source))
+        index++;
+    if (index < bind_count && binds[index].device == st.st_dev && binds[index].inode == st.st_ino)
+        return index;
+    if (index == MAX_BINDS)
+        index = bind_next++ % MAX_BINDS;
+    snprintf(path, sizeof path, "%s/binds/%d", base, index);
+    if (index < bind_count) { /* sandboxes that use the old one have a mount of their own */
+        umount2(path, MNT_DETACH);
+        free(binds[index].source);
+        binds[index].source = strdup("");
     }
-    snprintf(path, sizeof path, "%s/binds/%d", base, bind_count);
     if ((mkdir(path, 0755) && errno != EEXIST) || mount(source, path, NULL, MS_BIND | MS_REC, NULL))
         return -1;
     if (make_read_only(path)) {
@@ -133,8 +141,12 @@ int root_bind_index(const char *source) {
         errno = saved;
         return -1;
     }
-    bind_sources[bind_count] = strdup(source);
-    return bind_count++;
+    binds[index].source = strdup(source);
+    binds[index].device = st.st_dev;
+    binds[index].inode = st.st_ino;
+    if (index == bind_count)
+        bind_count++;
+    return index;
 }
 
 /* Open a directory of the new root without ever leaving it, whatever links an image plants; make it when missing. */

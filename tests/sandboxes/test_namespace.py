@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gymsmith.errors import Capacity, ImageMissing, SandboxError, SandboxGone
-from sandboxes.base import CAPABILITY_TABLE, MIB, UID_SHIFT, SandboxSpec
-from sandboxes.namespace import NamespaceProvider
+from sandboxes.base import CAPABILITY_TABLE, MIB, UID_SHIFT, Image, SandboxSpec
+from sandboxes.namespace import HostUsr, NamespaceProvider
 
 if TYPE_CHECKING:
     from tests.sandboxes.conftest import House
@@ -105,7 +105,7 @@ def test_groups_are_used_again(house: House) -> None:
         from sandboxes.cgroups import Limits
 
         spec = SandboxSpec(image="base", memory_bytes=memory)
-        return Limits(memory + spec.disk_bytes, spec.pids + 1, spec.cpus)
+        return Limits(memory + spec.disk_bytes, spec.pids + 8, spec.cpus)
 
     house.run(act())
 
@@ -157,6 +157,34 @@ def test_a_broken_stream_ends_the_sandbox(house: House) -> None:
                 await box.exec("true")
 
     house.play(scene)
+
+
+def test_a_bound_directory_that_was_replaced(house: House, tmp_path: Path) -> None:
+    """The launcher keeps clones of bound directories; a new directory under the old name must not show the old files."""
+    root, bound = tmp_path / "root", tmp_path / "bound"
+    root.mkdir()
+
+    class Bound:
+        def resolve(self, image_id: str) -> Image:
+            return Image(
+                "x", HostUsr(root).image.layers if not any(root.iterdir()) else (root,), (("/usr", "/usr"), (str(bound), "/mnt"))
+            )
+
+    async def act() -> None:
+        provider = await NamespaceProvider.start(Bound(), tmp_path / "state")
+        for text in ("first", "second"):
+            bound.mkdir()
+            (bound / "file").write_text(text)
+            box = await provider.create(SandboxSpec(image="x"))
+            result = await box.exec("cat /mnt/file; echo > /mnt/file", user="root")
+            assert result.output.startswith(text.encode()) and not result.ok, "read-only"
+            shutil.rmtree(bound)
+            await box.destroy()
+        with pytest.raises(Capacity, match="bind a host directory"):
+            await provider.create(SandboxSpec(image="x"))
+        await provider.close()
+
+    house.run(act())
 
 
 def test_no_room_is_said(house: House, tmp_path: Path) -> None:
