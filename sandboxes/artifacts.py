@@ -22,7 +22,7 @@ from pathlib import Path
 from gymsmith.errors import OutputLimit
 from gymsmith.taskdir import Task
 from sandboxes.base import MIB, UID_SHIFT, USERS, Image, Sandbox
-from sandboxes.layer import AS_ROOT, OPAQUE, Entry, child, is_opaque, is_whiteout, lookup, names
+from sandboxes.layer import AS_ROOT, OPAQUE, Entry, child, discard, is_opaque, is_whiteout, lookup, names
 
 MAX_BYTES = 64 * MIB
 MAX_FILES = 10_000
@@ -45,6 +45,9 @@ class Artifacts:
     """Why nothing crosses at all: what the agent left is larger than allowed. The verdict is then 0 without running a test."""
     dropped: list[str] = field(default_factory=list)
     """What was not admitted, with the reason; for people."""
+    closed: dict[str, int] = field(default_factory=dict)
+    """Path inside -> mode of the files that only their owner may read and that this process could not give to the tester: the
+    verifier has root-inside write them again, as the tester's."""
     _admitted: bool = False
     _finalizer: weakref.finalize | None = None
 
@@ -76,7 +79,7 @@ async def collect(sandbox: Sandbox, task: Task) -> Artifacts:
     roots = tuple(path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted))
     layer = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=scratch_dir()))
     artifacts = Artifacts(layer, roots, task.spec.protected)
-    artifacts._finalizer = weakref.finalize(artifacts, _remove, layer)
+    artifacts._finalizer = weakref.finalize(artifacts, discard, layer)
     await sandbox.freeze()
     try:
         await sandbox.export(roots, layer, max_bytes=MAX_BYTES, max_files=MAX_FILES)
@@ -104,7 +107,7 @@ def sweep() -> int:
         for name in os.listdir(folder):
             owner = name[len(_PREFIX) :].partition("-")[0] if name.startswith(_PREFIX) else ""
             if owner.isdecimal() and not os.path.exists(f"/proc/{owner}"):
-                _remove(Path(folder, name))
+                discard(Path(folder, name))
                 removed += 1
     return removed
 
@@ -128,21 +131,6 @@ def leads_out(link: str, target: str) -> bool:
 
 def _forbidden(path: str) -> bool:
     return any(path == place or path.startswith(f"{place}/") for place in FORBIDDEN) or path == "/"
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, onerror=_unlock)
-
-
-def _unlock(function: object, path: str, _: object) -> None:
-    """An ordinary user cannot empty a directory that the agent made unreadable; open it and try once more."""
-    with contextlib.suppress(OSError):
-        os.chmod(os.path.dirname(path), 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            os.chmod(path, 0o700)
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)
 
 
 class _Gate:
@@ -260,8 +248,10 @@ class _Gate:
         if stat.S_ISLNK(status.st_mode) or is_whiteout(status):
             return
         mode = stat.S_IMODE(status.st_mode) & 0o1777
-        if not AS_ROOT:
+        if not AS_ROOT and stat.S_ISDIR(status.st_mode):
             mode |= (mode >> 6) & 0o7
+        elif not AS_ROOT and mode & 0o400 and (mode >> 6) & ~mode & 0o5:
+            self.artifacts.closed[place.removeprefix(str(self.artifacts.layer))] = mode
         if mode != stat.S_IMODE(status.st_mode):
             os.chmod(place, mode)
 

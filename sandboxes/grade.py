@@ -19,7 +19,6 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from gymsmith.errors import ExecTimeout, PolicyRefused, SandboxGone
 from gymsmith.schema import Reward
@@ -59,12 +58,12 @@ async def verify(provider: Provider, image: Image, task: Task, artifacts: Artifa
     began = time.perf_counter()
     if artifacts.refused:
         return Reward(value=0.0, tests=dict.fromkeys(task.spec.expected, "missing"), detail=artifacts.refused)
-    layers = artifacts.admit(image)
+    artifacts.admit(image)
     secret = secrets.token_hex(16) if RUNNER in task.files else ""
     result: ExecResult | None = None
     for attempt in (1, 2):
         try:
-            result = await _run_tests(provider, image, task, layers, secret)
+            result = await _run_tests(provider, image, task, artifacts, secret)
             break
         except (SandboxGone, ExecTimeout) as error:
             log.warning("verifier sandbox lost task=%s attempt=%d error=%s", task.spec.name, attempt, error)
@@ -83,9 +82,11 @@ async def verify(provider: Provider, image: Image, task: Task, artifacts: Artifa
     return Reward(value=value, tests=tests, detail=detail[:DETAIL_CHARS], seconds=round(time.perf_counter() - began, 6))
 
 
-async def _run_tests(provider: Provider, image: Image, task: Task, layers: Sequence[Path], secret: str) -> ExecResult:
-    box = await provider.create(sandbox_spec(task, image, "tester", phase="verify"), layers=layers)
+async def _run_tests(provider: Provider, image: Image, task: Task, artifacts: Artifacts, secret: str) -> ExecResult:
+    box = await provider.create(sandbox_spec(task, image, "tester", phase="verify"), layers=artifacts.admit(image))
     try:
+        for path, mode in artifacts.closed.items():
+            await box.put(path, (artifacts.layer / path[1:]).read_bytes(), mode & 0o777, owner="tester")
         await box.put_files({f"/{name}": data for name, data in task.files.items() if name.startswith("tests/")}, mode=0o755)
         script = task.files["tests/test.sh"]
         command = ["/tests/test.sh"] if script.startswith(b"#!") else ["/bin/sh", "/tests/test.sh"]

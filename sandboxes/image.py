@@ -18,7 +18,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from gymsmith.schema import digest
 from sandboxes import dockerfile, image_base
 from sandboxes.base import Image, Provider
 from sandboxes.image_build import Builder
+from sandboxes.layer import discard
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -150,7 +150,7 @@ class ImageStore:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            discard(folder)
 
     def publish(self, finished: Path, key: str) -> None:
         """Give a finished layer its name; when another process was faster, its layer is the one."""

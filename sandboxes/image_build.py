@@ -2,7 +2,8 @@
 
 A layer's key is a hash over its parent's key, the instruction and the bytes that go in, so a step is executed once per machine.
 `RUN` runs as root-inside of a build sandbox without a network; `COPY` and `WORKDIR` are plain writes on the host and start
-nothing, because thousands of small environments are one COPY each. The names inside the image that a COPY meets are resolved
+nothing, because thousands of small environments are one COPY each (an ordinary user cannot give files away: there root-inside
+writes them). The names inside the image that a COPY meets are resolved
 inside the image: nothing is ever written through a symlink of the host.
 """
 
@@ -12,21 +13,22 @@ import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gymsmith.errors import BuildError, Capacity, ImageMissing, PolicyRefused
 from gymsmith.schema import digest
 from sandboxes import dockerfile, image_base
-from sandboxes.base import MIB, USERS, ExecResult, Image, SandboxSpec, check_path, user_ids
+from sandboxes.base import MIB, USERS, ExecResult, Image, Sandbox, SandboxSpec, check_path, user_ids
 from sandboxes.dockerfile import Step
-from sandboxes.layer import LayerWriter, lookup
+from sandboxes.layer import AS_ROOT, LayerWriter, lookup
 
 if TYPE_CHECKING:
     from sandboxes.image import ImageStore
 
+T = TypeVar("T")
 WHEELHOUSE = "/wheelhouse"
 LOG_TAIL_BYTES = 8192
 BUILD_MEMORY_BYTES = 2048 * MIB
@@ -87,9 +89,9 @@ class Builder:
                     state.run_user = user_named(state, dockerfile.expand(step.value, state.variables, step.line), step.line)
                     state.final_user = state.run_user
                 case "WORKDIR":
-                    self._workdir(state, step)
+                    await self._workdir(state, step)
                 case "COPY" | "ADD":
-                    self._copy(state, step)
+                    await self._copy(state, step)
                 case "RUN":
                     await self._run(state, step)
         config = json.dumps([state.env, state.workdir, state.final_user], sort_keys=True).encode()
@@ -107,15 +109,19 @@ class Builder:
             ) from None
         return State(parent.layers[0].name, parent.layers, parent.binds, dict(parent.env), parent.workdir, parent.user)
 
-    def _workdir(self, state: State, step: Step) -> None:
+    async def _workdir(self, state: State, step: Step) -> None:
         value = dockerfile.expand(step.value, state.variables, step.line)
         path, entry = lookup(state.layers, value if value.startswith("/") else f"{state.workdir}/{value}")
         if entry is None and bound(state, path) is None:
             key = digest(state.key.encode(), b"WORKDIR", path.encode())[:32]
-            self._layer(state, key, lambda writer: writer.directory(path))
+
+            async def make(box: Sandbox) -> None:
+                await box.exec(["mkdir", "-p", path], user="root")
+
+            await self._layer(state, key, lambda writer: writer.directory(path), make)
         state.workdir = check_path("WORKDIR", path)
 
-    def _copy(self, state: State, step: Step) -> None:
+    async def _copy(self, state: State, step: Step) -> None:
         *sources, given = dockerfile.words(step, state.variables)
         top, entry = lookup(state.layers, given if given.startswith("/") else f"{state.workdir}/{given}")
         into = given.endswith(("/", "/.")) or given == "." or (entry is not None and entry.is_dir)
@@ -150,14 +156,26 @@ class Builder:
             for path, data, mode in rows:
                 writer.file(path, data, mode, uid, gid)
 
-        self._layer(state, digest(*parts)[:32], write)
+        async def put(box: Sandbox) -> None:
+            for path, data, mode in rows:
+                await box.put(path, data, mode & 0o777, owner=f"{uid}:{gid}")
 
-    def _layer(self, state: State, key: str, write: Callable[[LayerWriter], None]) -> None:
+        await self._layer(state, digest(*parts)[:32], write, put)
+
+    async def _layer(
+        self, state: State, key: str, write: Callable[[LayerWriter], None], put: Callable[[Sandbox], Awaitable[None]]
+    ) -> None:
+        """One layer, written by this process where it can give files away, else (`put`) by root-inside of a build sandbox."""
+        provider = self.store.provider
+        given_away = AS_ROOT or provider is None or not provider.capabilities.users
         if not self.store.layer(key).is_dir():
             with self.store.scratch() as scratch:
-                (scratch / "layer").mkdir()
-                write(LayerWriter(scratch / "layer", state.layers))
-                self.store.publish(scratch / "layer", key)
+                if given_away:
+                    (scratch / "upper").mkdir()
+                    write(LayerWriter(scratch / "upper", state.layers))
+                else:
+                    await self._in_sandbox(state, key, scratch, put)
+                self.store.publish(scratch / "upper", key)
         state.key, state.layers = key, (self.store.layer(key), *state.layers)
 
     async def _run(self, state: State, step: Step) -> None:
@@ -166,19 +184,32 @@ class Builder:
         listing = sorted(f"{path.name}:{path.stat().st_size}" for path in wheels.iterdir() if path.is_file()) if wheels else []
         recipe = json.dumps([command, state.variables, state.workdir, state.run_user, listing], sort_keys=True)
         key = digest(state.key.encode(), b"RUN", recipe.encode())[:32]
+
+        async def execute(box: Sandbox) -> ExecResult:
+            return await box.exec(
+                command,
+                cwd=state.workdir,
+                env=state.variables,
+                user=state.run_user,
+                timeout_s=self.timeout_s,
+                max_output_bytes=LOG_TAIL_BYTES,
+            )
+
         if not self.store.layer(key).is_dir():
             async with self.store.alone(key):
                 if not self.store.layer(key).is_dir():
                     with self.store.scratch() as scratch:
-                        result = await self._in_sandbox(state, command, key, scratch, wheels)
+                        extra = [_wheel_layer(scratch / "wheels", wheels)] if wheels else []
+                        result = await self._in_sandbox(state, key, scratch, execute, extra)
                         if not result.ok:
                             raise _failure(step, result, self.timeout_s)
                         self.store.publish(scratch / "upper", key)
         state.key, state.layers = key, (self.store.layer(key), *state.layers)
 
     async def _in_sandbox(
-        self, state: State, command: str | list[str], key: str, scratch: Path, wheels: Path | None
-    ) -> ExecResult:
+        self, state: State, key: str, scratch: Path, act: Callable[[Sandbox], Awaitable[T]], extra: Sequence[Path] = ()
+    ) -> T:
+        """What `act` returns for a build sandbox whose writes end in SCRATCH/upper; `extra` layers are seen, not kept."""
         provider = self.store.provider
         if provider is None or not provider.capabilities.prepared_upper:
             raise Capacity(
@@ -187,7 +218,6 @@ class Builder:
         upper = scratch / "upper"
         upper.mkdir()
         LayerWriter(upper, state.layers)
-        extra = [_wheel_layer(scratch / "wheels", wheels)] if wheels else []
         parent = self.store.record(Image(f"step-{key}", state.layers, state.binds, state.env, "/", "root"))
         spec = SandboxSpec(
             image=parent.id,
@@ -202,14 +232,7 @@ class Builder:
         try:
             box = await provider.create(spec, layers=extra, upper=upper)
             try:
-                result = await box.exec(
-                    command,
-                    cwd=state.workdir,
-                    env=state.variables,
-                    user=state.run_user,
-                    timeout_s=self.timeout_s,
-                    max_output_bytes=LOG_TAIL_BYTES,
-                )
+                result = await act(box)
                 await box.freeze()
             finally:
                 await box.destroy()

@@ -7,8 +7,10 @@ file created, and becomes visible by one rename.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +65,7 @@ def child(places: Sequence[str], name: str) -> Entry | None:
         path = f"{place}/{name}"
         try:
             here = os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             continue
         if is_whiteout(here):
             break
@@ -113,6 +115,21 @@ def lookup(layers: Sequence[Path], path: str) -> tuple[str, Entry | None]:
             continue
         done.append((part, entry))
     return "/" + "/".join(name for name, _ in done), (done[-1][1] if done else top)
+
+
+def discard(folder: Path) -> None:
+    """Remove a tree of ours, also where it holds directories that nobody may enter; what belongs to other ids stays."""
+
+    def unlock(_: object, path: str, __: object) -> None:
+        with contextlib.suppress(OSError):
+            os.chmod(os.path.dirname(path), 0o700)
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.chmod(path, 0o700)
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.unlink(path)
+
+    shutil.rmtree(folder, onerror=unlock)
 
 
 class LayerWriter:

@@ -237,7 +237,7 @@ def test_what_changes_nothing_carries_no_layer(bench: Bench) -> None:
 
     assert bench.run(layers("ls")) == 0
     assert bench.run(layers("touch /work/conftest.py /tmp/x /home/agent/x; rm /work/conftest.py; ln -s / /work/all")) == 0
-    assert bench.run(layers("chmod 700 /work")) == 1
+    assert bench.run(layers("chmod 600 /work/n00.txt")) == 1
     assert bench.run(layers("mkdir /work/new")) == 1
     assert bench.run(layers("touch /home/agent/out")) == 1
 
