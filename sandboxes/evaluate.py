@@ -12,10 +12,10 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from gymsmith.errors import EngineError
+from gymsmith.errors import EngineError, Fenced, InfrastructureError
 from gymsmith.schema import Score, Trajectory
 from gymsmith.store import Store
-from sandboxes.rollout import Attempt
+from sandboxes.rollout import Attempt, lost
 from sandboxes.worker import Ready, Worker
 
 TRIES = 3
@@ -33,9 +33,10 @@ async def attempt_all(
     play: Play,
     *,
     concurrency: int | None = None,
-    done: Callable[[int, Ready, Trajectory], Awaitable[None]],
+    done: Callable[[int, Ready | None, Trajectory], Awaitable[None]],
 ) -> None:
-    """Make every attempt, at most `concurrency` at once, and hand each result to `done` as (index, environment, trajectory).
+    """Make every attempt, at most `concurrency` at once, and hand each result to `done` as (index, environment, trajectory);
+    the environment is None when it could not be made ready.
 
     An attempt whose sandbox failed us is made again, up to `TRIES` times; its last trajectory then carries the error. A bug,
     or an exception of `done`, is raised after the siblings at work have ended; those that had not begun are dropped.
@@ -49,7 +50,13 @@ async def attempt_all(
             if broken:
                 return
             try:
-                ready = await worker.ready(store, who.environment_id)
+                try:
+                    ready = await worker.ready(store, who.environment_id)
+                except Fenced:
+                    raise
+                except InfrastructureError as failure:
+                    await done(index, None, lost(who, failure))
+                    return
                 for _ in range(TRIES):
                     trajectory = await play(ready, who)
                     # The client of an engine has waited for it already.
@@ -78,11 +85,11 @@ class Outcome:
     policy_version: str
 
     @classmethod
-    def of(cls, ready: Ready, trajectory: Trajectory) -> Outcome:
+    def of(cls, ready: Ready | None, trajectory: Trajectory) -> Outcome:
         """The outcome of one trajectory; its group is the family of the environment, or its kind."""
-        spec = ready.environment.spec
+        spec = ready.environment.spec if ready else None
         return cls(
-            group=spec.labels.get("family") or spec.kind,
+            group=(spec.labels.get("family") or spec.kind) if spec else "",
             passed=None if trajectory.reward is None else trajectory.reward.value >= 1.0,
             looked=trajectory.looked,
             commands=sum(1 for step in trajectory.steps if not step.refused),

@@ -138,6 +138,20 @@ async def rollout(
     )
 
 
+def lost(who: Attempt, failure: InfrastructureError) -> Trajectory:
+    """The trajectory of an attempt that could not even begin."""
+    return Trajectory(
+        id=who.id,
+        environment_id=who.environment_id,
+        run_id=who.run_id,
+        group=who.group,
+        attempt=who.attempt,
+        seed=who.seed,
+        error=f"{type(failure).__name__}: {failure}",
+        finish="error",
+    )
+
+
 class _Episode:
     """The conversation of one attempt: what was said so far, in ids for training and in words for people."""
 

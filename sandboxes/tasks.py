@@ -113,7 +113,7 @@ def rollout(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     attempts = [Attempt(order.run_id, item.environment_id, item.group, item.attempt, item.seed) for item in order.items]
     results: dict[int, Trajectory] = {}
 
-    async def keep(index: int, _: Ready, trajectory: Trajectory) -> None:
+    async def keep(index: int, _: Ready | None, trajectory: Trajectory) -> None:
         results[index] = trajectory
         ctx.progress(done=len(results), total=len(attempts), unit="attempts")
 
@@ -155,7 +155,7 @@ def evaluate(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     def store(batch: list[Trajectory]) -> None:
         ctx.store.put_trajectories(batch, fence=(ctx.job.id, ctx.job.attempt))
 
-    async def keep(index: int, ready: Ready, trajectory: Trajectory) -> None:
+    async def keep(index: int, ready: Ready | None, trajectory: Trajectory) -> None:
         nonlocal passed
         outcomes[index] = Outcome.of(ready, trajectory)
         passed += outcomes[index].passed is True

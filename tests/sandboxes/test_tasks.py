@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -216,6 +217,20 @@ def test_wrong_payloads_name_what_is_wrong(store: Store) -> None:
     nobody = {"run_id": "r", "name": "x", "environments": {"kind": "none"}, "policy": {"kind": "solution"}}
     with pytest.raises(ConfigError, match="got none"):
         tasks.evaluate(nobody, context(store, "evaluate", nobody))
+
+
+def test_an_environment_without_its_image_is_an_error_beside_the_others(store: Store) -> None:
+    environment = store.environment(store.environment_ids()[0])
+    task = taskdir.read(taskdir.folder_of(store.settings.tasks_dir, environment.id))
+    needs_wheels = {**task.files, "environment/Dockerfile": task.files["environment/Dockerfile"] + b"RUN ls /wheelhouse\n"}
+    lost = environment.model_copy(update={"id": "1" * 32, "image_id": "2" * 32})
+    store.put_environment(lost)
+    taskdir.write(replace(task, files=needs_wheels), taskdir.folder_of(store.settings.tasks_dir, lost.id))
+    payload = {"run_id": "r8", "name": "x", "environments": [environment.id, lost.id], "policy": {"kind": "solution"}}
+    report = store.report(tasks.evaluate(payload, context(store, "evaluate", payload))["report_id"])
+    assert (report.overall.n, report.overall.passed, report.errors) == (1, 1, 1)
+    (row,) = store.trajectory_rows(run_id="r8", failed=True).items
+    assert row.error.startswith("ImageMissing") and row.reward is None
 
 
 def test_a_job_whose_every_attempt_failed_through_us_is_worth_another_try(store: Store) -> None:
