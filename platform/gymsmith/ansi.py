@@ -1,9 +1,9 @@
 """Terminal output as harmless spans of text.
 
-What an agent or an environment wrote is hostile: it may hold HTML, terminal control sequences, hyperlinks (OSC 8) or characters that
-reverse the reading direction. `spans` turns it into (text, CSS classes) pairs: colours and weights survive, overwriting by carriage
-return and backspace is applied line by line, every other sequence is dropped and every invisible control becomes a visible mark.
-Escaping for HTML is the template's work; nothing here produces markup.
+What an agent or an environment wrote is hostile: it may hold HTML, terminal control sequences, hyperlinks (OSC 8) or
+characters that reverse the reading direction. `spans` turns it into (text, CSS classes) pairs: colours and weights survive,
+overwriting by carriage return and backspace is applied line by line, every other sequence is dropped and every invisible
+control becomes a visible mark. Escaping for HTML is the template's work; nothing here produces markup.
 
 Not a terminal: cursor addressing and full-screen programs are not replayed.
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """A stretch of text of one look. `classes` is a space-separated list out of a closed vocabulary (`a-fg0`..`a-fg15`, `a-b`, ...)."""
+    """A stretch of text of one look. `classes` is a list with spaces, of a closed set (`a-fg0`..`a-fg15`, `a-b`, ...)."""
 
     text: str
     classes: str
@@ -27,7 +27,9 @@ _SEQUENCE = re.compile(
     r"|(?:\x1b\[|\x9b)([0-9:;<=>?]*)[ -/]*([@-~]?)"  # CSI, of which SGR and erase-line mean something here
     r"|\x1b[ -/]*[0-~]?"  # any other escape
 )
-_MARKED = re.compile(r"[\x00-\x07\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]")
+_MARKED = re.compile(
+    r"[\x00-\x07\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
+)
 _ATTRIBUTES = {1: "a-b", 2: "a-dim", 3: "a-i", 4: "a-u", 7: "a-inv", 9: "a-s"}
 _OFF = {22: ("a-b", "a-dim"), 23: ("a-i",), 24: ("a-u",), 27: ("a-inv",), 29: ("a-s",)}
 
@@ -57,7 +59,7 @@ class _Look:
         return " ".join(sorted(self.attributes) + [c for c in (self.fg, self.bg) if c])
 
     def apply(self, parameters: str) -> None:
-        """Select graphic rendition. Of the extended colours only the sixteen named ones are kept; the rest fall back to plain text."""
+        """Select graphic rendition. Of the extended colours only the sixteen named ones are kept, the others are dropped."""
         codes = [int(p) if p.isdigit() and len(p) < 4 else 0 for p in re.split("[;:]", parameters)] if parameters else [0]
         at = 0
         while at < len(codes):

@@ -39,7 +39,8 @@ def create_app(config: Settings | None = None, store: Store | None = None) -> Fa
     config = config or settings()
     if config.host not in LOOPBACK and len(config.token) < MIN_TOKEN:
         raise ConfigError(
-            f"host {config.host} can be reached by others, so the token must have at least {MIN_TOKEN} characters, got {len(config.token)}; "
+            f"host {config.host} can be reached by others, so the token must have at least {MIN_TOKEN} characters, "
+            f"got {len(config.token)}; "
             "set GYMSMITH_TOKEN, or host to 127.0.0.1"
         )
     opened = store or Store.open(config)
@@ -86,7 +87,10 @@ def _add_health(app: FastAPI) -> None:
         checks: dict[str, str] = {}
         queues = []
         try:
-            queues = [{"queue": q.queue, "queued": q.queued, "running": q.running, "oldest_s": round(q.oldest_s, 3)} for q in store.queue_depths()]
+            queues = [
+                {"queue": q.queue, "queued": q.queued, "running": q.running, "oldest_s": round(q.oldest_s, 3)}
+                for q in store.queue_depths()
+            ]
         except GymsmithError as e:
             checks["store"] = str(e)
         # Before the first write the folder does not exist; what counts is the disk that it will be on.

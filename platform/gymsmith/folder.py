@@ -60,7 +60,9 @@ def content(home: Path, path: str, name: str) -> bytes:
     for member in members(home, path):
         if member.name == name:
             if member.size > MAX_BYTES:
-                raise PolicyRefused(f"{name} is {member.size} bytes and at most {MAX_BYTES} are shown; read it on disk in {home / path}")
+                raise PolicyRefused(
+                    f"{name} is {member.size} bytes and at most {MAX_BYTES} are shown; read it on disk in {home / path}"
+                )
             try:
                 descriptor = os.open(home / path / name, os.O_RDONLY | os.O_NOFOLLOW)
             except OSError as e:

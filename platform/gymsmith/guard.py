@@ -1,9 +1,10 @@
 """The gate in front of every request: who may speak to the API, and what a browser may do with the answer.
 
-On loopback no token is asked for, so a foreign web page in the user's browser is the attacker: the Host header must name this machine
-(DNS rebinding) and a request that changes something must not come from another origin (cross-site request forgery). With a token set,
-every request carries it: as a bearer, or, in a browser, as the cookie that `/login` sets. Every answer carries a content policy that
-allows nothing inline and nothing from elsewhere, because pages show text that agents and environments wrote.
+On loopback no token is asked for, so a foreign web page in the user's browser is the attacker: the Host header must name this
+machine (DNS rebinding) and a request that changes something must not come from another origin (cross-site request forgery).
+With a token set, every request carries it: as a bearer, or, in a browser, as the cookie that `/login` sets. Every answer
+carries a content policy that allows nothing inline and nothing from elsewhere, because pages show text that agents and
+environments wrote.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _OPEN = ("/healthz", "/login", "/static/")
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 _HEADERS = {
-    "content-security-policy": "default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'self'; frame-ancestors 'none'",
+    "content-security-policy": "; ".join(
+        ("default-src 'self'", "base-uri 'none'", "object-src 'none'", "form-action 'self'", "frame-ancestors 'none'")
+    ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
@@ -79,12 +82,24 @@ class Guard:
         path, host = scope["path"], headers.get("host", "")
         # Behind a token a proxy may use any name; without one the name is the only defence against rebinding.
         if not self.token and _name(f"//{host}") not in self.hosts:
-            return problem(403, "bad-host", f"the Host header must name this machine ({', '.join(sorted(self.hosts))}), got {host[:80]!r}", path)
+            return problem(
+                403,
+                "bad-host",
+                f"the Host header must name this machine ({', '.join(sorted(self.hosts))}), got {host[:80]!r}",
+                path,
+            )
         if scope["method"] not in _SAFE and not self._same_origin(headers, host):
-            return problem(403, "bad-origin", f"this request came from {headers.get('origin', 'another site')[:80]!r}; open the dashboard at http://{host[:80]}", path)
+            return problem(
+                403,
+                "bad-origin",
+                f"this request came from {headers.get('origin', 'another site')[:80]!r}; open the dashboard at http://{host[:80]}",
+                path,
+            )
         if self.token and not path.startswith(_OPEN) and not self._known(headers):
             if path.startswith("/api/") or path in ("/openapi.json", "/readyz"):
-                refusal = problem(401, "no-token", "a token is needed; send 'Authorization: Bearer TOKEN' (GYMSMITH_TOKEN of the server)", path)
+                refusal = problem(
+                    401, "no-token", "a token is needed; send 'Authorization: Bearer TOKEN' (GYMSMITH_TOKEN of the server)", path
+                )
                 refusal.headers["www-authenticate"] = "Bearer"
                 return refusal
             return RedirectResponse("/login?next=" + quote(path), status_code=303)

@@ -1,7 +1,8 @@
-"""The dashboard as an application of its own, mounted below the API: pages, static files, login, and errors that people can read.
+"""The dashboard as an application of its own, mounted below the API: pages, static files, login, and errors that people can
+read.
 
-Jinja2 templates and a little script of our own; every page works without script, which only adds search as you type, keys and live
-updates. What is shown on a page comes from the store in this process, not through HTTP.
+Jinja2 templates and a little script of our own; every page works without script, which only adds search as you type, keys and
+live updates. What is shown on a page comes from the store in this process, not through HTTP.
 """
 
 from __future__ import annotations
@@ -57,7 +58,14 @@ def _add_login(app: FastAPI, settings: Settings) -> None:
         if not settings.token or not hmac.compare_digest(given.encode(), settings.token.encode()):
             return render.page(request, "login.html", "", status=403, next=target, wrong=True)
         response = RedirectResponse(target, status_code=303)
-        response.set_cookie(COOKIE, cookie_value(settings.token), max_age=COOKIE_S, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        response.set_cookie(
+            COOKIE,
+            cookie_value(settings.token),
+            max_age=COOKIE_S,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
         return response
 
 
@@ -73,7 +81,9 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        detail = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}, got {str(e.get('input'))[:100]!r}" for e in error.errors())
+        detail = "; ".join(
+            f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}, got {str(e.get('input'))[:100]!r}" for e in error.errors()
+        )
         return render.page(request, "error.html", "", status=422, code="invalid", detail=detail)
 
     @app.exception_handler(HTTPException)
@@ -84,4 +94,11 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _unforeseen(request: Request, error: Exception) -> Response:
         # Only what is shown; the error itself goes on to the guard, which writes it to the log.
-        return render.page(request, "error.html", "", status=500, code="internal", detail="The server failed on this page; its log names the place.")
+        return render.page(
+            request,
+            "error.html",
+            "",
+            status=500,
+            code="internal",
+            detail="The server failed on this page; its log names the place.",
+        )

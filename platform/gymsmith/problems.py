@@ -34,7 +34,9 @@ class Problem(BaseModel):
 
 def problem(status: int, code: str, detail: str, instance: str, errors: list[dict[str, Any]] | None = None) -> Response:
     """One problem document as a response."""
-    document = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, instance=instance, code=code, errors=errors or [])
+    document = Problem(
+        title=HTTPStatus(status).phrase, status=status, detail=detail, instance=instance, code=code, errors=errors or []
+    )
     return JSONResponse(document.model_dump(), status_code=status, media_type=MEDIA_TYPE)
 
 
@@ -56,12 +58,17 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        found = [{"where": ".".join(map(str, e["loc"])), "expected": e["msg"], "got": repr(e.get("input"))[:200]} for e in error.errors()]
+        found = [
+            {"where": ".".join(map(str, e["loc"])), "expected": e["msg"], "got": repr(e.get("input"))[:200]}
+            for e in error.errors()
+        ]
         detail = "; ".join(f"{e['where']}: {e['expected']}, got {e['got']}" for e in found)
         return problem(422, "invalid", detail, request.url.path, found)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
-        response = problem(error.status_code, HTTPStatus(error.status_code).name.lower().replace("_", "-"), str(error.detail), request.url.path)
+        response = problem(
+            error.status_code, HTTPStatus(error.status_code).name.lower().replace("_", "-"), str(error.detail), request.url.path
+        )
         response.headers.update(error.headers or {})
         return response

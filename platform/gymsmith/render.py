@@ -1,7 +1,8 @@
 """Templates and static files of the dashboard: where they lie, how a page is rendered, how a file is served.
 
-In a wheel they are packaged as `gymsmith/_web`; in an editable install or a checkout they are the repository's `web/`. Static files are
-few and small: they are read once, and their address holds a digest of all of them, so that browsers may keep them for ever.
+In a wheel they are packaged as `gymsmith/_web`; in an editable install or a checkout they are the repository's `web/`. Static
+files are few and small: they are read once, and their address holds a digest of all of them, so that browsers may keep them
+for ever.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def web_folder() -> Path:
     for folder in (here / "_web", here.parent.parent / "web"):
         if (folder / "templates" / "base.html").is_file():
             return folder
-    raise ConfigError(f"the dashboard's templates are neither in {here / '_web'} nor in {here.parent.parent / 'web'}; install gymsmith again")
+    raise ConfigError(
+        f"the dashboard's templates are neither in {here / '_web'} nor in {here.parent.parent / 'web'}; install gymsmith again"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -79,7 +82,11 @@ def static_response(digest: str, name: str) -> Response:
 def _templates() -> Environment:
     # Autoescape stands for every template; what comes from agents goes through `plain` or `spans` besides.
     env = Environment(
-        loader=FileSystemLoader(web_folder() / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, auto_reload=False
+        loader=FileSystemLoader(web_folder() / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        auto_reload=False,
     )
     env.globals["static"] = static_url
     env.filters.update(

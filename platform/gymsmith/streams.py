@@ -1,7 +1,8 @@
 """Server-sent events out of the events table.
 
-One task per process tails the table by id and wakes the streams; a stream that starts late or was cut off reads what it missed from
-the table, so nothing is lost or sent twice. New points of a run's curves travel in the same stream. Nobody watching, nothing polled.
+One task per process tails the table by id and wakes the streams; a stream that starts late or was cut off reads what it
+missed from the table, so nothing is lost or sent twice. New points of a run's curves travel in the same stream. Nobody
+watching, nothing polled.
 """
 
 from __future__ import annotations
@@ -116,7 +117,9 @@ async def respond(request: Request, *, after: int | None, job_id: str | None = N
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
-async def _stream(store: Store, tail: Tail, last: int, steps: dict[str, int] | None, job_id: str | None, run_id: str | None) -> AsyncIterator[str]:
+async def _stream(
+    store: Store, tail: Tail, last: int, steps: dict[str, int] | None, job_id: str | None, run_id: str | None
+) -> AsyncIterator[str]:
     spoke = looked = time.monotonic()
     known = steps or {}
     shown: tuple[State, int] | None = None
@@ -173,4 +176,6 @@ def _resume(ident: str) -> tuple[int | None, dict[str, int] | None]:
     try:
         return int(number), {name: int(step) for name, step in parse_qsl(known, strict_parsing=bool(known))}
     except ValueError as e:
-        raise UserError(f"Last-Event-ID {ident[:80]!r} is not one that this server sent; leave the header out to start anew") from e
+        raise UserError(
+            f"Last-Event-ID {ident[:80]!r} is not one that this server sent; leave the header out to start anew"
+        ) from e

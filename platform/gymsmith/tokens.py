@@ -17,7 +17,7 @@ _ANCESTORS = 8
 
 
 def texts(store: Store, settings: Settings, run_id: str, ids: Sequence[int]) -> list[str] | None:
-    """Text of each id, or None when the tokenizer is not known here. A character split over several ids shows its bytes as `�`."""
+    """Text of each id, or None when the tokenizer is not here. A character split over several ids shows its bytes as `�`."""
     name = tokenizer_of(store, run_id)
     path = settings.tokenizers_dir / name
     if not name or not path.is_file():

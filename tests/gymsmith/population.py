@@ -1,4 +1,5 @@
-"""A store filled with what a small house holds: environments with evidence and folders, runs with curves, attempts, reports, jobs."""
+"""A store filled with what a small house holds: environments with evidence and folders, runs with curves, attempts, reports,
+jobs."""
 
 from __future__ import annotations
 
@@ -10,14 +11,47 @@ from pathlib import Path
 from gymsmith.config import Settings
 from gymsmith.ids import ulid
 from gymsmith.schema import (
-    Environment, EvalReport, Evidence, Gate, Job, Metric, Reward, Run, Score, Segment, Source, State, Status, Step, TaskSpec, ToolSpec,
-    Trajectory, VersionSpan, now,
-)  # fmt: skip
+    Environment,
+    EvalReport,
+    Evidence,
+    Gate,
+    Job,
+    Metric,
+    Reward,
+    Run,
+    Score,
+    Segment,
+    Source,
+    State,
+    Status,
+    Step,
+    TaskSpec,
+    ToolSpec,
+    Trajectory,
+    VersionSpan,
+    now,
+)
 from gymsmith.store import Event, Store
 
 FAMILIES = ("lookup", "chain", "count", "rename", "edit", "note")
 REJECTS = ("oracle-failed", "flaky", "cheat-passed", "no-failing-test", "build-failed")
-_WORDS = "amber basil cedar delta ember fjord grove hazel inlet juniper kelp larch moss nettle ochre pine quartz reed sage thorn".split()
+_WORDS = (
+    "amber",
+    "basil",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "hazel",
+    "inlet",
+    "kelp",
+    "larch",
+    "moss",
+    "nettle",
+    "ochre",
+    "sage",
+)
 
 
 def wilson(passed: int, n: int) -> Score:
@@ -35,32 +69,57 @@ def environment(number: int, kind: str = "shell", status: Status = Status.VERIFI
     if kind == "mutation":
         labels = {"package": "iniconfig", "operator": rng.choice(("compare", "boundary", "return", "boolean")), "split": "train"}
         spec = TaskSpec(
-            name=f"gymsmith/iniconfig-{number:04d}", kind=kind, labels=labels, description="Repair a defect in iniconfig.", workdir="/work/repo",
-            expected=tuple(f"tests/test_iniconfig.py::test_{w}" for w in rng.sample(_WORDS, 12)), max_turns=30,
-        )  # fmt: skip
-        text = "Reading a file whose section header is followed by a comment raises ParseError.\n\nFind the cause and repair it. Do not change the tests.\n"
+            name=f"gymsmith/iniconfig-{number:04d}",
+            kind=kind,
+            labels=labels,
+            description="Repair a defect in iniconfig.",
+            workdir="/work/repo",
+            expected=tuple(f"tests/test_iniconfig.py::test_{w}" for w in rng.sample(_WORDS, 12)),
+            max_turns=30,
+        )
+        text = "Reading a file whose section header has a comment raises ParseError.\n\nFind the cause and repair it.\n"
         source = Source(uri="pypi:iniconfig==2.0.0", kind="pypi", digest="9f" * 32, licence="MIT")
     elif kind == "tutorial":
         spec = TaskSpec(
-            name=f"gymsmith/tar-{number:04d}", kind=kind, labels={"page": "tar", "split": "train"}, description="End state of a manual's example.",
+            name=f"gymsmith/tar-{number:04d}",
+            kind=kind,
+            labels={"page": "tar", "split": "train"},
+            description="End state of a manual's example.",
             expected=("archive-exists", "archive-lists-two-files"),
-        )  # fmt: skip
-        text = "Pack the files `notes.txt` and `plan.txt` in /work into the compressed archive /work/out.tar.gz. Keep the originals.\n"
+        )
+        text = "Pack the files `notes.txt` and `plan.txt` into the compressed archive /work/out.tar.gz. Keep the originals.\n"
         source = Source(uri="man:tar", kind="man", licence="GPL-3.0")
     else:
-        labels = {"family": family, "level": str(1 + number % 3), "seed": str(number), "split": "held_out" if number % 4 == 0 else "train"}
+        labels = {
+            "family": family,
+            "level": str(1 + number % 3),
+            "seed": str(number),
+            "split": "held_out" if number % 4 == 0 else "train",
+        }
         spec = TaskSpec(
-            name=f"gymsmith/{family}-{number:05d}", kind=kind, labels=labels, description=f"Find the code word behind {word}.",
-            tool=ToolSpec(name="simple_command", allow=("cat", "ls", "grep", "echo", "head"), redirect=("echo",)), max_turns=6,
-            expected=("answer",), hidden=(rng.choice(_WORDS),),
-        )  # fmt: skip
+            name=f"gymsmith/{family}-{number:05d}",
+            kind=kind,
+            labels=labels,
+            description=f"Find the code word behind {word}.",
+            tool=ToolSpec(name="simple_command", allow=("cat", "ls", "grep", "echo", "head"), redirect=("echo",)),
+            max_turns=6,
+            expected=("answer",),
+            hidden=(rng.choice(_WORDS),),
+        )
         text = f"The note about {word} in /work names a file. Write the code word that this file holds into /work/answer.\n"
         source = Source(uri=f"shell:{family}", kind="parametric")
     ident = f"{rng.getrandbits(128):032x}"
     return Environment(
-        id=ident, source=source, spec=spec, instruction=text, status=status, path=f"tasks/{ident[:2]}/{ident}", image_id="b3" * 32,
-        reason=rng.choice(REJECTS) if status is Status.REJECTED else "", created_at=now() - timedelta(seconds=age_s),
-    )  # fmt: skip
+        id=ident,
+        source=source,
+        spec=spec,
+        instruction=text,
+        status=status,
+        path=f"tasks/{ident[:2]}/{ident}",
+        image_id="b3" * 32,
+        reason=rng.choice(REJECTS) if status is Status.REJECTED else "",
+        created_at=now() - timedelta(seconds=age_s),
+    )
 
 
 def evidence(e: Environment) -> Evidence:
@@ -69,12 +128,17 @@ def evidence(e: Environment) -> Evidence:
     cheats = ("sys-exit-zero", "edit-tests", "shadow-conftest", "forge-report", "delete-tests", "copy-oracle")
     gates = [
         Gate(name="noop", passed=True, rewards=(0, 0, 0), seconds=0.21),
-        Gate(name="oracle", passed=e.status is not Status.REJECTED, rewards=(1, 1, 1) if e.status is not Status.REJECTED else (1, 0, 1), seconds=0.34,
-             detail="" if e.status is not Status.REJECTED else "run 2 of 3 failed: test_order depends on the order of a set"),
+        Gate(
+            name="oracle",
+            passed=e.status is not Status.REJECTED,
+            rewards=(1, 1, 1) if e.status is not Status.REJECTED else (1, 0, 1),
+            seconds=0.34,
+            detail="" if e.status is not Status.REJECTED else "run 2 of 3 failed: test_order depends on the order of a set",
+        ),
         Gate(name="alternative:1", passed=True, rewards=(1,), seconds=0.12),
         *(Gate(name=f"cheat:{c}", passed=True, rewards=(0,), seconds=round(rng.uniform(0.05, 0.2), 3)) for c in cheats),
         Gate(name="leak", passed=True, detail="the hidden token is in no prompt"),
-    ]  # fmt: skip
+    ]
     return Evidence(environment_id=e.id, gates=tuple(gates), image_id=e.image_id, provider="ns", seconds=2.4)
 
 
@@ -82,10 +146,10 @@ def write_folder(home: Path, e: Environment) -> None:
     """Its task folder, enough to browse."""
     members = {
         "instruction.md": e.instruction,
-        "task.toml": f'schema_version = "1.4"\n\n[task]\nname = "{e.spec.name}"\n\n[environment]\nnetwork_mode = "no-network"\nmemory_mb = 512\n',
+        "task.toml": f'schema_version = "1.4"\n\n[task]\nname = "{e.spec.name}"\n\n[environment]\nnetwork_mode = "no-network"\n',
         "environment/Dockerfile": "FROM gymsmith/host\nWORKDIR /work\nCOPY files/ /work/\n",
         "environment/files/note.txt": "see shelf 3\n",
-        "tests/test.sh": '#!/bin/sh\nif [ "$(cat answer 2>/dev/null)" = "larch" ]; then echo "PASS answer"; else echo "FAIL answer"; fi\n',
+        "tests/test.sh": '#!/bin/sh\n[ "$(cat answer)" = larch ] && echo "PASS answer" || echo "FAIL answer"\n',
         "solution/solve.sh": "#!/bin/sh\nhead -n 1 shelf/3 > answer\n",
     }
     for name, text in members.items():
@@ -112,13 +176,31 @@ def trajectory(number: int, e: Environment, run_id: str, group: str, attempt: in
         mask = [1 if i > 40 and i % 37 < 14 else 0 for i in range(length)]
         logprobs = [-min(9.0, rng.expovariate(3.0) if rng.random() < 0.4 else rng.expovariate(60.0)) if m else 0.0 for m in mask]
         ids = [rng.randrange(4, 600) for _ in range(length)]
-        segments.append(Segment(ids=ids, mask=mask, logprobs=logprobs, versions=[VersionSpan(version=version, start=0, end=length)]))
+        segments.append(
+            Segment(ids=ids, mask=mask, logprobs=logprobs, versions=[VersionSpan(version=version, start=0, end=length)])
+        )
         del part
-    verdict = Reward(value=float(passed), tests={"answer": "passed" if passed else "failed"}, detail="" if passed else "FAIL answer: got moss", seconds=0.011)
+    verdict = Reward(
+        value=float(passed),
+        tests={"answer": "passed" if passed else "failed"},
+        detail="" if passed else "FAIL answer: got moss",
+        seconds=0.011,
+    )
     return Trajectory(
-        id=ulid(), environment_id=e.id, run_id=run_id, group=group, attempt=attempt, seed=number, policy_version=version, segments=segments, steps=steps,
-        reward=verdict, looked=True, finish="exit", seconds={"total": 0.412, "generate": 0.338, "sandbox": 0.041, "grade": 0.033},
-    )  # fmt: skip
+        id=ulid(),
+        environment_id=e.id,
+        run_id=run_id,
+        group=group,
+        attempt=attempt,
+        seed=number,
+        policy_version=version,
+        segments=segments,
+        steps=steps,
+        reward=verdict,
+        looked=True,
+        finish="exit",
+        seconds={"total": 0.412, "generate": 0.338, "sandbox": 0.041, "grade": 0.033},
+    )
 
 
 def curves(run_id: str, steps: int, seed: int) -> list[Metric]:
@@ -147,9 +229,20 @@ def report(name: str, run_id: str, version: str, rates: dict[str, float], *, age
     groups = {family: wilson(round(110 * rate), 110) for family, rate in rates.items()}
     overall = wilson(sum(s.passed for s in groups.values()), 110 * len(groups))
     return EvalReport(
-        id=ulid(), run_id=run_id, name=name, policy_version=version, mode=mode, seed=4242, overall=overall, groups=groups, mean_commands=4.3,
-        errors=1, seconds=38.2, config={"temperature": 1.0, "max_turns": 6, "keep_recent_k": 4}, created_at=now() - timedelta(seconds=age_s),
-    )  # fmt: skip
+        id=ulid(),
+        run_id=run_id,
+        name=name,
+        policy_version=version,
+        mode=mode,
+        seed=4242,
+        overall=overall,
+        groups=groups,
+        mean_commands=4.3,
+        errors=1,
+        seconds=38.2,
+        config={"temperature": 1.0, "max_turns": 6, "keep_recent_k": 4},
+        created_at=now() - timedelta(seconds=age_s),
+    )
 
 
 def fill(store: Store, settings: Settings, *, environments: int = 90) -> dict[str, str]:
@@ -165,22 +258,73 @@ def fill(store: Store, settings: Settings, *, environments: int = 90) -> dict[st
         write_folder(settings.home, e)
     shell = [e for e in made if e.spec.kind == "shell" and e.status is Status.VERIFIED]
 
-    demo = Run(id="demo-20260801", kind="demo", name="demo", seed=7, state=State.RUNNING, created_at=now() - timedelta(seconds=900))
-    config = {"model": {"layers": 4, "width": 192, "heads": 4}, "optimizer": {"name": "adamw", "lr": 0.001}, "group_size": 16, "steps": 120}
-    pretrain = Run(id="pretrain-7", kind="pretrain", name="pretrain", seed=7, state=State.SUCCEEDED, parent=demo.id, config=config,
-                   created_at=now() - timedelta(seconds=860), finished_at=now() - timedelta(seconds=700), summary={"val_loss": 0.913, "tokens": 4_200_000})  # fmt: skip
-    sft = Run(id="sft-7", kind="sft", name="sft on clean demonstrations", seed=7, state=State.SUCCEEDED, parent=pretrain.id, config=config,
-              created_at=now() - timedelta(seconds=690), finished_at=now() - timedelta(seconds=560))  # fmt: skip
-    rl = Run(id="rl-7", kind="rl", name="rl", seed=7, state=State.RUNNING, parent=sft.id, config=config, config_hash="5d" * 32, policy_version="rl-7:84",
-             engine_url="http://127.0.0.1:40123", checkpoint="runs/rl-7/checkpoints/80", created_at=now() - timedelta(seconds=540))  # fmt: skip
-    failed = Run(id="rl-6", kind="rl", name="rl, permuted rewards", seed=6, state=State.FAILED, parent=sft.id,
-                 error="engine did not answer within 30 s; see logs/learner.log", created_at=now() - timedelta(seconds=3900))  # fmt: skip
+    demo = Run(
+        id="demo-20260801", kind="demo", name="demo", seed=7, state=State.RUNNING, created_at=now() - timedelta(seconds=900)
+    )
+    config = {
+        "model": {"layers": 4, "width": 192, "heads": 4},
+        "optimizer": {"name": "adamw", "lr": 0.001},
+        "group_size": 16,
+        "steps": 120,
+    }
+    pretrain = Run(
+        id="pretrain-7",
+        kind="pretrain",
+        name="pretrain",
+        seed=7,
+        state=State.SUCCEEDED,
+        parent=demo.id,
+        config=config,
+        created_at=now() - timedelta(seconds=860),
+        finished_at=now() - timedelta(seconds=700),
+        summary={"val_loss": 0.913, "tokens": 4_200_000},
+    )
+    sft = Run(
+        id="sft-7",
+        kind="sft",
+        name="sft on clean demonstrations",
+        seed=7,
+        state=State.SUCCEEDED,
+        parent=pretrain.id,
+        config=config,
+        created_at=now() - timedelta(seconds=690),
+        finished_at=now() - timedelta(seconds=560),
+    )
+    rl = Run(
+        id="rl-7",
+        kind="rl",
+        name="rl",
+        seed=7,
+        state=State.RUNNING,
+        parent=sft.id,
+        config=config,
+        config_hash="5d" * 32,
+        policy_version="rl-7:84",
+        engine_url="http://127.0.0.1:40123",
+        checkpoint="runs/rl-7/checkpoints/80",
+        created_at=now() - timedelta(seconds=540),
+    )
+    failed = Run(
+        id="rl-6",
+        kind="rl",
+        name="rl, permuted rewards",
+        seed=6,
+        state=State.FAILED,
+        parent=sft.id,
+        error="engine did not answer within 30 s; see logs/learner.log",
+        created_at=now() - timedelta(seconds=3900),
+    )
     for run in (failed, demo, pretrain, sft, rl):
         store.put_run(run)
     store.put_metrics(curves(rl.id, 84, 1))
     store.put_metrics([m for m in curves(failed.id, 22, 2) if m.name in ("reward", "loss")])
     for run, steps in ((pretrain, 200), (sft, 90)):
-        store.put_metrics([Metric(run_id=run.id, step=s, name="loss", value=3.2 * math.exp(-s / 40) + 0.9 + random.Random(s).gauss(0, 0.03)) for s in range(steps)])
+        store.put_metrics(
+            [
+                Metric(run_id=run.id, step=s, name="loss", value=3.2 * math.exp(-s / 40) + 0.9 + random.Random(s).gauss(0, 0.03))
+                for s in range(steps)
+            ]
+        )
     for step in (40, 60, 80):
         folder = settings.runs_dir / rl.id / "checkpoints" / str(step)
         folder.mkdir(parents=True)
@@ -189,8 +333,19 @@ def fill(store: Store, settings: Settings, *, environments: int = 90) -> dict[st
     attempts = []
     for g, e in enumerate(shell[:12]):
         for a in range(8):
-            attempts.append(trajectory(100 * g + a, e, rl.id, f"{rl.id}/80/{g}", a, "rl-7:80", passed=random.Random(31 * g + a).random() < 0.7))
-    lost = attempts[-1].model_copy(update={"reward": None, "error": "SandboxGone: the sandbox died; retried as attempt 9", "finish": "error", "steps": attempts[-1].steps[:2]})
+            attempts.append(
+                trajectory(
+                    100 * g + a, e, rl.id, f"{rl.id}/80/{g}", a, "rl-7:80", passed=random.Random(31 * g + a).random() < 0.7
+                )
+            )
+    lost = attempts[-1].model_copy(
+        update={
+            "reward": None,
+            "error": "SandboxGone: the sandbox died; retried as attempt 9",
+            "finish": "error",
+            "steps": attempts[-1].steps[:2],
+        }
+    )
     attempts[-1] = lost
     store.put_trajectories(attempts)
 
@@ -198,28 +353,51 @@ def fill(store: Store, settings: Settings, *, environments: int = 90) -> dict[st
     high = dict(zip(FAMILIES, (0.95, 0.78, 0.9, 0.97, 0.81, 0.88), strict=True))
     before = report("sft, held out", sft.id, "sft-7:final", low, age_s=500)
     after = report("after RL, held out", rl.id, "rl-7:80", high, age_s=60)
-    greedy = report("after RL, held out, greedy", rl.id, "rl-7:80", {k: min(1.0, v + 0.02) for k, v in high.items()}, age_s=40, mode="greedy")
+    greedy = report(
+        "after RL, held out, greedy", rl.id, "rl-7:80", {k: min(1.0, v + 0.02) for k, v in high.items()}, age_s=40, mode="greedy"
+    )
     for r in (before, after, greedy):
         store.put_report(r)
 
     jobs = _jobs(store, rl.id, [e.id for e in made])
     return {
-        "environment": shell[0].id, "mutation": next(e.id for e in made[:30] if e.spec.kind == "mutation"), "rejected": made[5].id,
-        "run": rl.id, "trajectory": attempts[0].id, "lost": lost.id, "report": after.id, **jobs,
-    }  # fmt: skip
+        "environment": shell[0].id,
+        "mutation": next(e.id for e in made[:30] if e.spec.kind == "mutation"),
+        "rejected": made[5].id,
+        "run": rl.id,
+        "trajectory": attempts[0].id,
+        "lost": lost.id,
+        "report": after.id,
+        **jobs,
+    }
 
 
 def _jobs(store: Store, run_id: str, ids: list[str]) -> dict[str, str]:
     def put(kind: str, queue: str, payload: dict[str, object], age_s: float, **fields: object) -> Job:
-        return store.put_job(Job(id=ulid(), kind=kind, queue=queue, payload=payload, created_at=now() - timedelta(seconds=age_s), **fields))[0]  # type: ignore[arg-type]
+        return store.put_job(
+            Job(id=ulid(), kind=kind, queue=queue, payload=payload, created_at=now() - timedelta(seconds=age_s), **fields)
+        )[0]  # type: ignore[arg-type]
 
     done = put("generate", "factory", {"source": "pypi:iniconfig==2.0.0", "kind": "mutation", "n": 20, "split": "train"}, 800)
     store.claim(done.id, "host:411")
     store.set_progress(done.id, 1, {"done": 31, "total": 31, "unit": "candidates", "admitted": 20})
-    store.finish(done.id, 1, {"admitted": ids[:20], "candidates": 31, "reasons": {"no-failing-test": 6, "flaky": 3, "cheat-passed": 2}, "seconds": 61.4})
+    store.finish(
+        done.id,
+        1,
+        {
+            "admitted": ids[:20],
+            "candidates": 31,
+            "reasons": {"no-failing-test": 6, "flaky": 3, "cheat-passed": 2},
+            "seconds": 61.4,
+        },
+    )
     half = put("generate", "factory", {"source": "man:tar", "kind": "tutorial", "n": 10, "split": "train"}, 90)
     store.claim(half.id, "host:411")
-    store.set_progress(half.id, 1, {"done": 14, "total": 24, "unit": "candidates", "admitted": 9, "reasons": {"oracle-failed": 3, "needs-network": 2}})
+    store.set_progress(
+        half.id,
+        1,
+        {"done": 14, "total": 24, "unit": "candidates", "admitted": 9, "reasons": {"oracle-failed": 3, "needs-network": 2}},
+    )
     train = put("train", "train", {"stage": "rl", "run_id": run_id}, 540, run_id=run_id)
     store.claim(train.id, "host:415")
     store.set_progress(train.id, 1, {"done": 84, "total": 120, "unit": "steps"})

@@ -82,7 +82,9 @@ def test_search_filters_and_facets_agree(client: TestClient, filled: dict[str, s
     assert facets["status"]["rejected"] > 0, "a facet leaves out its own filter, or there is no way back"
     assert "seed" not in facets, "a label with thousands of values is no facet"
     found = client.get(f"{V}/environments", params={"text": "inicon repair"}).json()
-    assert found["total"] == facets["kind"].get("mutation", 0) + facets_of(client, "rejected", "mutation") + facets_of(client, "unproven", "mutation")
+    assert found["total"] == facets["kind"].get("mutation", 0) + facets_of(client, "rejected", "mutation") + facets_of(
+        client, "unproven", "mutation"
+    )
     assert client.get(f"{V}/environments", params={"text": '"; DROP TABLE environments; --'}).status_code == 200
     rejects = client.get(f"{V}/environments:rejects").json()
     assert sum(rejects.values()) == facets["status"]["rejected"]
@@ -109,9 +111,17 @@ def test_one_environment_with_evidence_and_files(client: TestClient, filled: dic
     root = store.settings.home / environment["path"]
     os.symlink(secret, root / "link")
     os.symlink(store.settings.home, root / "up")
-    for name in ("link", "up/secret", "../../../secret", "..%2f..%2f..%2fsecret", "%2e%2e/%2e%2e/%2e%2e/secret", str(secret), "tests"):
+    for name in (
+        "link",
+        "up/secret",
+        "../../../secret",
+        "..%2f..%2f..%2fsecret",
+        "%2e%2e/%2e%2e/%2e%2e/secret",
+        str(secret),
+        "tests",
+    ):
         answer = client.get(f"{base}/files/{name}")
-        assert answer.status_code == 404 and b"secret" != answer.content, name
+        assert answer.status_code == 404 and answer.content != b"secret", name
 
 
 def test_trajectories_are_read_in_parts(client: TestClient, filled: dict[str, str], store: Store) -> None:
@@ -138,7 +148,9 @@ def test_trajectories_are_read_in_parts(client: TestClient, filled: dict[str, st
 
 def test_curves_keep_their_shape_and_hold_no_nan(client: TestClient, store: Store) -> None:
     store.put_run(Run(id="r", kind="rl"))
-    store.put_metrics([Metric(run_id="r", step=s, name="loss", value=100.0 if s == 7001 else math.sin(s / 500)) for s in range(10_000)])
+    store.put_metrics(
+        [Metric(run_id="r", step=s, name="loss", value=100.0 if s == 7001 else math.sin(s / 500)) for s in range(10_000)]
+    )
     store.put_metrics([Metric(run_id="r", step=3, name="bad", value=math.nan)])
     body = client.get(f"{V}/runs/r/metrics", params={"points": 500})
     series = json.loads(body.text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))["series"]
@@ -184,9 +196,13 @@ def test_a_bad_order_makes_no_job(client: TestClient, store: Store) -> None:
 
 def test_evaluations_and_rollouts_are_jobs_of_their_run(client: TestClient, store: Store) -> None:
     store.put_run(Run(id="r", kind="rl"))
-    evaluation = client.post(f"{V}/evaluations", json={"run_id": "r", "environments": {"labels": {"split": "held_out"}}, "mode": "greedy"}).json()
+    evaluation = client.post(
+        f"{V}/evaluations", json={"run_id": "r", "environments": {"labels": {"split": "held_out"}}, "mode": "greedy"}
+    ).json()
     assert (evaluation["kind"], evaluation["run_id"], evaluation["payload"]["mode"]) == ("evaluate", "r", "greedy")
-    rollout = client.post(f"{V}/rollouts", json={"run_id": "r", "items": [{"environment_id": "e", "attempt": 0, "seed": 1}]}).json()
+    rollout = client.post(
+        f"{V}/rollouts", json={"run_id": "r", "items": [{"environment_id": "e", "attempt": 0, "seed": 1}]}
+    ).json()
     assert (rollout["kind"], rollout["queue"], len(rollout["payload"]["items"])) == ("rollout", "rollouts", 1)
     assert client.get(f"{V}/jobs", params={"run_id": "r"}).json()["total"] == 2
 
@@ -299,7 +315,9 @@ def test_events_are_json_without_an_event_stream(client: TestClient, store: Stor
     store.add_events([Event(kind="job.progress", job_id=job.id, data={"i": i}) for i in range(3)])
     first = client.get(f"{V}/jobs/{job.id}/events").json()["items"]
     assert [e["data"]["i"] for e in first] == [0, 1, 2]
-    assert [e["data"]["i"] for e in client.get(f"{V}/jobs/{job.id}/events", params={"after": first[0]["id"]}).json()["items"]] == [1, 2]
+    assert [
+        e["data"]["i"] for e in client.get(f"{V}/jobs/{job.id}/events", params={"after": first[0]["id"]}).json()["items"]
+    ] == [1, 2]
     bad = client.get(f"{V}/events", headers={"accept": "text/event-stream", "last-event-id": "x;y"})
     assert bad.status_code == 400 and bad.json()["code"] == "bad-request"
 
@@ -319,7 +337,12 @@ def test_failures_are_problem_documents(client: TestClient, store: Store) -> Non
         answer = client.get(path)
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), path
         document = answer.json()
-        assert document["code"] == code and document["status"] == status and document["detail"] and document["instance"] == path.split("?")[0]
+        assert (
+            document["code"] == code
+            and document["status"] == status
+            and document["detail"]
+            and document["instance"] == path.split("?")[0]
+        )
 
 
 def test_what_nobody_foresaw_is_a_500_that_tells_nothing(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -345,7 +368,12 @@ def test_only_this_machine_and_this_origin_may_speak(store: Store) -> None:
         answer = TestClient(app, base_url=HERE).get(f"{V}/jobs", headers={"host": host})
         assert answer.status_code == 403 and answer.json()["code"] == "bad-host", host
     client = TestClient(app, base_url=HERE)
-    for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://127.0.0.1:9999"}, {"sec-fetch-site": "cross-site"}):
+    for headers in (
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9999"},
+        {"sec-fetch-site": "cross-site"},
+    ):
         answer = client.post(f"{V}/environments:generate", json=ORDER, headers=headers)
         assert answer.status_code == 403 and answer.json()["code"] == "bad-origin", headers
     assert store.job_total().n == 0
@@ -366,7 +394,11 @@ def test_a_token_guards_everything_but_health_and_login(settings: Settings, stor
     assert client.post("/login", data={"token": "wrong", "next": "/jobs"}).status_code == 403
     entered = client.post("/login", data={"token": token, "next": "//evil.example"})
     assert (entered.status_code, entered.headers["location"]) == (303, "/")
-    assert "HttpOnly" in entered.headers["set-cookie"] and "SameSite=strict" in entered.headers["set-cookie"] and token not in entered.headers["set-cookie"]
+    assert (
+        "HttpOnly" in entered.headers["set-cookie"]
+        and "SameSite=strict" in entered.headers["set-cookie"]
+        and token not in entered.headers["set-cookie"]
+    )
     assert client.get("/jobs").status_code == 200, "the cookie is enough for the browser"
     with pytest.raises(ConfigError, match="at least 16 characters"):
         create_app(settings.model_copy(update={"host": "0.0.0.0", "token": "short"}), store)
@@ -375,11 +407,34 @@ def test_a_token_guards_everything_but_health_and_login(settings: Settings, stor
 # ---------------------------------------------------------------- contract
 
 OPERATIONS = {
-    "cancelJob", "followEvents", "followJob", "followRun", "generateEnvironments", "getEnvironment", "getEnvironmentEvidence", "getEnvironmentFacets",
-    "getEnvironmentFile", "getEnvironmentRejects", "getEvaluation", "getHealth", "getJob", "getReadiness", "getRun", "getRunMetrics", "getTrajectory",
-    "getTrajectorySegment", "listEnvironmentFiles", "listEnvironments", "listEvaluations", "listJobs", "listRuns", "listTrajectories",
-    "listTrajectorySteps", "orderEvaluation", "orderRollouts",
-}  # fmt: skip
+    "cancelJob",
+    "followEvents",
+    "followJob",
+    "followRun",
+    "generateEnvironments",
+    "getEnvironment",
+    "getEnvironmentEvidence",
+    "getEnvironmentFacets",
+    "getEnvironmentFile",
+    "getEnvironmentRejects",
+    "getEvaluation",
+    "getHealth",
+    "getJob",
+    "getReadiness",
+    "getRun",
+    "getRunMetrics",
+    "getTrajectory",
+    "getTrajectorySegment",
+    "listEnvironmentFiles",
+    "listEnvironments",
+    "listEvaluations",
+    "listJobs",
+    "listRuns",
+    "listTrajectories",
+    "listTrajectorySteps",
+    "orderEvaluation",
+    "orderRollouts",
+}
 
 
 def test_the_description_names_every_operation_once(client: TestClient) -> None:

@@ -138,7 +138,12 @@ def test_a_huge_trajectory_is_shown_in_parts(client: TestClient, local: Store) -
     x = population.trajectory(1, e, "r", "r/1/0", 0, "v", passed=True)
     steps = [Step(action=f"echo {i}", observation=f"line {i}\n" * 400, exit_code=0) for i in range(3000)]
     n = 60_000
-    segment = Segment(ids=list(range(n)), mask=[i % 50 < 10 for i in range(n)], logprobs=[-0.3] * n, versions=[VersionSpan(version="v", start=0, end=n)])
+    segment = Segment(
+        ids=list(range(n)),
+        mask=[i % 50 < 10 for i in range(n)],
+        logprobs=[-0.3] * n,
+        versions=[VersionSpan(version="v", start=0, end=n)],
+    )
     local.put_trajectories([x.model_copy(update={"steps": steps, "segments": [segment]})])
     whole = sum(len(s.observation) for s in steps)
     first = client.get(f"/trajectories/{x.id}")
@@ -153,7 +158,11 @@ def test_a_huge_trajectory_is_shown_in_parts(client: TestClient, local: Store) -
 def test_static_files_are_kept_by_digest(client: TestClient) -> None:
     address = render.static_url("app.css")
     answer = client.get(address)
-    assert answer.status_code == 200 and "immutable" in answer.headers["cache-control"] and answer.headers["content-type"].startswith("text/css")
+    assert (
+        answer.status_code == 200
+        and "immutable" in answer.headers["cache-control"]
+        and answer.headers["content-type"].startswith("text/css")
+    )
     assert client.get("/static/old/app.css").headers["cache-control"] == "no-cache"
     assert client.get(render.static_url("chart.js")).headers["content-type"].startswith("text/javascript")
     assert client.get("/static/x/..%2f..%2fpyproject.toml").status_code == 404

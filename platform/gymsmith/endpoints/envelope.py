@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Header, Query, Request, Response
@@ -18,7 +19,7 @@ MAX_KEY = 200
 
 
 class Envelope(BaseModel, Generic[T]):
-    """A page of a list. `next_cursor` opens the next one and is null after the last; `total` is a floor when `total_is_capped`."""
+    """A page of a list. `next_cursor` opens the next one, null after the last; `total` is a floor when `total_is_capped`."""
 
     items: list[T]
     next_cursor: str | None = None
@@ -44,12 +45,13 @@ SettingsDep = Annotated[Settings, Depends(_settings)]
 Cursor = Annotated[str, Query(description="`next_cursor` of the page before; empty for the first page.", max_length=400)]
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page.")]
 IdempotencyKey = Annotated[
-    str, Header(alias="Idempotency-Key", max_length=MAX_KEY, description="The same key with the same body never makes a second job.")
+    str,
+    Header(alias="Idempotency-Key", max_length=MAX_KEY, description="The same key with the same body never makes a second job."),
 ]
 
 
-def labels_of(pairs: list[str]) -> dict[str, str]:
-    """`["family:grep"]` -> `{"family": "grep"}`.
+def labels_of(pairs: Sequence[str]) -> dict[str, str]:
+    """`("family:grep",)` -> `{"family": "grep"}`.
 
     Raises:
         UserError: a pair without a colon.

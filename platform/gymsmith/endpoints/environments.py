@@ -13,7 +13,7 @@ from gymsmith.errors import NotFound
 from gymsmith.schema import Environment, Evidence, Job, Status
 
 router = APIRouter(tags=["environments"])
-Labels = Annotated[list[str], Query(description="KEY:VALUE, repeatable; all must hold.", max_length=20)]
+Labels = Annotated[tuple[str, ...], Query(description="KEY:VALUE, repeatable; all must hold.", max_length=20)]
 
 
 class Order(BaseModel):
@@ -36,7 +36,7 @@ def list_environments(
     text: Annotated[str, Query(max_length=200, description="Every word must begin a word of the environment.")] = "",
     kind: str | None = None,
     status: Status | None = None,
-    label: Labels = [],
+    label: Labels = (),
     cursor: Cursor = "",
     limit: Limit = 50,
 ) -> Envelope[Environment]:
@@ -48,7 +48,11 @@ def list_environments(
 
 @router.get("/environments:facets", operation_id="getEnvironmentFacets")
 def facets(
-    store: StoreDep, text: Annotated[str, Query(max_length=200)] = "", kind: str | None = None, status: Status | None = None, label: Labels = []
+    store: StoreDep,
+    text: Annotated[str, Query(max_length=200)] = "",
+    kind: str | None = None,
+    status: Status | None = None,
+    label: Labels = (),
 ) -> dict[str, dict[str, int]]:
     """Facet -> value -> how many, each facet without its own filter."""
     return store.environment_facets(kind=kind, status=status, labels=labels_of(label), text=text)

@@ -60,8 +60,13 @@ def cancel_job(job_id: str, store: StoreDep) -> Job:
 
 
 @router.get("/jobs/{job_id}/events", operation_id="followJob", response_class=Response)
-async def follow_job(job_id: str, request: Request, store: StoreDep, after: Annotated[int | None, Query(ge=0)] = None) -> Response:
-    """Server-sent events of one job until it ends; resumes after `Last-Event-ID`. Without `Accept: text/event-stream`, a JSON list."""
+async def follow_job(
+    job_id: str, request: Request, store: StoreDep, after: Annotated[int | None, Query(ge=0)] = None
+) -> Response:
+    """Server-sent events of one job until it ends; resumes after `Last-Event-ID`.
+
+    Without `Accept: text/event-stream` the same as a JSON list.
+    """
     await run_in_threadpool(store.job, job_id)
     return await streams.respond(request, after=after, job_id=job_id)
 

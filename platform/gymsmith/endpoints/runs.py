@@ -27,7 +27,12 @@ class Curves(BaseModel):
 
 @router.get("/runs", operation_id="listRuns")
 def list_runs(
-    store: StoreDep, kind: str | None = None, state: State | None = None, parent: str | None = None, cursor: Cursor = "", limit: Limit = 50
+    store: StoreDep,
+    kind: str | None = None,
+    state: State | None = None,
+    parent: str | None = None,
+    cursor: Cursor = "",
+    limit: Limit = 50,
 ) -> Envelope[Run]:
     """Runs, newest first."""
     page = store.runs(kind, state=state, parent=parent, cursor=cursor, limit=limit)
@@ -46,7 +51,9 @@ def get_metrics(
     store: StoreDep,
     name: Annotated[list[str] | None, Query(description="Only these; repeatable.")] = None,
     after: Annotated[int, Query(ge=-1, description="Only points of later steps.")] = -1,
-    points: Annotated[int, Query(ge=0, le=100_000, description="Thin each curve to about so many points, keeping its shape; 0 keeps all.")] = 1000,
+    points: Annotated[
+        int, Query(ge=0, le=100_000, description="Thin each curve to about so many points, keeping its shape; 0 keeps all.")
+    ] = 1000,
 ) -> Curves:
     """Curves of a run."""
     store.run(run_id)
@@ -57,7 +64,9 @@ def get_metrics(
 
 
 @router.get("/runs/{run_id}/events", operation_id="followRun", response_class=Response)
-async def follow_run(request: Request, run_id: str, store: StoreDep, after: Annotated[int | None, Query(ge=0)] = None) -> Response:
+async def follow_run(
+    request: Request, run_id: str, store: StoreDep, after: Annotated[int | None, Query(ge=0)] = None
+) -> Response:
     """Server-sent events of one run: its own, its jobs', and `metrics` with new points. Resumes after `Last-Event-ID`."""
     await run_in_threadpool(store.run, run_id)
     return await streams.respond(request, after=after, run_id=run_id)

@@ -76,9 +76,16 @@ def list_trajectories(
 ) -> Envelope[TrajectoryRow]:
     """Trajectories, newest first. `failed` selects attempts lost to an infrastructure error."""
     filters: dict[str, Any] = {
-        "run_id": run_id, "environment_id": environment_id, "group": group, "policy_version": policy_version, "finish": finish,
-        "min_reward": min_reward, "max_reward": max_reward, "looked": looked, "failed": failed,
-    }  # fmt: skip
+        "run_id": run_id,
+        "environment_id": environment_id,
+        "group": group,
+        "policy_version": policy_version,
+        "finish": finish,
+        "min_reward": min_reward,
+        "max_reward": max_reward,
+        "looked": looked,
+        "failed": failed,
+    }
     page = store.trajectory_rows(**filters, cursor=cursor, limit=limit)
     return Envelope.of(page.items, page.cursor, store.trajectory_total(**filters))
 

@@ -1,7 +1,7 @@
 """How many: totals beside a page, facets beside a search, tiles of the overview.
 
-A total is counted up to a cap and then says so: counting a million rows for a page that shows fifty is waste. Facets of a search leave
-out their own filter, so that the other choices stay visible.
+A total is counted up to a cap and then says so: counting a million rows for a page that shows fifty is waste. Facets of a
+search leave out their own filter, so that the other choices stay visible.
 """
 
 from __future__ import annotations
@@ -149,7 +149,11 @@ class Counts:
         """How many rows a list of `Store.trajectory_rows` has."""
         r = t.trajectories.c
         where = _equal(
-            (r.run_id, run_id), (r.environment_id, environment_id), (r.group, group), (r.policy_version, policy_version), (r.finish, finish)
+            (r.run_id, run_id),
+            (r.environment_id, environment_id),
+            (r.group, group),
+            (r.policy_version, policy_version),
+            (r.finish, finish),
         )
         if min_reward is not None:
             where.append(r.reward >= min_reward)

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from starlette.responses import RedirectResponse, Response
 
 from gymsmith import folder, render
-from gymsmith.endpoints.environments import Order
 from gymsmith.endpoints.envelope import SettingsDep, StoreDep, labels_of
+from gymsmith.endpoints.environments import Labels, Order
 from gymsmith.errors import UserError
 from gymsmith.schema import Environment, Evidence, Gate, Status
 from gymsmith.store import Store
@@ -43,10 +43,13 @@ class Search:
 
     def toggled(self, facet: str, value: str) -> str:
         """Address of the list with this value chosen, or let go when it is."""
-        if facet in ("kind", "status"):
-            return replace(self, **{facet: "" if self.has(facet, value) else value}).url()
+        chosen = "" if self.has(facet, value) else value
+        if facet == "kind":
+            return replace(self, kind=chosen).url()
+        if facet == "status":
+            return replace(self, status=chosen).url()
         rest = tuple((k, v) for k, v in self.labels if k != facet)
-        return replace(self, labels=rest if self.has(facet, value) else (*rest, (facet, value))).url()
+        return replace(self, labels=(*rest, (facet, chosen)) if chosen else rest).url()
 
     def url(self, cursor: str = "") -> str:
         """Address of the list."""
@@ -71,7 +74,7 @@ def listing(
     text: Annotated[str, Query(max_length=200)] = "",
     kind: str = "",
     status: Status | None = None,
-    label: Annotated[list[str], Query(max_length=20)] = [],
+    label: Labels = (),
     cursor: Annotated[str, Query(max_length=400)] = "",
 ) -> Response:
     """The catalogue."""
@@ -100,7 +103,9 @@ async def order(request: Request, store: StoreDep) -> Response:
     try:
         asked = Order.model_validate(form)
     except ValidationError as e:
-        raise UserError("; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {str(p['input'])[:80]!r}" for p in e.errors())) from e
+        raise UserError(
+            "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {str(p['input'])[:80]!r}" for p in e.errors())
+        ) from e
     from gymsmith import jobs
 
     job = jobs.submit(store, "generate", asked.model_dump())
@@ -124,7 +129,9 @@ def files(request: Request, environment_id: str, store: StoreDep, settings: Sett
     data = folder.content(settings.home, environment.path, name) if name else b""
     binary = b"\0" in data[:4096]
     shown = "" if binary else data[:SHOWN_BYTES].decode("utf-8", "replace")
-    return _tab(request, store, environment, "files", members=members, name=name, lines=shown.splitlines(), binary=binary, size=len(data))
+    return _tab(
+        request, store, environment, "files", members=members, name=name, lines=shown.splitlines(), binary=binary, size=len(data)
+    )
 
 
 @router.get("/environments/{environment_id}/trajectories")

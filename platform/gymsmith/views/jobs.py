@@ -60,9 +60,15 @@ def detail(request: Request, job_id: str, store: StoreDep) -> Response:
         "job.html",
         "/jobs",
         j=job,
-        counts={k: v for k, v in job.progress.items() if k not in ("done", "total", "unit", "reasons") and not isinstance(v, dict | list)},
+        counts={
+            k: v
+            for k, v in job.progress.items()
+            if k not in ("done", "total", "unit", "reasons") and not isinstance(v, dict | list)
+        },
         reasons=_reasons(job.progress.get("reasons") or job.result.get("reasons")),
-        admitted=[i for i in job.result.get("admitted", []) if isinstance(i, str)] if isinstance(job.result.get("admitted"), list) else [],
+        admitted=[i for i in job.result.get("admitted", []) if isinstance(i, str)]
+        if isinstance(job.result.get("admitted"), list)
+        else [],
         payload=_pretty(job.payload),
         result=_pretty(job.result),
         children=store.jobs(parent=job_id, limit=20).items,

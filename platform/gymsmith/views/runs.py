@@ -32,7 +32,13 @@ class Checkpoint(NamedTuple):
 
 
 @router.get("/runs")
-def listing(request: Request, store: StoreDep, kind: str = "", state: State | None = None, cursor: Annotated[str, Query(max_length=400)] = "") -> Response:
+def listing(
+    request: Request,
+    store: StoreDep,
+    kind: str = "",
+    state: State | None = None,
+    cursor: Annotated[str, Query(max_length=400)] = "",
+) -> Response:
     """All runs, newest first."""
     filters = {"kind": kind or None, "state": state}
     found = store.runs(**filters, cursor=cursor, limit=PER_PAGE)  # type: ignore[arg-type]

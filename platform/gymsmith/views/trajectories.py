@@ -20,6 +20,12 @@ STEPS = 40
 SHOWN_CHARS = 8000
 TOKENS = 600
 SIBLINGS = 64
+OUTCOMES: dict[str, dict[str, Any]] = {
+    "passed": {"min_reward": 1.0},
+    "failed": {"max_reward": 1.0 - 1e-9},
+    "lost": {"failed": True},
+}
+"""Filter word -> arguments of the store; anything graded below 1 failed."""
 HEAT = (0.01, 0.1, 0.5, 1.0, 2.0, 4.0)
 """Upper bounds, in nats of surprise (minus log probability), of heat 0 to 5; heat 6 is above."""
 
@@ -77,7 +83,7 @@ def listing(
     """All attempts, newest first."""
     chosen = {"run_id": run_id, "policy_version": policy_version, "outcome": outcome}
     filters: dict[str, Any] = {"run_id": run_id or None, "policy_version": policy_version or None}
-    filters |= {"passed": {"min_reward": 1.0}, "failed": {"max_reward": 0.0}, "lost": {"failed": True}}.get(outcome, {})
+    filters |= OUTCOMES.get(outcome, {})
     rows = store.trajectory_rows(**filters, cursor=cursor, limit=PER_PAGE)
 
     def url(**changed: str) -> str:
@@ -116,7 +122,12 @@ def steps(
 
 @router.get("/trajectories/{trajectory_id}/tokens")
 def token_view(
-    request: Request, trajectory_id: str, store: StoreDep, settings: SettingsDep, segment: int = 0, offset: Annotated[int, Query(ge=0)] = 0
+    request: Request,
+    trajectory_id: str,
+    store: StoreDep,
+    settings: SettingsDep,
+    segment: int = 0,
+    offset: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
     """Exactly what the model saw and wrote."""
     x = store.trajectory(trajectory_id)
@@ -132,7 +143,18 @@ def token_view(
         part = _tokens(s, offset, texts)
     overview = [_overview(i, s) for i, s in enumerate(x.segments)]
     return _page(
-        request, store, x, "tokens.html", "tokens", segments=overview, chosen=segment, offset=offset, part=part, known=known, per_page=TOKENS, heat=HEAT
+        request,
+        store,
+        x,
+        "tokens.html",
+        "tokens",
+        segments=overview,
+        chosen=segment,
+        offset=offset,
+        part=part,
+        known=known,
+        per_page=TOKENS,
+        heat=HEAT,
     )
 
 
@@ -142,7 +164,14 @@ def _page(request: Request, store: Store, x: Trajectory, template: str, tab: str
         siblings = store.trajectory_rows(run_id=x.run_id, group=x.group, limit=SIBLINGS).items
         siblings.sort(key=lambda row: (row.attempt, row.id))
     return render.page(
-        request, template, "/trajectories", x=x, tab=tab, environment=_environment(store, x.environment_id), siblings=siblings, **context
+        request,
+        template,
+        "/trajectories",
+        x=x,
+        tab=tab,
+        environment=_environment(store, x.environment_id),
+        siblings=siblings,
+        **context,
     )
 
 
