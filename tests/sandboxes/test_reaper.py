@@ -15,6 +15,8 @@ from gymsmith.errors import Capacity
 from sandboxes import cgroups, reaper
 from sandboxes.launcher import probe
 
+MARK = f"5{os.getpid()}"
+"""How long everything in these sandboxes sleeps: a number that no other run of these tests uses."""
 WORKER = """
 import asyncio, sys
 from pathlib import Path
@@ -31,7 +33,7 @@ async def main():
         if upper:
             upper.mkdir()
         boxes.append(await provider.create(SandboxSpec(image="base"), upper=upper))
-        asyncio.ensure_future(boxes[-1].exec(f"sleep 5{i:03} & setsid sleep 5{i:03}", timeout_s=600))
+        asyncio.ensure_future(boxes[-1].exec(f"sleep {sys.argv[2]} & setsid sleep {sys.argv[2]}", timeout_s=600))
     await asyncio.sleep(0.3)
     print("ready", flush=True)
     await asyncio.sleep(600)
@@ -50,11 +52,19 @@ def sleepers() -> list[int]:
     found = []
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and (folder / "cmdline").read_bytes().startswith(b"sleep\0005"):
+            if folder.name.isdigit() and (folder / "cmdline").read_bytes().startswith(b"sleep\0" + MARK.encode()):
                 found.append(int(folder.name))
         except OSError:
             continue
     return found
+
+
+def runs(pid: int) -> bool:
+    """Whether a process lives; one that only waits for its parent to take notice does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def children_of(pid: int) -> list[int]:
@@ -66,7 +76,10 @@ def children_of(pid: int) -> list[int]:
 def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
     paths = os.pathsep.join(sys.path)
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+        [sys.executable, "-c", WORKER, str(tmp_path), MARK],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
     )
     assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
     assert len(sleepers()) == 40
@@ -81,9 +94,9 @@ def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
     assert sleepers() == []
     worker.kill()
     worker.wait()
-    while Path(f"/proc/{launcher}").exists() and time.monotonic() < deadline:
+    while runs(launcher) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not Path(f"/proc/{launcher}").exists()
+    assert not runs(launcher)
 
     state = tmp_path / "state"
     (owner,) = [folder.name for folder in (state / reaper.OWNERS).iterdir()]
