@@ -6,8 +6,10 @@ with the same limits. Where this user may not write control groups there is no p
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +164,14 @@ def open_pool(owner: str) -> GroupPool | None:
             remove_tree(folder)
         return None
     return GroupPool(mine, version)
+
+
+def kill_tree(folder: Path) -> None:
+    """Kill whatever still runs in a directory of groups."""
+    for listing in folder.rglob("cgroup.procs"):
+        for word in _words(listing):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(word), signal.SIGKILL)
 
 
 def remove_tree(folder: Path) -> bool:

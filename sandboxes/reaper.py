@@ -45,7 +45,10 @@ def remove_work(folder: Path, work: str) -> None:
 
 
 def sweep(state_dir: Path) -> list[str]:
-    """Remove what dead owners left below `state_dir` and in the control groups; the names of the owners swept."""
+    """Remove what dead owners left below `state_dir` and in the control groups; the names of the owners swept.
+
+    A group whose last process is only just dead may be busy for a moment more: it goes with the next sweep.
+    """
     swept = []
     owners = state_dir / OWNERS
     if owners.is_dir():
@@ -63,6 +66,7 @@ def sweep(state_dir: Path) -> list[str]:
         if parent.is_dir():
             for folder in parent.iterdir():
                 if folder.is_dir() and not alive(folder.name):
+                    cgroups.kill_tree(folder)
                     cgroups.remove_tree(folder)
     return swept
 
