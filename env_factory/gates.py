@@ -39,8 +39,8 @@ REASONS = (
 """Why a draft that was built is turned down. Screening has words of its own."""
 RUNS = 3
 MIN_CHEATS = 5
-GENERAL_CHEATS = {"shell": 6}
-"""How many general cheats are tried on one draft of a kind, taking turns; of other kinds, all."""
+GENERAL_CHEATS = {"shell": 6, "mutation": 11, "tutorial": 11}
+"""How many cheats are tried on one draft of a kind: its own, and general ones, which take turns. Of other kinds, all."""
 RETRIES = 3
 T = TypeVar("T")
 

@@ -152,6 +152,7 @@ async def _mutation(order: Order, package: sources.Package, worker: Worker, ctx:
     ledger = _ledger(order, key, ctx)
     settled = frozenset(ledger.lines)
     given = Counter(f"{s.labels['path']}::{s.labels['function']}" for s in ledger.lines.values() if "function" in s.labels)
+    admitted = sum(not s.reason for s in ledger.lines.values())
     ctx.progress(note="surveying the suite")
     spec = SandboxSpec(image=base.id, user="agent", memory_bytes=1024 * MIB, disk_bytes=512 * MIB, pids=256)
     async with worker.slots:
@@ -162,7 +163,9 @@ async def _mutation(order: Order, package: sources.Package, worker: Worker, ctx:
 
             async def proposals() -> AsyncGenerator[Proposal, None]:
                 known = await mutation.survey(package, screen)
-                async for candidate in mutation.draft(package, known, screen, order.seed, done=settled, start=given):
+                async for candidate in mutation.draft(
+                    package, known, screen, order.seed, wanted=order.n - admitted, done=settled, start=given
+                ):
                     yield Proposal(candidate.index, candidate.draft, candidate.reason)
 
             made = await _take(order, proposals(), key, worker, ctx, at_once=4, wheels=package.wheels)

@@ -36,8 +36,8 @@ PER_FUNCTION = 2
 """Environments that one function may give."""
 TRIES_PER_FUNCTION = 8
 """Faults of one function that are screened before it is given up."""
-WAVE = 24
-"""Faults that are screened in one go."""
+WAVES = (6, 24)
+"""Least and most faults that are screened in one go."""
 MIN_P2P, MAX_P2P, MAX_F2P = 5, 24, 24
 SUITE = "/tests/suite"
 SITE = "/opt/site"
@@ -70,7 +70,7 @@ class Candidate:
     site: Site
     draft: Draft | None
     reason: str = ""
-    """Why there is no draft: survived, breaks-half, hang, died, flaky, few-p2p, thin, leak."""
+    """Why there is no draft: survived, breaks-half, hang, died, few-p2p, thin, leak."""
 
 
 @dataclass(slots=True)
@@ -229,26 +229,31 @@ async def draft(
     screen: Screen,
     seed: int,
     *,
+    wanted: int = 20,
     done: frozenset[int] = frozenset(),
     start: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Candidate]:
     """Screen faults in seeded order, and yield each with its draft or the reason why there is none, in that order.
 
+    `wanted`: how many drafts the caller hopes for; it sets how many are screened at once and changes no result.
     `done`: indices that an earlier, interrupted run has settled. `start`: environments that it got from each function.
     """
+    wave = min(max(wanted + 1, WAVES[0]), WAVES[1])
     given = dict(start or {})
     tries: dict[str, int] = {}
     waiting: list[_Tried] = []
     sites = pool(package, known, seed)
     for index, site in enumerate(sites):
         key = f"{site.path}::{site.function}"
-        if given.get(key, 0) >= PER_FUNCTION or tries.get(key, 0) >= TRIES_PER_FUNCTION or index in done:
+        if given.get(key, 0) >= PER_FUNCTION or tries.get(key, 0) >= TRIES_PER_FUNCTION:
             continue
         if not site.valid(package.files[site.path].decode()):
             continue
         tries[key] = tries.get(key, 0) + 1
+        if index in done:
+            continue
         waiting.append(_Tried(index, site, _tests_for(known, site)))
-        if len(waiting) < WAVE:
+        if len(waiting) < wave:
             continue
         async for candidate in _wave(package, known, screen, waiting, seed, given):
             yield candidate
@@ -271,15 +276,6 @@ async def _wave(
     answers = await screen.run([run(i, each.tests, True) for i, each in enumerate(wave)])
     for each, answer in zip(wave, answers, strict=True):
         _judge(each, answer, known)
-    alive = [i for i, each in enumerate(wave) if not each.reason]
-    again = await screen.run([run(i, wave[i].failed + wave[i].passed, False) for i in alive for _ in range(2)]) if alive else []
-    for position, answer in enumerate(again):
-        each = wave[alive[position // 2]]
-        same = all(answer["outcomes"].get(t) == "failed" for t in each.failed) and all(
-            answer["outcomes"].get(t) == "passed" for t in each.passed
-        )
-        if not same:
-            each.reason = "flaky"
     for each, text in zip(wave, texts, strict=True):
         key = f"{each.site.path}::{each.site.function}"
         if not each.reason and given.get(key, 0) >= PER_FUNCTION:
