@@ -31,6 +31,8 @@ FORBIDDEN = ("/tests", "/solution", "/logs", "/proc", "/sys", "/dev")
 SHARED = ("/etc", "/home", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var")
 """What "shared" tasks carry besides their artifacts: everything that a workload may have changed."""
 _PREFIX = "gymsmith-artifacts-"
+_swept: list[int] = []
+"""How many left-overs this process removed before its first use; empty until then."""
 _AGENT, _TESTER = UID_SHIFT + USERS["agent"][0], UID_SHIFT + USERS["tester"][0]
 
 
@@ -74,6 +76,8 @@ async def collect(sandbox: Sandbox, task: Task) -> Artifacts:
 
     Raises: SandboxError: the sandbox did not answer. What the agent did wrong is never an exception.
     """
+    if not _swept:
+        _swept.append(sweep())
     shared = SHARED if task.spec.verifier_mode == "shared" else ()
     wanted = sorted({path.rstrip("/") for path in (*task.spec.artifacts, *shared) if not _forbidden(path.rstrip("/") or "/")})
     roots = tuple(path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted))

@@ -45,6 +45,7 @@ class ImageStore:
         self._records: dict[str, Image] = {}
         self._building: dict[str, asyncio.Lock] = {}
         self._base: Image | None = None
+        self._swept = False
 
     def get(self, image_id: str) -> Image:
         """The image of that id. Raises: ImageMissing: never built on this machine, or its layers are gone."""
@@ -145,12 +146,22 @@ class ImageStore:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A private directory on the store's file system, removed afterwards whatever happened."""
-        folder = self.root / "tmp" / uuid.uuid4().hex
+        folder = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}"
+        if not self._swept:
+            self._swept = True
+            self._sweep()
         folder.mkdir(parents=True)
         try:
             yield folder
         finally:
             discard(folder)
+
+    def _sweep(self) -> None:
+        """Remove what builders that were killed have left half-done."""
+        for left in (self.root / "tmp").glob("*-*"):
+            owner = left.name.partition("-")[0]
+            if owner.isdecimal() and not Path("/proc", owner).exists():
+                discard(left)
 
     def publish(self, finished: Path, key: str) -> None:
         """Give a finished layer its name; when another process was faster, its layer is the one."""

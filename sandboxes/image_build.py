@@ -9,6 +9,7 @@ inside the image: nothing is ever written through a symlink of the host.
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import json
 import os
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gymsmith.errors import BuildError, Capacity, ImageMissing, PolicyRefused
+from gymsmith.errors import BuildError, Capacity, ImageMissing, PolicyRefused, StoreError
 from gymsmith.schema import digest
 from sandboxes import dockerfile, image_base
 from sandboxes.base import MIB, USERS, ExecResult, Image, Sandbox, SandboxSpec, check_path, user_ids
@@ -33,6 +34,9 @@ WHEELHOUSE = "/wheelhouse"
 LOG_TAIL_BYTES = 8192
 BUILD_MEMORY_BYTES = 2048 * MIB
 BUILD_DISK_BYTES = 8192 * MIB
+RESERVE_BYTES = 512 * MIB
+"""A build is ended rather than leave the host with less free disk."""
+WATCH_S = 0.5
 
 
 @dataclass(slots=True)
@@ -232,13 +236,47 @@ class Builder:
         try:
             box = await provider.create(spec, layers=extra, upper=upper)
             try:
-                result = await act(box)
+                result = await self._within_disk(box, act, upper)
                 await box.freeze()
             finally:
                 await box.destroy()
         finally:
             self.store.forget(parent.id)
         return result
+
+    async def _within_disk(self, box: Sandbox, act: Callable[[Sandbox], Awaitable[T]], upper: Path) -> T:
+        """`act`, ended when it fills the disk: the layer lies on the host's file system, which limits one file but not their sum.
+
+        Raises: BuildError: the step wrote more than BUILD_DISK_BYTES; StoreError: the disk is as good as full.
+        """
+        work = asyncio.ensure_future(act(box))
+        free = _free_bytes(upper)
+        while not (await asyncio.wait({work}, timeout=WATCH_S))[0]:
+            left = _free_bytes(upper)
+            if free - left > BUILD_DISK_BYTES and await asyncio.to_thread(_used_bytes, upper) > BUILD_DISK_BYTES:
+                reason: Exception = BuildError(
+                    f"a RUN step may write {BUILD_DISK_BYTES // MIB} MiB, it wrote more; keep the image small"
+                )
+            elif left < RESERVE_BYTES:
+                reason = StoreError(
+                    f"the disk of {self.store.root} has {left // MIB} MiB left, a build needs room; free some space"
+                )
+            else:
+                continue
+            await box.destroy()
+            await asyncio.gather(work, return_exceptions=True)
+            raise reason
+        return await work
+
+
+def _free_bytes(path: Path) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+def _used_bytes(path: Path) -> int:
+    """Bytes on disk below `path`, as far as this process may look."""
+    return sum(512 * os.lstat(os.path.join(folder, name)).st_blocks for folder, _, names in os.walk(path) for name in names)
 
 
 def selected(context: Mapping[str, bytes], sources: Sequence[str], top: str, into: bool, step: Step) -> dict[str, str]:

@@ -99,7 +99,7 @@ def python_task() -> Task:
     site = Path(pytest.__file__).parent.parent
     members: dict[str, str | bytes] = {
         "environment/Dockerfile": (
-            "FROM gymsmith/host\nCOPY site/ /opt/site/\nCOPY --chown=agent:agent src/ /work/src/\nWORKDIR /work\nUSER agent\n"
+            "FROM gymsmith/host\nCOPY site/ /opt/site/\nRUN python3 -m compileall -q /opt/site\nCOPY --chown=agent:agent src/ /work/src/\nWORKDIR /work\nUSER agent\n"
         ),
         "environment/src/ring/__init__.py": "from ring.core import Ring\n\n__all__ = ['Ring']\n",
         "environment/src/ring/core.py": (
@@ -181,6 +181,24 @@ def test_patched_pytest_is_caught_by_the_canaries(bench: Bench) -> None:
     assert caught.value == 0.0 and "canary" in caught.detail
 
 
+def test_code_under_test_cannot_read_the_secret_of_the_runner(bench: Bench) -> None:
+    """Control arm: with a parent that stays readable, the same look succeeds."""
+    look = """import os
+def test_parent():
+    for name in ("mem", "environ", "fd/0"):
+        try:
+            open(f"/proc/{os.getppid()}/{name}", "rb").close()
+        except PermissionError:
+            continue
+        assert 0, name
+"""
+    files = {**bench.python.files, "tests/suite/test_ring.py": look.encode(), "tests/select.txt": b"test_ring.py::test_parent\n"}
+    spec = bench.python.spec.model_copy(update={"expected": ("test_ring.py::test_parent",)})
+    assert bench.attempt(None, replace(bench.python, files=files, spec=spec)).value == 1.0
+    readable = RUNNER.read_text().replace("prctl(PR_SET_DUMPABLE, 0,", "prctl(PR_SET_DUMPABLE, 1,").encode()
+    assert bench.attempt(None, replace(bench.python, files={**files, "tests/run.py": readable}, spec=spec)).value == 0.0
+
+
 def test_protected_names_and_the_control_without(bench: Bench) -> None:
     """What `protected` removes would matter: without the pattern the file is there for the tests to see."""
     look = "if [ -e /work/conftest.py ]; then echo 'PASS seen'; else echo 'FAIL seen'; fi\n"
@@ -243,6 +261,8 @@ def test_what_changes_nothing_carries_no_layer(bench: Bench) -> None:
 
 
 def test_deletions_links_and_modes_cross(bench: Bench) -> None:
+    if not bench.provider.capabilities.users:
+        pytest.skip("this user has one id only, so root, agent and tester are the same inside")
     check = """cd /work
 [ -e n00.txt ] || echo "PASS deleted"
 [ "$(readlink link)" = n01.txt ] && echo "PASS link"
