@@ -215,10 +215,16 @@ def curves(run_id: str, steps: int, seed: int) -> list[Metric]:
             "pass_rate": min(1.0, max(0.0, rate + rng.gauss(0, 0.02))),
             "entropy": 0.32 * math.exp(-1.4 * t) + 0.05 + rng.gauss(0, 0.008),
             "loss": 0.02 * math.exp(-t) + rng.gauss(0, 0.006),
-            "grad_norm": abs(0.6 + 0.5 * math.exp(-2 * t) + rng.gauss(0, 0.12)),
-            "tokens_per_s": 5200 + rng.gauss(0, 350),
-            "mismatch": abs(rng.gauss(0, 2.0e-6)),
-            "zero_advantage_groups": min(1.0, 0.2 + 0.5 * t + rng.gauss(0, 0.04)),
+            "gradient_norm": abs(0.6 + 0.5 * math.exp(-2 * t) + rng.gauss(0, 0.12)),
+            "logprob_difference_mean": abs(rng.gauss(0, 2.0e-6)),
+            "clip_fraction": abs(rng.gauss(0.02, 0.008)),
+            "rate": min(1.0, (step + 1) / 8),
+            "commands": 4.6 - 0.6 * t + rng.gauss(0, 0.08),
+            "exit_fraction": min(1.0, 0.9 + 0.09 * t + rng.gauss(0, 0.01)),
+            "episodes": 256.0,
+            "decode_tokens": 15_600 + rng.gauss(0, 800),
+            "rollout_seconds": 2.6 + rng.gauss(0, 0.15),
+            "seconds": 3.4 + rng.gauss(0, 0.2),
         }.items():
             out.append(Metric(run_id=run_id, step=step, name=name, value=value))
     return out

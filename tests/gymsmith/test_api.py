@@ -189,7 +189,7 @@ def test_a_bad_order_makes_no_job(client: TestClient, store: Store) -> None:
     for body in (ORDER | {"kind": "magic"}, ORDER | {"n": 0}, ORDER | {"colour": "red"}, {"kind": "shell"}):
         answer = client.post(f"{V}/environments:generate", json=body)
         assert answer.status_code == 422 and answer.json()["code"] == "invalid" and answer.json()["errors"]
-    assert client.post(f"{V}/evaluations", json={"run_id": "nope", "environments": ["a"]}).status_code == 404
+    assert client.post(f"{V}/evaluations", json={"run_id": "nope", "name": "x", "environments": ["a"]}).status_code == 404
     assert client.post(f"{V}/rollouts", json={"run_id": "nope", "items": [{"environment_id": "a"}]}).status_code == 404
     assert store.job_total().n == 0
 
@@ -197,7 +197,8 @@ def test_a_bad_order_makes_no_job(client: TestClient, store: Store) -> None:
 def test_evaluations_and_rollouts_are_jobs_of_their_run(client: TestClient, store: Store) -> None:
     store.put_run(Run(id="r", kind="rl"))
     evaluation = client.post(
-        f"{V}/evaluations", json={"run_id": "r", "environments": {"labels": {"split": "held_out"}}, "mode": "greedy"}
+        f"{V}/evaluations",
+        json={"run_id": "r", "name": "held out", "environments": {"labels": {"split": "held_out"}}, "mode": "greedy"},
     ).json()
     assert (evaluation["kind"], evaluation["run_id"], evaluation["payload"]["mode"]) == ("evaluate", "r", "greedy")
     rollout = client.post(

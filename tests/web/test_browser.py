@@ -252,7 +252,7 @@ def test_search_as_you_type_and_without_script(site: Site) -> None:
 def test_points_are_drawn_as_they_are_logged(site: Site) -> None:
     page = site.open("/runs/rl-7")
     latest = page.locator("figure[data-metric=reward] output")
-    page.wait_for_function("() => document.querySelectorAll('figure').length === 8")
+    page.wait_for_function("() => document.querySelectorAll('figure').length === 16")
     page.wait_for_timeout(300)
     assert page.locator("figure[data-metric=reward] canvas").evaluate("c => c.width / c.clientWidth") == pytest.approx(
         page.evaluate("devicePixelRatio"), rel=0.01

@@ -127,7 +127,7 @@ export class Chart {
     let low = values.reduce((a, b) => Math.min(a, b));
     let high = values.reduce((a, b) => Math.max(a, b));
     // Rates are read against 0 and 1; everything else against its own range.
-    if (this.isRate && low >= 0 && high <= 1) [low, high] = [0, 1];
+    if (this.isRate && low >= 0 && high > 0.3 && high <= 1) [low, high] = [0, 1];
     else if (low > 0 && low < high * 0.4) low = 0;
     if (high - low < 1e-12) [low, high] = [low - Math.max(Math.abs(low) * 0.1, 1e-6), high + Math.max(Math.abs(high) * 0.1, 1e-6)];
     const right = width - PAD.right;

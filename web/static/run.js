@@ -2,19 +2,33 @@
 
 import { Chart } from "./chart.js";
 
-// What people look at first; whatever else a run logs follows by name.
+// What people look at first; whatever else a run logs follows by name. [pattern, title, note, group]; a share lies between 0 and 1.
 const KNOWN = [
-  [/^(reward|reward_mean|mean_reward)$/, "Reward", "mean of a step"],
-  [/^(pass_rate|pass_at_1|solve_rate)$/, "Pass rate", ""],
-  [/^entropy$/, "Entropy", "nats a token"],
-  [/^loss$/, "Loss", ""],
-  [/^(val_loss|loss_val)$/, "Validation loss", ""],
-  [/^(grad_norm|gradient_norm)$/, "Gradient norm", ""],
-  [/^(tokens_per_s|tokens_s)$/, "Tokens a second", ""],
-  [/^(episodes_per_s)$/, "Episodes a second", ""],
-  [/^(mismatch|mismatch_kl|logprob_mismatch|mismatch_abs)$/, "Mismatch", "trainer against sampler"],
-  [/^(lr|learning_rate)$/, "Learning rate", ""],
+  [/^(reward|reward_mean|mean_reward)$/, "Reward", "mean of a step", "Learning", "share"],
+  [/^(pass_rate|pass_at_1|solve_rate)$/, "Pass rate", "", "Learning", "share"],
+  [/^entropy$/, "Entropy", "nats a token", "Learning"],
+  [/^loss$/, "Loss", "", "Learning"],
+  [/^(val_loss|validation_loss)$/, "Validation loss", "", "Learning"],
+  [/^(grad_norm|gradient_norm)$/, "Gradient norm", "", "Learning"],
+  [/^(mismatch|logprob_difference_mean)$/, "Mismatch", "trainer against sampler", "Learning"],
+  [/^logprob_difference_max$/, "Largest mismatch", "nats", "Learning"],
+  [/^clip_fraction$/, "Clipped", "share of tokens", "Learning", "share"],
+  [/^(rate|lr|learning_rate)$/, "Learning rate", "of its peak", "Learning"],
+  [/^(preferred|accuracy)$/, "Preferred", "chosen above rejected", "Learning", "share"],
+  [/^commands$/, "Commands", "an attempt", "Rollouts"],
+  [/^exit_fraction$/, "Ended by exit", "share of attempts", "Rollouts", "share"],
+  [/^folds$/, "Folds", "an attempt", "Rollouts"],
+  [/^useful$/, "Useful attempts", "in groups that differ", "Rollouts"],
+  [/^errors$/, "Lost attempts", "", "Rollouts"],
+  [/^zero_advantage_groups$/, "Groups without a difference", "", "Rollouts", "share"],
+  [/^tokens_per_s$/, "Tokens a second", "generated", "Speed"],
+  [/^episodes_per_s$/, "Episodes a second", "", "Speed"],
+  [/^seconds$/, "Seconds a step", "", "Speed"],
+  [/_seconds$/, null, "seconds a step", "Speed"],
 ];
+// Curves made of two others, step by step.
+const DERIVED = [["tokens_per_s", "decode_tokens", "rollout_seconds"], ["episodes_per_s", "episodes", "rollout_seconds"]];
+const GROUPS = ["Learning", "Rollouts", "Speed", "Counts"];
 const root = document.querySelector("#charts");
 const charts = new Map();
 const smooth = document.querySelector("#smooth");
@@ -29,19 +43,49 @@ function words(name) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
+function section(group) {
+  const found = root.querySelector(`[data-group="${group}"]`);
+  if (found) return found;
+  const made = document.createElement("div");
+  made.dataset.group = group;
+  const title = document.createElement("h2");
+  title.textContent = group;
+  const grid = document.createElement("div");
+  grid.className = "charts";
+  made.append(title, grid);
+  const after = [...root.children].find((other) => GROUPS.indexOf(other.dataset.group) > GROUPS.indexOf(group));
+  root.insertBefore(made, after ?? null);
+  return made;
+}
+
 function chart(name) {
   if (charts.has(name)) return charts.get(name);
   document.querySelector("#no-points")?.remove();
   const figure = document.createElement("figure");
   figure.className = "card chart";
   figure.dataset.metric = name;
-  const known = KNOWN[rank(name)];
-  const made = new Chart(figure, name, known ? known[1] : words(name), known ? known[2] : "", /reward|rate|pass|fraction|share|groups|accuracy/.test(name) && !/lr|learning/.test(name));
+  const [, title, note, group, share] = KNOWN[rank(name)] ?? [null, null, "", "Counts"];
+  const made = new Chart(figure, name, title ?? words(name.replace(/_seconds$/, "")), note, share === "share");
   made.smoothing = Number(smooth.value);
   charts.set(name, made);
-  const after = [...root.querySelectorAll("figure")].find((other) => rank(other.dataset.metric) > rank(name) || (rank(other.dataset.metric) === rank(name) && other.dataset.metric > name));
-  root.insertBefore(figure, after ?? null);
+  const grid = section(group).querySelector(".charts");
+  const key = (metric) => [rank(metric), metric];
+  const later = (a, b) => a[0] > b[0] || (a[0] === b[0] && a[1] > b[1]);
+  grid.insertBefore(figure, [...grid.children].find((other) => later(key(other.dataset.metric), key(name))) ?? null);
   return made;
+}
+
+function add(name, points) {
+  chart(name).add(points);
+  for (const [made, above, below] of DERIVED) {
+    if (name !== above && name !== below) continue;
+    const other = new Map(charts.get(name === above ? below : above)?.points);
+    const ratios = points
+      .filter(([step]) => other.has(step))
+      .map(([step, value]) => [step, name === above ? value / other.get(step) : other.get(step) / value])
+      .map(([step, value]) => [step, Number.isFinite(value) ? value : null]);
+    if (ratios.length) chart(made).add(ratios);
+  }
 }
 
 async function start() {
@@ -49,7 +93,7 @@ async function start() {
   const response = await fetch(`/api/v1/runs/${run}/metrics?points=1000`);
   if (!response.ok) return;
   const { series } = await response.json();
-  for (const [name, points] of Object.entries(series)) chart(name).add(points);
+  for (const [name, points] of Object.entries(series)) add(name, points);
   if (root.dataset.live !== "yes") return;
   const stream = new EventSource(`/api/v1/runs/${run}/events`);
   stream.addEventListener("metrics", (event) => {
@@ -58,7 +102,7 @@ async function start() {
       if (!fresh.has(name)) fresh.set(name, []);
       fresh.get(name).push([step, value]);
     }
-    for (const [name, points] of fresh) chart(name).add(points);
+    for (const [name, points] of fresh) add(name, points);
   });
   stream.addEventListener("run.state", refreshHead);
   addEventListener("pagehide", () => stream.close());

@@ -26,7 +26,7 @@ class Order(BaseModel):
     n: int = Field(default=20, ge=1, le=10_000, description="Environments wanted.")
     seed: int = Field(default=0, ge=0, lt=2**63)
     split: Literal["train", "held_out"] = "train"
-    levels: list[int | str] = Field(default_factory=list, max_length=50)
+    levels: list[int] = Field(default_factory=list, max_length=50)
     gates: Literal["full", "controls"] = "full"
 
 

@@ -19,9 +19,12 @@ class EvaluationOrder(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     run_id: str = Field(min_length=1)
-    name: str = Field(default="", max_length=200)
+    name: str = Field(min_length=1, max_length=200)
     environments: list[str] | dict[str, Any] = Field(description="Ids, or a selection {kind, labels, ...}.")
-    policy: dict[str, Any] = Field(default_factory=dict, description="{url, version}; without url the run's engine is used.")
+    policy: dict[str, Any] = Field(
+        default_factory=dict,
+        description="{url, version}; without url the run's engine is used. {kind: solution} plays the reference solutions.",
+    )
     tokenizer: str = ""
     mode: Literal["sampled", "greedy"] = "sampled"
     seed: int = Field(default=0, ge=0, lt=2**63)

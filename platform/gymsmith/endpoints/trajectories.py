@@ -45,14 +45,28 @@ class SegmentPart(Segment):
     """Text of each id, when the run's tokenizer is at hand."""
 
 
+class RolloutItem(BaseModel):
+    """One attempt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    environment_id: str = Field(min_length=1)
+    group: str = ""
+    attempt: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
 class RolloutOrder(BaseModel):
     """Payload of a `rollout` job."""
 
     model_config = ConfigDict(extra="forbid")
 
     run_id: str = Field(min_length=1)
-    items: list[dict[str, Any]] = Field(min_length=1, max_length=256, description="{environment_id, group, attempt, seed} each.")
-    policy: dict[str, Any] = Field(default_factory=dict, description="{url, version}; without url the run's engine is used.")
+    items: list[RolloutItem] = Field(min_length=1, max_length=256)
+    policy: dict[str, Any] = Field(
+        default_factory=dict,
+        description="{url, version}; without url the run's engine is used. {kind: solution} plays the reference solutions.",
+    )
     tokenizer: str = ""
     sampling: dict[str, Any] = Field(default_factory=dict)
     context: dict[str, Any] = Field(default_factory=dict)
