@@ -40,7 +40,9 @@ class Plan:
     pool: int
     """Shell environments for teaching and RL."""
     demonstrated: int
-    """How many of the pool's level-1 environments the teacher demonstrates."""
+    """How many of the pool's level-1 environments the teacher demonstrates; no other level is ever demonstrated."""
+    prefer: bool
+    """Preference-tune between SFT and RL."""
     held_out: int
     family: int
     """Environments of the family that no training stage saw."""
@@ -66,8 +68,9 @@ class Plan:
             swe=20,
             tutorial="file:examples",
             tutorials=10,
-            pool=384,
-            demonstrated=128,
+            pool=576,
+            demonstrated=192,
+            prefer=False,
             held_out=600,
             family=120,
             folding=120,
@@ -88,8 +91,9 @@ class Plan:
             swe=5,
             tutorial="file:examples",
             tutorials=3,
-            pool=128,
-            demonstrated=96,
+            pool=180,
+            demonstrated=60,
+            prefer=False,
             held_out=300,
             family=0,
             folding=0,
@@ -243,8 +247,8 @@ class Story:
         return str(result["run"])
 
     def prefer(self, taught: str, pool: list[str]) -> str:
-        """Preference tuning where the recipe has it: attempts of the taught model, passed against failed. The run to go on from."""
-        return taught
+        """Preference tuning, where the plan has it, on passed against failed attempts of the taught model. The run to go on from."""
+        return self.stage("dpo", start=taught, environments=pool) if self.plan.prefer else taught
 
     def evaluate(self, name: str, run_id: str, held_out: list[str], made: dict[str, Any] | None = None) -> dict[str, str]:
         """Sampled and greedy pass rates on the held-out set (and, at the end, the new family and folding): label -> report id."""

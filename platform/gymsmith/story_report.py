@@ -49,7 +49,7 @@ def document(
         },
         "phases": {name: {"seconds": phase["seconds"], "budget": plan.budget_s.get(name)} for name, phase in phases.items()},
         "weights": {
-            name: store.run(phases[name]["run"]).summary.get("weights")
+            name: store.run(phases[name]["run"]).summary.get("weights_digest")
             for name in ("pretrain", "sft", "dpo", "rl")
             if name in phases
         },
