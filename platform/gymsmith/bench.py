@@ -1,8 +1,8 @@
 """`gymsmith bench NAME`: measurements with the peer in the same run, one table, one JSON file.
 
-`loop` runs real RL steps through queue, HTTP, store and sandboxes in a state folder of its own, once with continuous and once with
-static batching, from the same weights on the same environments; then it asks a served engine the same questions with our client and
-with httpx. Absolute numbers belong to the machine and its load, both of which are printed; ratios are what to compare.
+`loop` runs real RL steps through queue, HTTP, store and sandboxes in a state folder of its own, once with continuous and once
+with static batching, from the same weights on the same environments; then it asks a served engine the same questions with our
+client and with httpx. Absolute numbers belong to the machine and its load, both of which are printed; ratios are what to compare.
 """
 
 from __future__ import annotations

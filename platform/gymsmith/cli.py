@@ -1,8 +1,8 @@
 """`gymsmith VERB`: the same jobs and the same store as the API, from a terminal.
 
 Every verb that does long work puts a job and watches it. When no worker of this state folder is running, the verb starts the
-embedded ones for as long as it needs them. `--json` prints one JSON document on standard output and nothing else. Exit codes: 0 done,
-1 failed, 2 asked wrongly, 3 the machinery failed (retry), 130 interrupted (what was done is kept; the same command goes on).
+embedded ones for as long as it needs them. `--json` prints one JSON document on standard output and nothing else. Exit codes:
+0 done, 1 failed, 2 asked wrongly, 3 the machinery failed (retry), 130 interrupted (what was done is kept; the same command goes on).
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ learner, attempts run in sandboxes. What depends on what:
     corpus ── pretrain ── sft ── (dpo) ── rl ── evaluation
     shell pool, SWE and tutorial environments, held-out set: proved beside pre-training, needed from sft on
 
-Every finished phase is written into the demo's run row, so that an interrupted demo goes on where it stopped. Budgets count steps;
-the seconds printed beside them are what they are expected to take on two idle cores, never a stop condition.
+Every finished phase is written into the demo's run row, so that an interrupted demo goes on where it stopped. Budgets count
+steps; the seconds printed beside them are what they are expected to take on two idle cores, never a stop condition.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class Story:
         return sorted(admitted)
 
     def demonstrate(self, pool: list[str]) -> str:
-        """The teacher plays reference solutions of level-1 environments in real sandboxes; the run that holds the trajectories."""
+        """The teacher plays solutions of level-1 environments in real sandboxes; the run that holds the trajectories."""
         with self.phase("demonstrations") as result:
             if "seconds" not in result:
                 easy = [i for i in pool if self.house.store.environment(i).spec.labels["level"] == "1"][: self.plan.demonstrated]
@@ -247,7 +247,7 @@ class Story:
         return str(result["run"])
 
     def prefer(self, taught: str, pool: list[str]) -> str:
-        """Preference tuning, where the plan has it, on passed against failed attempts of the taught model. The run to go on from."""
+        """Preference tuning, where the plan has it, on passed against failed attempts. The run to go on from."""
         return self.stage("dpo", start=taught, environments=pool) if self.plan.prefer else taught
 
     def evaluate(self, name: str, run_id: str, held_out: list[str], made: dict[str, Any] | None = None) -> dict[str, str]:
