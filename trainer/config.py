@@ -147,12 +147,12 @@ class RLConfig(Strict):
     clip_high: float = Field(default=0.272, gt=0)
     icepop: tuple[float, float] = (0.5, 2.0)
     """Tokens whose trainer / engine probability ratio lies outside get no gradient; inside, the ratio stays as weight."""
-    family_floor: float = Field(default=0.1, ge=0)
-    """A family is drawn with weight floor + 1 - its recent pass rate."""
-    family_decay: float = Field(default=0.9, ge=0, lt=1)
+    cell_floor: float = Field(default=0.2, gt=0)
+    """A cell (family and level) is drawn with weight floor + 1 - its recent pass rate."""
+    cell_decay: float = Field(default=0.8, ge=0, lt=1)
     """Memory of the recent pass rate, per group."""
-    check_logprobs: int = Field(default=1, ge=1)
-    """Every so many steps, all sampled tokens are re-scored and the largest difference is recorded."""
+    cell_start: float = Field(default=0.3, ge=0, le=1)
+    """Pass rate that a cell is taken to have before its first group."""
     optim: OptimConfig = OptimConfig(lr=0.006, adam_lr=2e-3, gain_lr=2e-3, freeze=("embedding", "head"))
     schedule: ScheduleConfig = ScheduleConfig(warmup_steps=5, decay=0.4, final=0.15)
     save: SaveConfig = SaveConfig(every_steps=1)

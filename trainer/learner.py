@@ -126,7 +126,7 @@ class Learner:
     def _dpo(self, meta: dict[str, Any]) -> dict[str, Any]:
         stage = self.config.recipe.dpo
         model, chat = self._start()
-        ids = sorted(self._families())[: stage.environments]
+        ids = sorted(self._cells())[: stage.environments]
         with self._collector(model, chat) as collector:
             collector.serve(own_weights(model), "0")
             groups = collector.collect("dpo", 0, ids, stage.attempts)
@@ -144,11 +144,11 @@ class Learner:
     def _rl(self, meta: dict[str, Any]) -> dict[str, Any]:
         stage = self.config.recipe.rl
         model, chat = self._start()
-        families = self._families()
+        cells = self._cells()
         trainer = self._trainer(model, stage.optim, stage.schedule, stage.steps, stage.save, chat.tokenizer.to_str(), meta)
         with self._collector(model, chat) as collector:
-            feed = RolloutFeed(collector, model, families, stage, self.config.seed, self.config.permute_rewards)
-            return self._finish(trainer, feed, {"tokenizer": chat.name, "environments": len(families)})
+            feed = RolloutFeed(collector, model, cells, stage, self.config.seed, self.config.permute_rewards)
+            return self._finish(trainer, feed, {"tokenizer": chat.name, "environments": len(cells)})
 
     # -------------------------------------------------------- parts
 
@@ -165,14 +165,14 @@ class Learner:
             )
         return found.build(), chat
 
-    def _families(self) -> dict[str, str]:
-        """Environment id -> family, for everything that DPO and RL may draw."""
+    def _cells(self) -> dict[str, str]:
+        """Environment id -> family/level, for everything that DPO and RL may draw."""
         given = self.config.environments
         ids = given or self.store.environment_ids(kind="shell", status=Status.VERIFIED, labels={"split": "train"})
         if not ids:
             raise ConfigError("expected environments to train in, got none that are verified; run `gymsmith generate shell:all`")
         found = [self.store.environment(i) for i in ids]
-        return {e.id: e.spec.labels.get("family", e.spec.kind) for e in found}
+        return {e.id: f"{e.spec.labels.get('family', e.spec.kind)}/{e.spec.labels.get('level', '')}" for e in found}
 
     def _collector(self, model: Transformer, chat: Chat) -> Collector:
         recipe = self.config.recipe

@@ -53,10 +53,12 @@ def test_documents_take_the_agents_shape(tmp_path: Path) -> None:
     shown = "".join(t.decode([int(i)], skip_special_tokens=False) for i in document.ids)
     assert shown == "<|doc|><|task|>do<|end|><|act|>ls<|end|><|obs|>a b<|end|>"
     observed = document.weights < 1
-    assert "".join(t.decode([int(i)], skip_special_tokens=False) for i in document.ids[observed]) == "a b<|end|>"
+    assert "".join(t.decode([int(i)], skip_special_tokens=False) for i in document.ids[observed]) == "<|obs|>a b<|end|>"
     path.write_text(json.dumps({"segments": [["task", "do", False], ["act", "ls", True]]}) + "\n")
     (document,) = docs.encode(t, docs.read_documents(path))
-    assert "".join(t.decode([int(i)], skip_special_tokens=False) for i in document.ids[document.weights == 0]) == "do<|end|>"
+    assert (
+        "".join(t.decode([int(i)], skip_special_tokens=False) for i in document.ids[document.weights == 0]) == "<|task|>do<|end|>"
+    )
 
 
 def test_bad_corpora_are_named(tmp_path: Path) -> None:

@@ -97,8 +97,7 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Segments], observation_weig
                 ids += body
                 weights += [weight] * len(body)
             else:
-                # The opening token is always learnt: it says whose turn it is.
                 ids += [special[kind], *body, special["end"]]
-                weights += [1.0, *[weight] * (len(body) + 1)]
+                weights += [weight] * (len(body) + 2)
         out.append(Document(np.asarray(ids, np.int32), np.asarray(weights, np.float32)))
     return out

@@ -38,6 +38,7 @@ class Collector:
         """`tokenizer`: its name under the tokenizers folder. `check`: called while waiting; raises to stop."""
         self.store, self.run_id, self.engine, self.recipe = store, run_id, engine, recipe
         self.tokenizer, self.seed, self.check = tokenizer, seed, check
+        self.temperature = recipe.rollout.temperature
         self.loop = asyncio.new_event_loop()
         self.server: EngineServer | None = None
 

@@ -1,4 +1,5 @@
-"""Chooses the environments of a step: families that still fail come more often, each environment once before any comes twice.
+"""Chooses the environments of a step: cells (family and level) that still fail come more often, each environment once before
+any comes twice.
 
 Choice and seeds are counters over (seed, step, group, attempt): the same run draws the same, whatever happened in between.
 """
@@ -15,30 +16,30 @@ from trainer.config import RLConfig
 
 
 class Curriculum:
-    """Draws environments by family. `families` maps environment id to family."""
+    """Draws environments by cell. `cells` maps environment id to its cell: family and level."""
 
-    def __init__(self, families: Mapping[str, str], config: RLConfig, seed: int) -> None:
+    def __init__(self, cells: Mapping[str, str], config: RLConfig, seed: int) -> None:
         self.config, self.seed = config, seed
         self.members: dict[str, list[str]] = defaultdict(list)
-        for environment in sorted(families):
-            self.members[families[environment]].append(environment)
-        self.families = sorted(self.members)
-        self.rate = dict.fromkeys(self.families, 0.5)
+        for environment in sorted(cells):
+            self.members[cells[environment]].append(environment)
+        self.cells = sorted(self.members)
+        self.rate = dict.fromkeys(self.cells, config.cell_start)
         """Recent pass rate."""
-        self.drawn = dict.fromkeys(self.families, 0)
+        self.drawn = dict.fromkeys(self.cells, 0)
 
     def draw(self, step: int, count: int) -> list[str]:
         """Environment ids for the groups of a step."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
-        weights = np.array([self.config.family_floor + 1 - self.rate[f] for f in self.families])
-        chosen = rng.choice(len(self.families), size=count, p=weights / weights.sum())
-        return [self._next(self.families[i]) for i in chosen]
+        weights = np.array([self.config.cell_floor + 1 - self.rate[cell] for cell in self.cells])
+        chosen = rng.choice(len(self.cells), size=count, p=weights / weights.sum())
+        return [self._next(self.cells[i]) for i in chosen]
 
-    def observe(self, family: str, rewards: Sequence[float]) -> None:
+    def observe(self, cell: str, rewards: Sequence[float]) -> None:
         """Take in the rewards of one group."""
         if rewards:
-            keep = self.config.family_decay
-            self.rate[family] = keep * self.rate[family] + (1 - keep) * float(np.mean(rewards))
+            keep = self.config.cell_decay
+            self.rate[cell] = keep * self.rate[cell] + (1 - keep) * float(np.mean(rewards))
 
     def state(self) -> dict[str, Any]:
         """Rates and cursors."""
@@ -49,11 +50,11 @@ class Curriculum:
         self.rate |= state["rate"]
         self.drawn |= state["drawn"]
 
-    def _next(self, family: str) -> str:
-        members, at = self.members[family], self.drawn[family]
-        self.drawn[family] += 1
+    def _next(self, cell: str) -> str:
+        members, at = self.members[cell], self.drawn[cell]
+        self.drawn[cell] += 1
         turn, place = divmod(at, len(members))
-        key = [self.seed, (self.families.index(family) << 32) + turn]
+        key = [self.seed, (self.cells.index(cell) << 32) + turn]
         return members[np.random.Generator(np.random.Philox(key=key)).permutation(len(members))[place]]
 
 

@@ -17,9 +17,9 @@ from trainer.loop import Piece, Update
 from trainer.model.transformer import Transformer
 from trainer.rl.advantages import advantages, permuted
 from trainer.rl.batches import Scored, items, micro_batches, split, valid
-from trainer.rl.collect import Collector
 from trainer.rl.curriculum import Curriculum
 from trainer.rl.loss import TokenStats, policy_loss, target_logprobs
+from trainer.rl.source import TrajectorySource
 
 
 class RolloutFeed:
@@ -27,25 +27,25 @@ class RolloutFeed:
 
     def __init__(
         self,
-        collector: Collector,
+        source: TrajectorySource,
         model: Transformer,
-        families: Mapping[str, str],
+        cells: Mapping[str, str],
         config: RLConfig,
         seed: int,
         permute_rewards: bool = False,
     ) -> None:
-        self.collector, self.model, self.config, self.seed = collector, model, config, seed
-        self.families, self.permute_rewards = families, permute_rewards
-        self.temperature = collector.recipe.rollout.temperature
-        self.curriculum = Curriculum(families, config, seed)
+        self.source, self.model, self.config, self.seed = source, model, config, seed
+        self.cells, self.permute_rewards = cells, permute_rewards
+        self.temperature = source.temperature
+        self.curriculum = Curriculum(cells, config, seed)
 
     def updates(self, step: int) -> Iterator[Update]:
         started = time.perf_counter()
-        engine = self.collector.engine
+        engine = self.source.engine
         before = dict(engine.seconds), dict(engine.counts)
-        self.collector.serve(own_weights(self.model), str(step))
+        self.source.serve(own_weights(self.model), str(step))
         environments = self.curriculum.draw(step, self.config.groups)
-        groups = self.collector.collect("rl", step, environments, self.config.attempts)
+        groups = self.source.collect("rl", step, environments, self.config.attempts)
         metrics = describe(groups)
         metrics["rollout_seconds"] = time.perf_counter() - started
         for name, value in engine.seconds.items():
@@ -54,6 +54,7 @@ class RolloutFeed:
             metrics[name] = float(engine.counts[name] - before[1].get(name, 0))
         scored = self._score(step, environments, groups)
         metrics["useful"] = float(len(scored))
+        metrics |= {f"pass_rate/{cell}": rate for cell, rate in self.curriculum.rate.items()}
         minibatches = split(scored, self.config.minibatches, self.seed, step)
         yield Update(iter(()), metrics)
         yield from self._minibatches([micro_batches([i for s in part for i in items(s)]) for part in minibatches])
@@ -69,7 +70,7 @@ class RolloutFeed:
         judged = [[t for t in group if valid(t)] for group in groups]
         rewards = [[t.reward.value for t in group if t.reward is not None] for group in judged]
         for environment, values in zip(environments, rewards, strict=True):
-            self.curriculum.observe(self.families[environment], values)
+            self.curriculum.observe(self.cells[environment], values)
         if self.permute_rewards:
             rewards = permuted(rewards, self.seed, step)
         scored = []

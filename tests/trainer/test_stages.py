@@ -1,0 +1,121 @@
+"""RL on riddles: it learns, the permuted control does not, and a kill changes nothing. SFT and the gain's shift."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from gymsmith.errors import ConfigError
+from trainer import checkpoint
+from trainer.config import EngineConfig, OptimConfig, RLConfig, SaveConfig
+from trainer.engine.scheduler import Engine
+from trainer.loop import NotFinite, Piece, Trainer, Update
+from trainer.model.config import InitConfig, ModelConfig
+from trainer.model.transformer import Transformer
+from trainer.optim.groups import Optimizers
+from trainer.rl.source import Riddles
+from trainer.stages.rl import RolloutFeed
+from trainer.stages.sft import shift_gain
+
+MODEL = ModelConfig(
+    vocab_size=12,
+    dim=16,
+    n_layers=1,
+    n_heads=2,
+    n_kv_heads=1,
+    head_dim=8,
+    ffn_dim=16,
+    max_positions=64,
+    init=InitConfig(std=0.1, embedding_std=0.5),
+    logit_gain=True,
+)
+ENVIRONMENTS = {f"riddle/{a}/{(a * 5) % 12}": "riddle" for a in range(1, 7)}
+
+
+def learn(
+    folder: Path, steps: int = 30, permute: bool = False, icepop: tuple[float, float] = (0.5, 2.0)
+) -> tuple[str, list[dict[str, float]]]:
+    """RL from a fresh model: the digest of the weights, and the metrics of each step."""
+    config = RLConfig(steps=steps, groups=6, attempts=16, icepop=icepop)
+    model = Transformer(MODEL, 1)
+    engine = Engine(MODEL, EngineConfig(slots=32, context=64, chunk=8))
+    feed = RolloutFeed(Riddles(engine, 3), model, ENVIRONMENTS, config, 3, permute)
+    seen: Metrics = []
+    optimizers = Optimizers(model, OptimConfig(lr=0.05, adam_lr=0.03))
+    saving = SaveConfig(every_steps=1)
+    trainer = Trainer(model, optimizers, STEADY, steps, folder, saving, "{}", {"seed": 3}, lambda _, m: seen.append(m))
+    trainer.resume(feed)
+    trainer.run(feed)
+    return checkpoint.weights_digest(model), seen
+
+
+def test_rl_learns_and_its_control_does_not(tmp_path: Path) -> None:
+    _, seen = learn(tmp_path / "true")
+    _, control = learn(tmp_path / "permuted", permute=True)
+    first, last = seen[0]["reward"], sum(m["reward"] for m in seen[-3:]) / 3
+    assert first < 0.25 and last > 0.9, (first, last)
+    assert sum(m["reward"] for m in control[-3:]) / 3 < 0.35
+    assert max(m["logprob_difference_max"] for m in seen if "logprob_difference_max" in m) <= 1e-5
+    assert all(m.get("gate_fraction", 0) == 0 for m in seen)
+
+
+def test_the_gate_keeps_everything_out(tmp_path: Path) -> None:
+    _, seen = learn(tmp_path, steps=6, gate=1.5)
+    assert all(m["gate_fraction"] == 1 and m["loss"] == 0 for m in seen if "loss" in m)
+
+
+def test_rl_resumes_bit_for_bit(tmp_path: Path) -> None:
+    whole, _ = learn(tmp_path / "whole", steps=12)
+    assert learn(tmp_path / "again", steps=12)[0] == whole, "the same seed gives the same weights"
+    rng = random.Random(1)
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            learn(tmp_path / "killed", steps=12)
+            os._exit(0)
+        time.sleep(rng.uniform(0.05, 0.2))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert learn(tmp_path / "killed", steps=12)[0] == whole
+
+
+def test_gain_shift_divides_the_temperature() -> None:
+    model = Transformer(MODEL, 1)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        before = model(ids)
+        shift_gain(model, 0.25)
+        assert torch.allclose(model(ids), before * torch.e**0.25, atol=1e-6)
+    with pytest.raises(ConfigError, match="logit_gain"):
+        shift_gain(Transformer(MODEL.model_copy(update={"logit_gain": False})), 0.25)
+
+
+class Poison:
+    """A feed whose second step has a loss that is not a number."""
+
+    def updates(self, step: int) -> Iterator[Update]:
+        yield Update(iter([Piece(lambda model: model(torch.arange(5)[None]).sum() * (float("nan") if step else 1.0), 5)]))
+
+    def state(self) -> dict[str, int]:
+        return {}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Nothing to go back to."""
+
+
+def test_a_loss_that_is_no_number_stops_before_damage(tmp_path: Path) -> None:
+    model = Transformer(MODEL, 1)
+    optimizers, saving = Optimizers(model, OptimConfig()), SaveConfig(every_steps=1)
+    trainer = Trainer(model, optimizers, STEADY, 5, tmp_path, saving, "{}", {}, lambda _, m: None)
+    with pytest.raises(NotFinite, match="step 1"):
+        trainer.run(Poison())
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 1
+    assert checkpoint.weights_digest(found.weights) == checkpoint.weights_digest(model)
