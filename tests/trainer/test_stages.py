@@ -39,11 +39,13 @@ MODEL = ModelConfig(
 ENVIRONMENTS = {f"riddle/{a}/{(a * 5) % 12}": "riddle" for a in range(1, 7)}
 
 
-def learn(
-    folder: Path, steps: int = 30, permute: bool = False, icepop: tuple[float, float] = (0.5, 2.0)
-) -> tuple[str, list[dict[str, float]]]:
-    """RL from a fresh model: the digest of the weights, and the metrics of each step."""
-    config = RLConfig(steps=steps, groups=6, attempts=16, icepop=icepop)
+STEADY = ScheduleConfig(warmup_steps=0, decay=0.0)
+Metrics = list[dict[str, float]]
+
+
+def learn(folder: Path, steps: int = 30, permute: bool = False, gate: float = 0.5) -> tuple[str, Metrics]:
+    """RL from a fresh model: the digest of the weights, and the metrics of each step. `gate`: lower bound of IcePop's."""
+    config = RLConfig(steps=steps, groups=6, attempts=16, icepop=(gate, 2.0))
     model = Transformer(MODEL, 1)
     engine = Engine(MODEL, EngineConfig(slots=32, context=64, chunk=8))
     feed = RolloutFeed(Riddles(engine, 3), model, ENVIRONMENTS, config, 3, permute)
