@@ -14,7 +14,7 @@ import torch
 
 from gymsmith.errors import ConfigError
 from trainer import checkpoint
-from trainer.config import EngineConfig, OptimConfig, RLConfig, SaveConfig
+from trainer.config import EngineConfig, OptimConfig, RLConfig, SaveConfig, ScheduleConfig
 from trainer.engine.scheduler import Engine
 from trainer.loop import NotFinite, Piece, Trainer, Update
 from trainer.model.config import InitConfig, ModelConfig
