@@ -29,6 +29,9 @@ POLL_S = 0.1
 CONTEXT = {"keep_recent_k": None, "limit_tokens": 320, "observation_tokens": 56}
 """Context of a rollout that the caller did not choose: that of the demo's model."""
 
+MAX_TURNS = 16
+"""Actions of an evaluated episode: twice those of the longest reference solution that RL trains on, and enough for long chains."""
+
 
 class House:
     """The store, the jobs and (maybe) our own workers."""
@@ -229,7 +232,7 @@ def held_out(seed: int, n: int, *, family: str = "all", level: int | None = None
 
 def policy_of(engine: Run) -> dict[str, str]:
     """The policy part of a payload for a served checkpoint."""
-    return {"url": engine.engine_url, "version": engine.policy_version}
+    return {"url": engine.engine_url, "version": engine.policy_version, "run_id": engine.id}
 
 
 def evaluation(engine: Run, env_ids: Sequence[str], *, name: str, greedy: bool, seed: int, run_id: str = "") -> dict[str, Any]:
@@ -244,7 +247,7 @@ def evaluation(engine: Run, env_ids: Sequence[str], *, name: str, greedy: bool, 
         "seed": seed,
         "sampling": {"temperature": 0.0 if greedy else 1.0, "max_new_tokens": 24},
         "context": dict(CONTEXT),
-        "max_turns": 12,
+        "max_turns": MAX_TURNS,
     }
 
 

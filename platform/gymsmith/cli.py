@@ -2,7 +2,8 @@
 
 Every verb that does long work puts a job and watches it. When no worker of this state folder is running, the verb starts the
 embedded ones for as long as it needs them. `--json` prints one JSON document on standard output and nothing else. Exit codes:
-0 done, 1 failed, 2 asked wrongly, 3 the machinery failed (retry), 130 interrupted (what was done is kept; the same command goes on).
+0 done, 1 failed, 2 asked wrongly, 3 the machinery failed (retry), 130 interrupted (what was done is kept; the same command goes
+on).
 """
 
 from __future__ import annotations
@@ -355,6 +356,10 @@ def evaluate_held_out(
 def evaluate_swebench(
     dataset: Annotated[Path, typer.Option(help="SWE-bench-format rows: .json, .jsonl or .parquet.")],
     predictions: Annotated[str, typer.Option(help="gold, empty, or a predictions file (.json, .jsonl).")] = "gold",
+    export: Annotated[
+        bool,
+        typer.Option("--export", help="First write the verified SWE environments of the state folder into the dataset file."),
+    ] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -362,7 +367,9 @@ def evaluate_swebench(
     from gymsmith.attach import attached
 
     with attached(settings_for(home)) as house:
-        payload = {"dataset": str(dataset.resolve()), "predictions": predictions}
+        payload: dict[str, Any] = {"dataset": str(dataset.resolve()), "predictions": predictions}
+        if export:
+            payload["environments"] = house.store.environment_ids(kind="mutation", status="verified")
         job = house.run("evaluate_swebench", payload, label=f"swebench {dataset.name}", quiet=as_json)
         report = house.store.report(job.result["report_id"])
     show_report(report, as_json)
