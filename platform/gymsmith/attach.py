@@ -30,7 +30,7 @@ CONTEXT = {"keep_recent_k": None, "limit_tokens": 320, "observation_tokens": 56}
 """Context of a rollout that the caller did not choose: that of the demo's model."""
 
 MAX_TURNS = 16
-"""Actions of an evaluated episode: twice those of the longest reference solution that RL trains on, and enough for long chains."""
+"""Actions of an evaluated episode: more than any reference solution takes, long chains included."""
 
 
 class House:

@@ -358,7 +358,7 @@ def evaluate_swebench(
     predictions: Annotated[str, typer.Option(help="gold, empty, or a predictions file (.json, .jsonl).")] = "gold",
     export: Annotated[
         bool,
-        typer.Option("--export", help="First write the verified SWE environments of the state folder into the dataset file."),
+        typer.Option("--export", help="First write the verified SWE environments of this state folder into the file."),
     ] = False,
     home: Home = None,
     as_json: Json = False,
