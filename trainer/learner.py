@@ -101,12 +101,13 @@ class Learner:
             sample = texts[: recipe.tokenizer.sample_documents or None]
             trained = tokenizer.train((text for segments in sample for _, text, _ in segments), recipe.tokenizer.vocab_size)
             name = tokenizer.store(trained, self.store.settings.tokenizers_dir)
-        words = Tokenizer.from_file(str(self.store.settings.tokenizers_dir / name))
-        encoded = documents.encode(words, texts, recipe.pretrain.observation_weight)
+        chat = Chat.load(self.store.settings.tokenizers_dir / name)
+        cut = recipe.rollout.context.observation_tokens
+        encoded = documents.encode(chat, texts, recipe.pretrain.observation_weight, cut)
         loader = Loader(encoded, recipe.pretrain.rows, recipe.pretrain.length, self.config.seed)
-        model = Transformer(recipe.model.model_copy(update={"vocab_size": words.get_vocab_size()}), self.config.seed)
+        model = Transformer(recipe.model.model_copy(update={"vocab_size": chat.vocab_size}), self.config.seed)
         stage = recipe.pretrain
-        trainer = self._trainer(model, stage.optim, stage.schedule, stage.steps, stage.save, words.to_str(), meta)
+        trainer = self._trainer(model, stage.optim, stage.schedule, stage.steps, stage.save, chat.tokenizer.to_str(), meta)
         return self._finish(trainer, TextFeed(loader), {"tokenizer": name, "documents": len(texts)})
 
     def _sft(self, meta: dict[str, Any]) -> dict[str, Any]:

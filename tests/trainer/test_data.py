@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from context_mgmt.chat import Chat
 from gymsmith.errors import ConfigError, NotFound
 from trainer.data import documents as docs
 from trainer.data import tokenizer as tok
@@ -49,13 +50,16 @@ def test_documents_take_the_agents_shape(tmp_path: Path) -> None:
     t = tokenizer()
     path = tmp_path / "c.jsonl"
     path.write_text(json.dumps({"segments": [["task", "do"], ["act", "ls"], ["obs", "a b"]]}) + "\n")
-    (document,) = docs.encode(t, docs.read_documents(path), observation_weight=0.5)
+    (document,) = docs.encode(Chat(t), docs.read_documents(path), observation_weight=0.5)
     shown = "".join(t.decode([int(i)], skip_special_tokens=False) for i in document.ids)
     assert shown == "<|doc|><|task|>do<|end|><|act|>ls<|end|><|obs|>a b<|end|>"
     observed = document.weights < 1
     assert "".join(t.decode([int(i)], skip_special_tokens=False) for i in document.ids[observed]) == "<|obs|>a b<|end|>"
+    path.write_text(json.dumps({"segments": [["obs", "abc " * 50]]}) + "\n")
+    (document,) = docs.encode(Chat(t), docs.read_documents(path), observation_tokens=20)
+    assert len(document.ids) == 1 + 1 + 20 + 1 and "..." in t.decode(document.ids.tolist())
     path.write_text(json.dumps({"segments": [["task", "do", False], ["act", "ls", True]]}) + "\n")
-    (document,) = docs.encode(t, docs.read_documents(path))
+    (document,) = docs.encode(Chat(t), docs.read_documents(path))
     assert (
         "".join(t.decode([int(i)], skip_special_tokens=False) for i in document.ids[document.weights == 0]) == "<|task|>do<|end|>"
     )

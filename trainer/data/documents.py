@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
+from context_mgmt.chat import Chat
 from gymsmith.errors import ConfigError, NotFound
 
 Segments = Sequence[tuple[str, str, bool]]
@@ -76,28 +76,25 @@ def read_documents(path: Path) -> list[Segments]:
     return documents
 
 
-def encode(tokenizer: Tokenizer, documents: Sequence[Segments], observation_weight: float = 1.0) -> list[Document]:
-    """Token ids of every document, texts encoded in one parallel call."""
-    tokenizer.encode_special_tokens = True
-    found = {kind: tokenizer.token_to_id(f"<|{kind}|>") for kind in (*KINDS, "end")}
-    special = {kind: i for kind, i in found.items() if i is not None}
-    if len(special) < len(found):
-        missing = ", ".join(found.keys() - special.keys())
-        raise ConfigError(f"the tokenizer lacks the special tokens of {missing}; train it with trainer.data.tokenizer")
-    texts = tokenizer.encode_batch_fast([text for segments in documents for _, text, _ in segments], add_special_tokens=False)
-    encoded = iter(texts)
+def encode(
+    chat: Chat, documents: Sequence[Segments], observation_weight: float = 1.0, observation_tokens: int = 1 << 30
+) -> list[Document]:
+    """Token ids of every document, texts encoded in one parallel call; observations are cut as the agent's are."""
+    special = {"task": chat.task, "act": chat.act, "obs": chat.obs}
+    texts = [text for segments in documents for _, text, _ in segments]
+    encoded = iter(chat.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
     out = []
     for segments in documents:
-        ids: list[int] = [special["doc"]]
+        ids: list[int] = [chat.doc]
         weights: list[float] = [1.0]
-        for kind, _, learn in segments:
+        for kind, text, learn in segments:
             body = next(encoded).ids
             weight = float(learn) * (observation_weight if kind == "obs" else 1.0)
-            if kind == "doc":
-                ids += body
-                weights += [weight] * len(body)
-            else:
-                ids += [special[kind], *body, special["end"]]
-                weights += [weight] * (len(body) + 2)
+            if kind == "obs" and len(body) > observation_tokens:
+                body = chat.cut(text, observation_tokens)
+            if kind != "doc":
+                body = [special[kind], *body, chat.end]
+            ids += body
+            weights += [weight] * len(body)
         out.append(Document(np.asarray(ids, np.int32), np.asarray(weights, np.float32)))
     return out
