@@ -1,4 +1,5 @@
-"""Writes what a sandbox changed as an overlay layer on the host, from the entries that its resident agent sends.
+"""What a sandbox changed, as an overlay layer on the host: written from the entries that its resident agent sends, and read back
+as instructions for a provider that cannot stack layers.
 
 Nothing in the stream is followed: names are checked, links are made but never used as a way to somewhere, and set-user-ID bits,
 devices, FIFOs and sockets do not cross.
@@ -9,10 +10,12 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from gymsmith.errors import SandboxError
-from sandboxes.base import Exported
+from sandboxes.base import UID_SHIFT, Exported
+from sandboxes.link import put_record
 
 _ENTRY = struct.Struct("<6IQq")
 _OPAQUE = "trusted.overlay.opaque"
@@ -86,3 +89,36 @@ def _checked_parent(name: str, made: set[str]) -> str:
     if last in ("", ".", "..") or "\0" in name or (parent and parent not in made):
         raise SandboxError(f"the resident agent named a path outside the exported tree: {name[:200]!r}")
     return parent
+
+
+def layer_records(layer: Path) -> Iterator[tuple[bytes, bytes]]:
+    """What an overlay layer does, parents first: (path to remove, ended by NUL, or nothing; then a file to put, or nothing)."""
+    for folder, folders, files in os.walk(layer):
+        inside = folder.removeprefix(str(layer))
+        if inside:
+            status = os.lstat(folder)
+            opaque = any(_attribute(folder, name) == b"y" for name in ("trusted.overlay.opaque", "user.overlay.opaque"))
+            yield (os.fsencode(inside) + b"\0" if opaque else b""), _record(inside, status, b"")
+        for name in sorted([*files, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]):
+            path = os.path.join(folder, name)
+            target = f"{inside}/{name}"
+            status = os.lstat(path)
+            if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+                yield os.fsencode(target) + b"\0", b""
+            elif stat.S_ISLNK(status.st_mode):
+                yield b"", _record(target, status, os.fsencode(os.readlink(path)))
+            elif stat.S_ISREG(status.st_mode):
+                yield b"", _record(target, status, Path(path).read_bytes())
+
+
+def _record(path: str, status: os.stat_result, data: bytes) -> bytes:
+    shifted = status.st_uid >= UID_SHIFT
+    uid, gid = (status.st_uid - UID_SHIFT, status.st_gid - UID_SHIFT) if shifted else (0, 0)
+    return put_record(path, data, status.st_mode & 0o171777, uid, max(gid, 0))
+
+
+def _attribute(path: str, name: str) -> bytes:
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError:
+        return b""

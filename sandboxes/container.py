@@ -11,8 +11,7 @@ import asyncio
 import logging
 import os
 import socket
-import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +20,10 @@ from gymsmith.errors import Capacity, ImageMissing, PolicyRefused, SandboxGone
 from sandboxes import reaper
 from sandboxes.base import CAPABILITY_TABLE, MIB, UID_SHIFT, Capabilities, ImageSource, SandboxSpec, check_path, user_ids
 from sandboxes.cgroups import read_oom_kills
+from sandboxes.changes import layer_records
 from sandboxes.launcher import find_binary
-from sandboxes.resident import HELLO, PUT, REMOVE, Link, ResidentSandbox, put_record
+from sandboxes.link import HELLO, PUT, REMOVE, Link
+from sandboxes.resident import ResidentSandbox
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -277,39 +278,6 @@ def sweep(client: Any) -> list[str]:
             client.remove_container(entry["Id"], force=True, v=True)
             swept.append(entry["Id"])
     return swept
-
-
-def layer_records(layer: Path) -> Iterator[tuple[bytes, bytes]]:
-    """What an overlay layer does, parents first: (path to remove, ended by NUL, or nothing; then a file to put, or nothing)."""
-    for folder, folders, files in os.walk(layer):
-        inside = folder.removeprefix(str(layer))
-        if inside:
-            status = os.lstat(folder)
-            opaque = any(_attribute(folder, name) == b"y" for name in ("trusted.overlay.opaque", "user.overlay.opaque"))
-            yield (os.fsencode(inside) + b"\0" if opaque else b""), _record(inside, status, b"")
-        for name in sorted([*files, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]):
-            path = os.path.join(folder, name)
-            target = f"{inside}/{name}"
-            status = os.lstat(path)
-            if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
-                yield os.fsencode(target) + b"\0", b""
-            elif stat.S_ISLNK(status.st_mode):
-                yield b"", _record(target, status, os.fsencode(os.readlink(path)))
-            elif stat.S_ISREG(status.st_mode):
-                yield b"", _record(target, status, Path(path).read_bytes())
-
-
-def _record(path: str, status: os.stat_result, data: bytes) -> bytes:
-    shifted = status.st_uid >= UID_SHIFT
-    uid, gid = (status.st_uid - UID_SHIFT, status.st_gid - UID_SHIFT) if shifted else (0, 0)
-    return put_record(path, data, status.st_mode & 0o171777, uid, max(gid, 0))
-
-
-def _attribute(path: str, name: str) -> bytes:
-    try:
-        return os.getxattr(path, name, follow_symlinks=False)
-    except OSError:
-        return b""
 
 
 def _oom_file(pid: int) -> Path | None:

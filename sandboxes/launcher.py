@@ -254,7 +254,7 @@ def probe() -> dict[str, Any]:
     """
     import asyncio
 
-    from sandboxes.namespace import examine
+    from sandboxes.probe import examine
 
     with tempfile.TemporaryDirectory() as folder:
         try:

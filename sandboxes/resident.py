@@ -1,7 +1,7 @@
-"""The host's side of a running sandbox: speaks frames with its resident agent, under any provider.
+"""The host's side of a running sandbox, under any provider.
 
 `ResidentSandbox` implements the `Sandbox` protocol of base.py on top of a `Link`; a provider adds how a sandbox is made and
-ended. Frames mirror `box/box.h`. A reply is data from PID 1, which workloads cannot trace or speak for.
+ended. Payloads mirror `box/box.h`. A reply is data from PID 1, which workloads cannot trace or speak for.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import socket
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gymsmith.errors import Capacity, ExecTimeout, OutputLimit, PolicyRefused, SandboxError, SandboxGone
+from gymsmith.errors import Capacity, ExecTimeout, OutputLimit, PolicyRefused, SandboxError
 from sandboxes.base import (
     MAX_FRAME_BYTES,
     MIB,
@@ -28,141 +27,17 @@ from sandboxes.base import (
     user_ids,
 )
 from sandboxes.changes import write_layer
+from sandboxes.link import EXEC, EXIT, EXPORT, FREEZE, GET, KILL, PUT, Link, put_record
 
-EXEC, PUT, GET, KILL, FREEZE, EXPORT, REMOVE = 1, 2, 3, 4, 5, 6, 7
-HELLO, FAILED, EXIT, REPLY, CHUNK = 64, 65, 66, 67, 68
 EXEC_SPLIT, EXEC_BUILD = 1, 2
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE_S = 5.0
 """How long past a command's deadline the resident may take to answer before the sandbox counts as broken."""
 TRANSFER_S = 120.0
 _LOOP_BYTES = 256 * 1024  # larger trees are written by a thread, so that other sandboxes are not kept waiting
-_FRAME = struct.Struct("<III")
 _EXEC = struct.Struct("<8I")
 _EXIT = struct.Struct("<i6I4xQQQQ")
-_PUT = struct.Struct("<4IQ")
 _CHDIR_FAILED = 1 << 16
-
-
-class Link:
-    """Frames over a stream socket. Owned by one event loop; `close` fails whatever is still waiting."""
-
-    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        self._sock = sock
-        self._loop = loop
-        self._received = bytearray()
-        self._unsent = bytearray()
-        self._waiting: dict[int, asyncio.Future[tuple[int, bytes]]] = {}
-        self._chunks: dict[int, bytearray] = {}
-        self._last_id = 0
-        self.closed: str | None = None
-        """Why it is closed; None while it is open."""
-        sock.setblocking(False)
-        self.hello = self._waiting[0] = loop.create_future()
-        loop.add_reader(sock.fileno(), self._readable)
-
-    def request(self, kind: int, *parts: bytes) -> tuple[int, asyncio.Future[tuple[int, bytes]]]:
-        """Send a frame; its id and the future of (type, payload) of the answer. Raises: SandboxGone."""
-        if self.closed is not None:
-            raise SandboxGone(self.closed)
-        self._last_id = number = (self._last_id + 1) & 0xFFFFFFFF or 1
-        future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
-        self._waiting[number] = future
-        self._send(_FRAME.pack(sum(map(len, parts)), number, kind), *parts)
-        return number, future
-
-    def tell(self, kind: int, number: int) -> None:
-        """Send a frame without content that has no answer."""
-        if self.closed is None:
-            self._send(_FRAME.pack(0, number, kind))
-
-    def taken(self, number: int) -> bytearray:
-        """The chunks that came for a request, once."""
-        return self._chunks.pop(number, bytearray())
-
-    def forget(self, number: int) -> None:
-        """No longer wait for an answer; it is dropped when it comes."""
-        self._waiting.pop(number, None)
-
-    def close(self, reason: str) -> None:
-        """Close and fail everything that waits with SandboxGone(reason)."""
-        if self.closed is not None:
-            return
-        self.closed = reason
-        self._loop.remove_reader(self._sock.fileno())
-        if self._unsent:
-            self._loop.remove_writer(self._sock.fileno())
-        self._sock.close()
-        waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            if not future.done():
-                future.set_exception(SandboxGone(reason))
-                future.exception()  # marks it as seen: nobody may be waiting any more
-        self._chunks.clear()
-
-    def _send(self, *parts: bytes) -> None:
-        if self._unsent:
-            self._unsent += b"".join(parts)
-            return
-        data = b"".join(parts)
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self.close(f"the sandbox ended: {error}")
-            raise SandboxGone(self.closed) from error
-        if sent < len(data):
-            self._unsent += data[sent:]
-            self._loop.add_writer(self._sock.fileno(), self._writable)
-
-    def _writable(self) -> None:
-        try:
-            sent = self._sock.send(self._unsent)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.close(f"the sandbox ended: {error}")
-            return
-        del self._unsent[:sent]
-        if not self._unsent:
-            self._loop.remove_writer(self._sock.fileno())
-
-    def _readable(self) -> None:
-        try:
-            data = self._sock.recv(262_144)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.close(f"the sandbox ended: {error}")
-            return
-        if not data:
-            self.close("the sandbox ended")
-            return
-        self.feed(data)
-
-    def feed(self, data: bytes) -> None:
-        """Take bytes of the resident's stream and settle the answers that are whole."""
-        received = self._received
-        received += data
-        start, end = 0, len(received)
-        while end - start >= _FRAME.size:
-            length, number, kind = _FRAME.unpack_from(received, start)
-            if length > MAX_FRAME_BYTES:
-                self.close("the sandbox broke its protocol")
-                return
-            stop = start + _FRAME.size + length
-            if stop > end:
-                break
-            if kind == CHUNK:
-                if number in self._waiting:
-                    self._chunks.setdefault(number, bytearray()).extend(received[start + _FRAME.size : stop])
-            else:
-                future = self._waiting.pop(number, None)
-                if future is not None and not future.done():
-                    future.set_result((kind, bytes(received[start + _FRAME.size : stop])))
-            start = stop
-        del received[:start]
 
 
 class ResidentSandbox:
@@ -365,12 +240,6 @@ class ResidentSandbox:
 
     async def destroy(self) -> None:
         raise NotImplementedError
-
-
-def put_record(path: str, data: bytes, mode: int, uid: int, gid: int) -> bytes:
-    """One file for PUT; the type bits of `mode` may make it a directory or a link, whose target is `data`."""
-    name = path.encode("utf-8", "surrogateescape") + b"\0"
-    return b"".join((_PUT.pack(mode, uid, gid, len(name), len(data)), name, data))
 
 
 def _join(data: bytes, head: int, total: int) -> tuple[bytes, int]:

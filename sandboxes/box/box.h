@@ -124,11 +124,18 @@ void exec_poll_done(const struct pollfd *set, int from, int until);
 int64_t exec_next_deadline(void);
 void exec_check_deadlines(int64_t now);
 
+/* tree.c */
+void kill_tree(pid_t top);
+
 /* files.c */
+int open_below(int root, const char *path, uint64_t flags, uint64_t resolve);
+int root_fd(void);
 void files_put(uint32_t id, const char *payload, size_t length);
 void files_remove(uint32_t id, const char *payload, size_t length);
 void files_get(uint32_t id, const char *payload, size_t length);
 void files_make_workdir(const struct box *box);
+
+/* export.c */
 void files_export(uint32_t id, const char *payload, size_t length, const struct box *box);
 
 #endif

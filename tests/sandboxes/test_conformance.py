@@ -126,10 +126,9 @@ async def sleepers(box: Any) -> list[bytes]:
 
 def test_a_deadline_kills_the_whole_tree(house: House) -> None:
     async def scene(box: Any) -> None:
-        began = time.monotonic()
         result = await box.exec(TREE, timeout_s=0.5)
         assert (result.timed_out, result.signal) == (True, 9)
-        assert time.monotonic() - began < 1.0
+        assert 0.5 <= result.wall_s < 1.0
         assert await sleepers(box) == []
 
     house.play(scene)
@@ -176,8 +175,11 @@ def test_a_cancelled_command_dies(house: House) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0.2)
-        assert await sleepers(box) == []
+        for _ in range(100):
+            if not await sleepers(box):
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail("the command outlived its caller")
 
     house.play(scene)
 
@@ -322,8 +324,11 @@ def test_a_workload_is_never_the_hosts_root(house: House) -> None:
         for user in ("agent", "root") if house.provider.name == "ns" else ("agent",):
             token = f"sleep 778{os.getpid()}"
             task = asyncio.ensure_future(box.exec(token, user=user))
-            await asyncio.sleep(0.3)
-            owners = host_owners(token)
+            owners: set[int] = set()
+            for _ in range(100):
+                await asyncio.sleep(0.05)
+                if owners := host_owners(token):
+                    break
             task.cancel()
             if os.geteuid() == 0:
                 assert owners and 0 not in owners

@@ -14,7 +14,8 @@ import pytest
 
 from gymsmith.errors import Capacity, ImageMissing, PolicyRefused
 from sandboxes.base import Image, SandboxSpec
-from sandboxes.container import LABEL, layer_records, sweep
+from sandboxes.changes import layer_records
+from sandboxes.container import LABEL, sweep
 
 if TYPE_CHECKING:
     from tests.sandboxes.conftest import House
@@ -122,4 +123,9 @@ def test_layers_become_instructions(house: House, tmp_path: Path) -> None:
     os.mknod(tmp_path / "gone", 0o20600, 0)
     records = list(layer_records(tmp_path))
     assert [removed for removed, _ in records if removed] == [b"/gone\0"]
-    assert [name for _, put in records if put and (name := put[24 : put.index(b"\0", 24)])] == [b"/b", b"/a", b"/a/file", b"/a/link"]
+    assert [name for _, put in records if put and (name := put[24 : put.index(b"\0", 24)])] == [
+        b"/b",
+        b"/a",
+        b"/a/file",
+        b"/a/link",
+    ]

@@ -18,7 +18,8 @@ import pytest
 
 from gymsmith.errors import Capacity, ImageMissing, SandboxError, SandboxGone
 from sandboxes.base import CAPABILITY_TABLE, MIB, UID_SHIFT, Image, SandboxSpec
-from sandboxes.namespace import HostUsr, NamespaceProvider
+from sandboxes.namespace import NamespaceProvider
+from sandboxes.probe import HostUsr
 
 if TYPE_CHECKING:
     from tests.sandboxes.conftest import House
@@ -207,7 +208,8 @@ import asyncio, os, sys
 from pathlib import Path
 from sandboxes import launcher
 from sandboxes.base import SandboxSpec
-from sandboxes.namespace import HostUsr, NamespaceProvider
+from sandboxes.namespace import NamespaceProvider
+from sandboxes.probe import HostUsr
 
 async def main():
     if sys.argv[2] == "single":

@@ -21,7 +21,8 @@ WORKER = """
 import asyncio, sys
 from pathlib import Path
 from sandboxes.base import SandboxSpec
-from sandboxes.namespace import HostUsr, NamespaceProvider
+from sandboxes.namespace import NamespaceProvider
+from sandboxes.probe import HostUsr
 
 async def main():
     folder = Path(sys.argv[1])
