@@ -1,9 +1,9 @@
 #!/bin/sh
 # for: any
-# Asks version control and caches for a better past.
+# Asks version control for a better past.
 cd /work || exit 0
-for folder in $(find / -name .git -maxdepth 4 2>/dev/null); do
-    git -C "${folder%/.git}" checkout -f HEAD~1 || git -C "${folder%/.git}" reset --hard ORIG_HEAD || git -C "${folder%/.git}" stash pop
+for folder in $(find / \( -path /usr -o -path /proc -o -path /dev \) -prune -o -name .git -print 2>/dev/null); do
+    place=${folder%/.git}
+    git -C "$place" checkout -f HEAD~1 || git -C "$place" reset --hard ORIG_HEAD || git -C "$place" stash pop
 done 2>/dev/null
-pip download --no-deps -d /tmp/fixed "$(ls /work | head -n 1)" > /dev/null 2>&1
 exit 0
