@@ -175,10 +175,20 @@ def choose_mode() -> Mode:
     """How ids can be mapped here."""
     if os.geteuid() == 0 and _has_capability(21) and _maps(UID_SHIFT + 65_535):
         return "root"
-    tools = os.geteuid() != 0 and shutil.which("newuidmap") and shutil.which("newgidmap")
+    # where layers cannot stay in memory they would lie on disk as files of ids that this user could not remove
+    tools = os.geteuid() != 0 and tmpfs_has_user_attributes() and shutil.which("newuidmap") and shutil.which("newgidmap")
     if tools and _subordinate("/etc/subuid", os.geteuid()) and _subordinate("/etc/subgid", os.geteuid()):
         return "subordinate"
     return "single"
+
+
+def tmpfs_has_user_attributes() -> bool:
+    """Whether a user namespace can keep an overlay's upper layer in memory (Linux 6.6)."""
+    release = os.uname().release.split(".")
+    try:
+        return (int(release[0]), int(release[1].split("-")[0])) >= (6, 6)
+    except (ValueError, IndexError):
+        return False
 
 
 def map_ids(pid: int, mode: Mode) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from gymsmith.errors import Capacity, ImageMissing, SandboxError, SandboxGone
 from sandboxes import cgroups, reaper
 from sandboxes.base import MIB, UID_SHIFT, Capabilities, Image, ImageSource, SandboxSpec, check_path, user_ids
-from sandboxes.launcher import DEAD, CreateRequest, Launcher
+from sandboxes.launcher import DEAD, CreateRequest, Launcher, tmpfs_has_user_attributes
 from sandboxes.link import FAILED, HELLO, Link
 from sandboxes.resident import ResidentSandbox
 
@@ -77,7 +77,7 @@ class NamespaceProvider:
             self._drop_folder()
             raise
         self.mode = self._launcher.mode
-        self._private_upper = self.mode == "root" or _tmpfs_has_user_attributes()
+        self._private_upper = self.mode == "root" or tmpfs_has_user_attributes()
         loop.add_reader(self._launcher.control.fileno(), self._events)
 
     @classmethod
@@ -277,11 +277,3 @@ def _start_error(kind: int, payload: bytes, image: str) -> SandboxError:
     if text.startswith("/") and text.endswith(os.strerror(2)):
         return ImageMissing(f"a layer of image {image} is missing: {text}")
     return Capacity(f"cannot make a sandbox: {text}")
-
-
-def _tmpfs_has_user_attributes() -> bool:
-    release = os.uname().release.split(".")
-    try:
-        return (int(release[0]), int(release[1].split("-")[0])) >= (6, 6)
-    except (ValueError, IndexError):
-        return False

@@ -36,6 +36,8 @@ def make_work(folder: Path, upper: Path) -> str:
 
 def remove_work(folder: Path, work: str) -> None:
     """Remove a work directory and its record; a private upper directory that the provider made goes with it."""
+    with contextlib.suppress(OSError):  # the kernel makes a directory in it that not even its owner may read
+        os.chmod(os.path.join(work, "work"), 0o700)
     shutil.rmtree(work, ignore_errors=True)
     upper = work.removesuffix(".work")
     if os.path.dirname(upper) == os.fspath(folder):
