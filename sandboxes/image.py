@@ -79,7 +79,15 @@ class ImageStore:
     resolve = get
 
     def base(self) -> Image:
-        """`gymsmith/host`: this machine's /usr, read-only, below a synthesised rest. Written on first use."""
+        """`gymsmith/host`: this machine's /usr, read-only, below a synthesised rest; or an engine's base image.
+
+        Written, or built, on first use.
+        """
+        if self._base is None and (engine := self._engine()) is not None:
+            from sandboxes.image_engine import build_base
+
+            self._base = self.record(build_base(self, *engine))
+            self._records[image_base.NAME] = self._base
         if self._base is None:
             key = digest(b"host-skeleton", image_base.base_digest().encode())[:32]
             if not self.layer(key).is_dir():

@@ -57,6 +57,11 @@ async def build_with_engine(
     return await asyncio.to_thread(_build, store, engine, base_image, steps, context, wheelhouse, executable, timeout_s)
 
 
+def build_base(store: ImageStore, engine: Any, base_image: str) -> Image:
+    """`gymsmith/host` alone; blocks for a second the first time. Raises as `build_with_engine`."""
+    return _build(store, engine, base_image, dockerfile.parse(f"FROM {image_base.NAME}\n"), {}, None, frozenset(), 60.0)
+
+
 def engine_digest(engine: Any, base_image: str) -> str:
     """The engine's own content address of the base image. Raises: ImageMissing."""
     import docker.errors

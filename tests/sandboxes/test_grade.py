@@ -99,7 +99,8 @@ def python_task() -> Task:
     site = Path(pytest.__file__).parent.parent
     members: dict[str, str | bytes] = {
         "environment/Dockerfile": (
-            "FROM gymsmith/host\nCOPY site/ /opt/site/\nRUN python3 -m compileall -q /opt/site\nCOPY --chown=agent:agent src/ /work/src/\nWORKDIR /work\nUSER agent\n"
+            "FROM gymsmith/host\nCOPY site/ /opt/site/\nRUN python3 -m compileall -q /opt/site\n"
+            "COPY --chown=agent:agent src/ /work/src/\nWORKDIR /work\nUSER agent\n"
         ),
         "environment/src/ring/__init__.py": "from ring.core import Ring\n\n__all__ = ['Ring']\n",
         "environment/src/ring/core.py": (
