@@ -74,7 +74,7 @@ class Plan:
             held_out=600,
             family=120,
             folding=120,
-            sessions=4000,
+            sessions=2000,
             gain_points=25.0,
             floor=0.75,
             family_floor=0.60,
@@ -174,7 +174,7 @@ class Story:
         """All phases in order; the report document."""
         with self.phase("corpus") as corpus:
             if "seconds" not in corpus:
-                payload = {"seed": self.run.seed, "sessions": self.plan.sessions}
+                payload = {"seed": self.run.seed, "sessions": self.plan.sessions, "drills": 2.5}
                 job = self.house.run(
                     "corpus", payload, label="corpus: real shell sessions", quiet=self.quiet, key=self.key("corpus")
                 )
