@@ -162,8 +162,10 @@ class Intake:
                 count(settled)
         try:
             async with contextlib.aclosing(proposals) as stream:
-                async for proposal in stream:
-                    if len(tally.admitted) >= wanted:
+                # Asking the stream for a first candidate may cost a survey: not when the ledger has all that is wanted.
+                while len(tally.admitted) < wanted:
+                    proposal = await anext(stream, None)
+                    if proposal is None:
                         break
                     if proposal.index in ledger.lines:
                         continue
@@ -177,8 +179,6 @@ class Intake:
                     # What is under way may all be admitted: start another only if that would still be too few.
                     while running and len(tally.admitted) + len(running) >= wanted:
                         await drain(len(running) - 1)
-                    if len(tally.admitted) >= wanted:
-                        break
             await drain(0)
         finally:
             for each in running:

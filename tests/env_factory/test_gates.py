@@ -1,0 +1,129 @@
+"""The gates: a good draft stands, and each kind of bad one falls with its own word."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from env_factory import gates
+from env_factory.build import build
+from env_factory.gates import Proof, prove
+from gymsmith.errors import InfrastructureError, SandboxError
+from gymsmith.schema import Draft, Source, TaskSpec
+
+TEST = '#!/bin/sh\nif [ "$(cat sum.txt 2>/dev/null)" = "$(cat /tests/want)" ]; then echo PASS sum; else echo FAIL sum; fi\n'
+DOCKERFILE = "FROM gymsmith/host\nWORKDIR /work\nCOPY --chown=agent:agent work /work\n"
+FILES = {
+    "environment/Dockerfile": DOCKERFILE.encode(),
+    "environment/work/a.txt": b"417\n",
+    "environment/work/b.txt": b"85\n",
+    "tests/test.sh": TEST.encode(),
+    "tests/want": b"502\n",
+    "solution/solve.sh": b"cd /work\necho $(( $(cat a.txt) + $(cat b.txt) )) > sum.txt\n",
+}
+GOOD = Draft(
+    source=Source(uri="shell:sum", kind="parametric"),
+    spec=TaskSpec(name="gymsmith/sum", kind="sum", expected=("sum",), hidden=("417",), memory_mb=128, pids=32),
+    instruction="Write the sum of the numbers in a.txt and b.txt into sum.txt.",
+    files=FILES,
+    alternatives=("cd /work; expr $(cat b.txt) + $(cat a.txt) > sum.txt\n",),
+    cheats=(("zero", "echo 0 > /work/sum.txt\n"), ("first", "cp /work/a.txt /work/sum.txt\n")),
+    executable=frozenset({"tests/test.sh"}),
+)
+
+
+def proved(doorway: Any, draft: Draft, level: gates.Level = "full") -> Proof:
+    async def work() -> Proof:
+        provider, images = await doorway.worker.provider(), await doorway.worker.images()
+        return await prove(draft, await build(draft, images), provider, level=level, base_digest=images.base_digest())
+
+    proof: Proof = doorway.worker.run(work())
+    return proof
+
+
+def changed(**files: bytes) -> dict[str, bytes]:
+    return FILES | {name.replace("__", "/").replace("_sh", ".sh"): data for name, data in files.items()}
+
+
+def test_a_good_draft_is_proved_with_all_its_evidence(doorway: Any) -> None:
+    proof = proved(doorway, GOOD)
+    assert (proof.reason, proof.evidence.proved) == ("", True), proof
+    seen = {gate.name: gate.rewards for gate in proof.evidence.gates}
+    assert seen["noop"] == (0.0, 0.0, 0.0) and seen["oracle"] == (1.0, 1.0, 1.0) and seen["alternative-1"] == (1.0,)
+    cheats = [rewards for name, rewards in seen.items() if name.startswith("cheat:")]
+    assert len(cheats) >= gates.MIN_CHEATS + len(GOOD.cheats) and set(cheats) == {(0.0,)}
+    assert proof.evidence.environment_id == GOOD.id and proof.evidence.image_id and proof.evidence.base_digest
+
+
+def test_controls_alone_try_no_cheats(doorway: Any) -> None:
+    names = {gate.name for gate in proved(doorway, GOOD, "controls").evidence.gates}
+    assert {"noop", "oracle", "leak", "looking", "runtime"} <= names and not any(n.startswith("cheat") for n in names)
+
+
+BAD: dict[str, tuple[Draft, str]] = {
+    "passes whatever was done": (replace(GOOD, files=changed(tests__test_sh=b"echo PASS sum\n")), "noop-passes"),
+    "cannot be solved by its solution": (
+        replace(GOOD, files=changed(solution__solve_sh=b"echo 501 > /work/sum.txt\n")),
+        "oracle-fails",
+    ),
+    "is solved now and then": (
+        replace(GOOD, files=changed(tests__test_sh=TEST.encode() + b"case $(date +%N) in *[13579]) echo FAIL sum;; esac\n")),
+        "",
+    ),
+    "has a second solution that is none": (replace(GOOD, alternatives=("echo 7 > /work/sum.txt\n",)), "alternative-fails"),
+    "believes a made-up answer": (
+        replace(GOOD, files=changed(tests__test_sh=b"[ -f sum.txt ] && echo PASS sum || echo FAIL sum\n")),
+        "cheat-passes",
+    ),
+    "shows its tests": (replace(GOOD, files={**FILES, "environment/work/check.sh": TEST.encode()}), "leak"),
+    "tells the answer": (replace(GOOD, instruction=GOOD.instruction + " The first number is 417."), "looking"),
+    "is too slow": (
+        replace(
+            GOOD,
+            spec=GOOD.spec.model_copy(update={"verifier_timeout_s": 1.0}),
+            files=changed(tests__test_sh=b"#!/bin/sh\nsleep 0.6\n" + TEST.encode()),
+        ),
+        "slow",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [name for name in BAD if BAD[name][1]])
+def test_a_bad_draft_falls_with_its_own_word(doorway: Any, case: str) -> None:
+    draft, reason = BAD[case]
+    proof = proved(doorway, draft)
+    assert proof.reason == reason and reason in gates.REASONS, proof
+    assert not proof.evidence.proved and (proof.detail or reason == "slow")
+
+
+def test_a_flaky_verifier_is_never_proved(doorway: Any) -> None:
+    flaky = BAD["is solved now and then"][0]
+    reasons = {proved(doorway, replace(flaky, instruction=f"{flaky.instruction} ({turn})")).reason for turn in range(4)}
+    assert reasons & {"flaky", "oracle-fails"}, "a coin was thrown at least twelve times"
+
+
+def test_the_leak_scan_knows_solutions_histories_and_test_names() -> None:
+    solution = GOOD.files["solution/solve.sh"].decode().splitlines()[1]
+    assert not gates.leak(replace(GOOD, instruction=f"Run {solution}")).passed
+    assert not gates.leak(replace(GOOD, files={**FILES, "environment/work/.git/HEAD": b"ref"})).passed
+    named = GOOD.spec.model_copy(update={"expected": ("test_a.py::test_b",)})
+    assert not gates.leak(replace(GOOD, spec=named, instruction="Make test_a.py::test_b pass.")).passed
+    assert gates.leak(GOOD).passed
+
+
+def test_a_sandbox_that_fails_us_is_asked_again_and_never_counts() -> None:
+    answers: list[Exception | str] = [SandboxError("gone"), SandboxError("gone again"), "an answer"]
+
+    async def ask() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert asyncio.run(gates._asking_again(ask)) == "an answer"
+    answers = [SandboxError("gone")] * gates.RETRIES
+    with pytest.raises(InfrastructureError):
+        asyncio.run(gates._asking_again(ask))
