@@ -67,18 +67,15 @@ class NamespaceProvider:
         self._boxes: dict[int, NamespaceSandbox] = {}
         self._last = 0
         self._closed = False
-        self._room = asyncio.Event()
         self._groups = cgroups.open_pool(self.owner)
-        scratch = self._folder / "scratch"
-        scratch.mkdir()
         try:
-            self._launcher = Launcher.start(scratch)
+            self._launcher = self._launch()
         except BaseException:
             self._drop_folder()
             raise
+        self._launcher_alive = True
         self.mode = self._launcher.mode
         self._private_upper = self.mode == "root" or tmpfs_has_user_attributes()
-        loop.add_reader(self._launcher.control.fileno(), self._events)
 
     @classmethod
     async def start(cls, images: ImageSource, state_dir: Path, *, max_sandboxes: int = 1000) -> NamespaceProvider:
@@ -93,6 +90,13 @@ class NamespaceProvider:
         if soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         return cls(images, state_dir, max_sandboxes, asyncio.get_running_loop())
+
+    def _launch(self) -> Launcher:
+        scratch = self._folder / "scratch"
+        scratch.mkdir(exist_ok=True)
+        launcher = Launcher.start(scratch)
+        self.loop.add_reader(launcher.control.fileno(), self._events)
+        return launcher
 
     @property
     def capabilities(self) -> Capabilities:
@@ -130,6 +134,11 @@ class NamespaceProvider:
     async def create(self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None) -> NamespaceSandbox:
         if self._closed:
             raise SandboxGone("the provider is closed; start another one")
+        if not self._launcher_alive:
+            log.warning("event=launcher_restarted owner=%s", self.owner)
+            self._launcher.close()
+            self._launcher = self._launch()
+            self._launcher_alive = True
         if len(self._boxes) >= self.max_sandboxes:
             raise Capacity(
                 f"at most {self.max_sandboxes} sandboxes may live at once, as many do; destroy some or raise max_sandboxes"
@@ -252,16 +261,22 @@ class NamespaceProvider:
             box.dead.set_result(status)
 
     def _launcher_died(self) -> None:
-        """With the launcher all sandboxes are dead."""
+        """With the launcher all sandboxes are dead. The next `create` starts another one."""
+        if not self._launcher_alive:
+            return
+        self._launcher_alive = False
         self.loop.remove_reader(self._launcher.control.fileno())
-        self._closed = True
         for box in list(self._boxes.values()):
+            box.group = None  # its processes are only just being killed: nobody else may have it
             self._bury(box, 9)
 
     async def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            await asyncio.gather(*(box.destroy() for box in list(self._boxes.values())))
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(*(box.destroy() for box in list(self._boxes.values())))
+        if self._launcher_alive:
+            self._launcher_alive = False
             self.loop.remove_reader(self._launcher.control.fileno())
         self._launcher.close()
         self._drop_folder()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import pwd
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -184,6 +185,25 @@ def test_a_bound_directory_that_was_replaced(house: House, tmp_path: Path) -> No
         with pytest.raises(Capacity, match="bind a host directory"):
             await provider.create(SandboxSpec(image="x"))
         await provider.close()
+
+    house.run(act())
+
+
+def test_a_lost_launcher_is_replaced(house: House, tmp_path: Path) -> None:
+    async def act() -> None:
+        provider = await NamespaceProvider.start(house.provider.images, tmp_path)  # type: ignore[attr-defined]
+        box = await provider.create(SandboxSpec(image="base"))
+        waiting = asyncio.ensure_future(box.exec("sleep 50"))
+        await asyncio.sleep(0.05)
+        os.kill(provider._launcher._process.pid, signal.SIGKILL)
+        with pytest.raises(SandboxGone):
+            await waiting
+        await box.destroy()
+        again = await provider.create(SandboxSpec(image="base"))
+        assert (await again.exec("echo back")).output == b"back\n"
+        await provider.close()
+        await provider.close()
+        assert list(tmp_path.rglob("scratch")) == []
 
     house.run(act())
 
