@@ -67,18 +67,18 @@ def environment(number: int, kind: str = "shell", status: Status = Status.VERIFI
     rng = random.Random(number)
     family, word = FAMILIES[number % len(FAMILIES)], rng.choice(_WORDS)
     if kind == "mutation":
-        labels = {"package": "iniconfig", "operator": rng.choice(("compare", "boundary", "return", "boolean")), "split": "train"}
+        labels = {"package": "inflection", "operator": rng.choice(("compare", "boundary", "return", "boolean")), "split": "train"}
         spec = TaskSpec(
-            name=f"gymsmith/iniconfig-{number:04d}",
+            name=f"gymsmith/inflection-{number:04d}",
             kind=kind,
             labels=labels,
-            description="Repair a defect in iniconfig.",
+            description="Repair a defect in inflection.",
             workdir="/work/repo",
-            expected=tuple(f"tests/test_iniconfig.py::test_{w}" for w in rng.sample(_WORDS, 12)),
+            expected=tuple(f"tests/test_inflection.py::test_{w}" for w in rng.sample(_WORDS, 12)),
             max_turns=30,
         )
         text = "Reading a file whose section header has a comment raises ParseError.\n\nFind the cause and repair it.\n"
-        source = Source(uri="pypi:iniconfig==2.0.0", kind="pypi", digest="9f" * 32, licence="MIT")
+        source = Source(uri="pypi:inflection==0.5.1", kind="pypi", digest="9f" * 32, licence="MIT")
     elif kind == "tutorial":
         spec = TaskSpec(
             name=f"gymsmith/tar-{number:04d}",
@@ -384,7 +384,7 @@ def _jobs(store: Store, run_id: str, ids: list[str]) -> dict[str, str]:
             Job(id=ulid(), kind=kind, queue=queue, payload=payload, created_at=now() - timedelta(seconds=age_s), **fields)
         )[0]  # type: ignore[arg-type]
 
-    done = put("generate", "factory", {"source": "pypi:iniconfig==2.0.0", "kind": "mutation", "n": 20, "split": "train"}, 800)
+    done = put("generate", "factory", {"source": "pypi:inflection==0.5.1", "kind": "mutation", "n": 20, "split": "train"}, 800)
     store.claim(done.id, "host:411")
     store.set_progress(done.id, 1, {"done": 31, "total": 31, "unit": "candidates", "admitted": 20})
     store.finish(

@@ -81,7 +81,7 @@ def test_search_filters_and_facets_agree(client: TestClient, filled: dict[str, s
     assert facets["family"]["chain"] == verified["total"] == len(verified["items"])
     assert facets["status"]["rejected"] > 0, "a facet leaves out its own filter, or there is no way back"
     assert "seed" not in facets, "a label with thousands of values is no facet"
-    found = client.get(f"{V}/environments", params={"text": "inicon repair"}).json()
+    found = client.get(f"{V}/environments", params={"text": "inflec repair"}).json()
     assert found["total"] == facets["kind"].get("mutation", 0) + facets_of(client, "rejected", "mutation") + facets_of(
         client, "unproven", "mutation"
     )

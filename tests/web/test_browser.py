@@ -232,13 +232,13 @@ def test_keys_walk_and_links_open_a_step(site: Site) -> None:
 def test_search_as_you_type_and_without_script(site: Site) -> None:
     page = site.open("/environments")
     page.keyboard.press("/")
-    page.keyboard.type("iniconfig")
+    page.keyboard.type("inflection")
     page.wait_for_function("() => document.querySelector('#results').innerText.includes('10 of 10')")
-    assert "text=iniconfig" in page.url
+    assert "text=inflection" in page.url
     page.get_by_role("link", name=re.compile("^rejected")).click()
     page.wait_for_url("**status=rejected**")
     shown = page.locator("#results tbody tr")
-    assert shown.count() == site.store.environment_total(text="iniconfig", status="rejected").n > 0
+    assert shown.count() == site.store.environment_total(text="inflection", status="rejected").n > 0
 
     context = site.browser.new_context(java_script_enabled=False)
     plain = context.new_page()

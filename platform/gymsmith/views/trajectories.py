@@ -218,6 +218,6 @@ def _overview(number: int, s: Segment) -> Overview:
         else:
             strip.append(Stretch(i, 1, heat))
     written = sum(s.mask)
-    surprise = -sum(lp for m, lp in zip(s.mask, s.logprobs, strict=True) if m) / written if written else 0.0
+    surprise = sum(-lp for m, lp in zip(s.mask, s.logprobs, strict=True) if m) / written if written else 0.0
     versions = list(dict.fromkeys(v.version for v in s.versions))
     return Overview(number, len(s.ids), written, surprise, versions, [t for t in strip if t.heat >= 0])
