@@ -126,7 +126,8 @@ class Launcher:
                 self.control.setblocking(False)
                 return
             else:
-                raise Capacity(f"this machine cannot make namespaces: {event.text or 'the launcher ended'}; {why_not()}")
+                reason = f": {os.strerror(event.value)}" if event.value and os.strerror(event.value) not in event.text else ""
+                raise Capacity(f"this machine cannot make namespaces: {event.text or 'the launcher ended'}{reason}; {why_not()}")
 
     def request(self, request: CreateRequest, sandbox_end: socket.socket, groups: Sequence[int]) -> None:
         """Ask for a sandbox whose PID 1 will hold `sandbox_end`. Raises BlockingIOError while the launcher is behind."""
@@ -172,11 +173,15 @@ def find_binary() -> Path:
 
 
 def choose_mode() -> Mode:
-    """How ids can be mapped here."""
-    if os.geteuid() == 0 and _has_capability(21) and _maps(UID_SHIFT + 65_535):
-        return "root"
+    """How ids can be mapped here. Raises: Capacity (a root whose sandboxes would be the host's root too)."""
+    if os.geteuid() == 0:
+        if _has_capability(21) and _outside(UID_SHIFT) and _outside(UID_SHIFT + 65_535):
+            return "root"
+        if _outside(0):
+            return "single"
+        raise Capacity(f"sandboxes must not run as the host's root, and nothing else can be had here: {why_not()}")
     # where layers cannot stay in memory they would lie on disk as files of ids that this user could not remove
-    tools = os.geteuid() != 0 and tmpfs_has_user_attributes() and shutil.which("newuidmap") and shutil.which("newgidmap")
+    tools = tmpfs_has_user_attributes() and shutil.which("newuidmap") and shutil.which("newgidmap")
     if tools and _subordinate("/etc/subuid", os.geteuid()) and _subordinate("/etc/subgid", os.geteuid()):
         return "subordinate"
     return "single"
@@ -224,8 +229,11 @@ def why_not() -> str:
                 return f"{path} is {bad}; run '{cure}' as root, run as root, or use a Docker Engine"
         except OSError:
             continue
-    if os.geteuid() == 0 and not _has_capability(21):
-        return "this root lacks CAP_SYS_ADMIN (a container?); start the container with it, or use a Docker Engine"
+    if os.geteuid() == 0 and not (_has_capability(21) and _outside(UID_SHIFT + 65_535)):
+        need = f"CAP_SYS_ADMIN and the user ids {UID_SHIFT} to {UID_SHIFT + 65_535}"
+        return (
+            f"this root lacks {need} (a container?); start the container with them, be an ordinary user, or use a Docker Engine"
+        )
     return "a container or a kernel older than 5.12 may be the reason; use a Docker Engine instead"
 
 
@@ -236,12 +244,13 @@ def _has_capability(number: int) -> bool:
     return False
 
 
-def _maps(uid: int) -> bool:
+def _outside(uid: int) -> int:
+    """What a user id of this process's namespace is in the one around it; 0 also when it is not mapped at all."""
     for line in Path("/proc/self/uid_map").read_text().splitlines():
-        first, _, count = map(int, line.split())
+        first, outside, count = map(int, line.split())
         if first <= uid < first + count:
-            return True
-    return False
+            return outside + uid - first
+    return 0
 
 
 def _subordinate(path: str, uid: int) -> int:
@@ -270,4 +279,6 @@ def probe() -> dict[str, Any]:
         try:
             return asyncio.run(examine(Path(folder)))
         except SandboxError as error:
-            return {"works": False, "summary": str(error), "next_move": why_not(), "guarantees": {}}
+            cure = why_not()
+            summary = str(error).removesuffix(f"; {cure}").removesuffix(f": {cure}")
+            return {"works": False, "summary": summary, "next_move": cure, "guarantees": {}}

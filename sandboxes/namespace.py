@@ -59,11 +59,14 @@ class NamespaceProvider:
 
     name = "ns"
 
-    def __init__(self, images: ImageSource, state_dir: Path, max_sandboxes: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, images: ImageSource, owner: str, folder: Path, max_sandboxes: int, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.images = images
         self.loop = loop
         self.max_sandboxes = max_sandboxes
-        self.owner, self._folder = reaper.register(state_dir)
+        self.owner = owner
+        self._folder = folder
         self._boxes: dict[int, NamespaceSandbox] = {}
         self._last = 0
         self._closed = False
@@ -83,13 +86,17 @@ class NamespaceProvider:
 
         Raises: Capacity (no namespaces here; the message says why).
         """
-        state_dir.mkdir(parents=True, exist_ok=True)
-        reaper.sweep(state_dir)
+        try:
+            state_dir.mkdir(parents=True, exist_ok=True)
+            reaper.sweep(state_dir)
+            owner, folder = reaper.register(state_dir)
+        except OSError as error:
+            raise Capacity(f"sandboxes need a state folder that can be written, {state_dir} cannot: {error}") from error
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
         if soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return cls(images, state_dir, max_sandboxes, asyncio.get_running_loop())
+        return cls(images, owner, folder, max_sandboxes, asyncio.get_running_loop())
 
     def _launch(self) -> Launcher:
         scratch = self._folder / "scratch"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gymsmith.errors import SandboxError
+from gymsmith.errors import Capacity, SandboxError
 from sandboxes import box_build, launcher
 from sandboxes.launcher import BROKEN, CreateRequest, Launcher, probe
 
@@ -116,6 +116,17 @@ def test_the_reason_is_named_for_ordinary_users(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(Path, "read_text", lambda self: "0\n" if self.name == "max_user_namespaces" else "?")
     assert "max_user_namespaces" in launcher.why_not() and "sysctl" in launcher.why_not()
+
+
+def test_a_root_that_could_only_be_the_hosts_root_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's root without CAP_SYS_ADMIN would have to map root to root."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(launcher, "_has_capability", lambda number: False)
+    monkeypatch.setattr(launcher, "_outside", lambda uid: uid)
+    with pytest.raises(Capacity, match=r"host's root.*CAP_SYS_ADMIN"):
+        launcher.choose_mode()
+    monkeypatch.setattr(launcher, "_outside", lambda uid: 1000 if uid == 0 else 0)
+    assert launcher.choose_mode() == "single", "a rootless container: its root is an ordinary user outside"
 
 
 @pytest.mark.skipif(not shutil.which("newuidmap"), reason="no newuidmap")

@@ -35,7 +35,6 @@ async def main():
             upper.mkdir()
         boxes.append(await provider.create(SandboxSpec(image="base"), upper=upper))
         asyncio.ensure_future(boxes[-1].exec(f"sleep {sys.argv[2]} & setsid sleep {sys.argv[2]}", timeout_s=600))
-    await asyncio.sleep(0.3)
     print("ready", flush=True)
     await asyncio.sleep(600)
 
@@ -83,6 +82,9 @@ def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
         env={**os.environ, "PYTHONPATH": paths},
     )
     assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+    started = time.monotonic() + 20
+    while len(sleepers()) < 40 and time.monotonic() < started:
+        time.sleep(0.05)
     assert len(sleepers()) == 40
     (launcher,) = children_of(worker.pid)
     mounts = Path("/proc/self/mounts").read_text()
