@@ -23,10 +23,11 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gymsmith.errors import ImageMissing, PolicyRefused
+from gymsmith.errors import ImageMissing
 from gymsmith.schema import digest
 from sandboxes import dockerfile, image_base
 from sandboxes.base import Image, Provider
+from sandboxes.build_context import refuse_escapes
 from sandboxes.image_build import Builder
 from sandboxes.layer import discard
 
@@ -129,11 +130,7 @@ class ImageStore:
         Raises: PolicyRefused (nothing was executed), BuildError (a step failed; the tail of its log is in `log`), SandboxError.
         """
         steps = dockerfile.parse(text)
-        for name in context:
-            if name.startswith("/") or ".." in name.split("/") or "\0" in name or not name:
-                raise PolicyRefused(
-                    f"build context member {name[:200]!r} leaves the context; use a path relative to environment/"
-                )
+        refuse_escapes(context)
         if (engine := self._engine()) is not None:
             from sandboxes.image_engine import build_with_engine
 

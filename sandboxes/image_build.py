@@ -10,7 +10,6 @@ inside the image: nothing is ever written through a symlink of the host.
 from __future__ import annotations
 
 import asyncio
-import fnmatch
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from gymsmith.errors import BuildError, Capacity, ImageMissing, PolicyRefused, S
 from gymsmith.schema import digest
 from sandboxes import dockerfile, image_base
 from sandboxes.base import MIB, USERS, ExecResult, Image, Sandbox, SandboxSpec, check_path, user_ids
+from sandboxes.build_context import WHEELHOUSE, member_mode, mode_given, refuse_archives, selected
 from sandboxes.dockerfile import Step
 from sandboxes.layer import AS_ROOT, LayerWriter, lookup
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from sandboxes.image import ImageStore
 
 T = TypeVar("T")
-WHEELHOUSE = "/wheelhouse"
 LOG_TAIL_BYTES = 8192
 BUILD_MEMORY_BYTES = 2048 * MIB
 BUILD_DISK_BYTES = 8192 * MIB
@@ -130,14 +129,11 @@ class Builder:
         top, entry = lookup(state.layers, given if given.startswith("/") else f"{state.workdir}/{given}")
         into = given.endswith(("/", "/.")) or given == "." or (entry is not None and entry.is_dir)
         files = selected(self.context, sources, top, into, step)
-        if step.name == "ADD" and any(name.endswith((".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst")) for name in files.values()):
-            raise PolicyRefused(f"Dockerfile line {step.line}: ADD of an archive is refused; COPY it and RUN tar")
+        refuse_archives(step, files.values())
         uid, gid = 0, 0
         if "chown" in step.flags:
             uid, gid = user_ids(user_named(state, dockerfile.expand(step.flags["chown"], state.variables, step.line), step.line))
-        chmod = step.flags.get("chmod", "")
-        if chmod and not (len(chmod) <= 4 and all(digit in "01234567" for digit in chmod)):
-            raise PolicyRefused(f"Dockerfile line {step.line}: --chmod takes an octal number such as 755, got {chmod[:20]!r}")
+        chmod = mode_given(step)
         rows: list[tuple[str, bytes, int]] = []
         parts = [state.key.encode(), b"COPY", f"{uid}:{gid}".encode()]
         resolved: dict[str, str] = {}
@@ -152,7 +148,7 @@ class Builder:
                     f"{image_base.NAME}; use /opt or /work"
                 )
             data = self.context[name]
-            mode = int(chmod, 8) if chmod else 0o755 if name in self.executable or data.startswith(b"#!") else 0o644
+            mode = member_mode(name, data, self.executable) if chmod is None else chmod
             rows.append((path, data, mode))
             parts += [path.encode(), str(mode).encode(), data]
 
@@ -277,43 +273,6 @@ def _free_bytes(path: Path) -> int:
 def _used_bytes(path: Path) -> int:
     """Bytes on disk below `path`, as far as this process may look."""
     return sum(512 * os.lstat(os.path.join(folder, name)).st_blocks for folder, _, names in os.walk(path) for name in names)
-
-
-def selected(context: Mapping[str, bytes], sources: Sequence[str], top: str, into: bool, step: Step) -> dict[str, str]:
-    """Path inside -> context member, for the sources of one COPY. Raises: PolicyRefused, BuildError: nothing matches."""
-    folders = {name[:index] for name in context for index, letter in enumerate(name) if letter == "/"}
-    files: dict[str, str] = {}
-    single = len(sources) == 1
-    for source in sources:
-        pattern = "/".join(part for part in source.split("/") if part not in ("", "."))
-        if ".." in pattern.split("/"):
-            raise PolicyRefused(
-                f"Dockerfile line {step.line}: {step.name} {source[:80]!r} leaves the build context; use a path below it"
-            )
-        found = [""] if not pattern else [name for name in (*context, *folders) if _matches(name, pattern)]
-        if not found:
-            raise BuildError(
-                f"Dockerfile line {step.line}: {step.name} {source[:80]!r} is not in the build context, which has "
-                f"{', '.join(sorted(context)[:8]) or 'no files'}"
-            )
-        for name in found:
-            if name in context:
-                if not into and not (single and len(found) == 1):
-                    raise BuildError(
-                        f"Dockerfile line {step.line}: {step.name} of several files needs a destination that ends with '/'"
-                    )
-                files[f"{top.rstrip('/')}/{name.rpartition('/')[2]}" if into else top] = name
-            else:
-                prefix = f"{name}/" if name else ""
-                files.update(
-                    {f"{top.rstrip('/')}/{member[len(prefix) :]}": member for member in context if member.startswith(prefix)}
-                )
-    return files
-
-
-def _matches(name: str, pattern: str) -> bool:
-    have, want = name.split("/"), pattern.split("/")
-    return len(have) == len(want) and all(fnmatch.fnmatchcase(one, two) for one, two in zip(have, want, strict=True))
 
 
 def bound(state: State, path: str) -> str | None:

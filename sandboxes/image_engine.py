@@ -20,15 +20,14 @@ from gymsmith.errors import BuildError, ImageMissing, InfrastructureError, Polic
 from gymsmith.schema import digest
 from sandboxes import dockerfile, image_base
 from sandboxes.base import MIB, USERS, Image
+from sandboxes.build_context import WHEELHOUSE, member_mode, mode_given, refuse_archives
 from sandboxes.dockerfile import Step
 
 if TYPE_CHECKING:
     from sandboxes.image import ImageStore
 
-WHEELHOUSE = "/wheelhouse"
 LOG_TAIL_CHARS = 8192
 BUILD_MEMORY_BYTES = 2048 * MIB
-_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
 _PRELUDE = r"""USER root
 RUN for row in agent:1000 tester:1001; do name=${row%:*}; id=${row#*:}; \
     grep -q "^[^:]*:[^:]*:$id:" /etc/passwd || echo "$name:x:$id:$id:$name:/home/$name:/bin/sh" >> /etc/passwd; \
@@ -148,16 +147,13 @@ def _copy(
 ) -> str:
     """The engine's COPY line; its sources lie in a folder of their own when the step sets modes (the classic builder cannot)."""
     words = dockerfile.json_form(step.value) or shlex.split(step.value)
-    chmod = step.flags.get("chmod", "")
-    if chmod and not (len(chmod) <= 4 and all(digit in "01234567" for digit in chmod)):
-        raise PolicyRefused(f"Dockerfile line {step.line}: --chmod takes an octal number such as 755, got {chmod[:20]!r}")
+    chmod = mode_given(step)
     if any(".." in word.split("/") for word in words[:-1]):
         raise PolicyRefused(f"Dockerfile line {step.line}: {step.name} leaves the build context; use a path below it")
-    if step.name == "ADD" and any(word.endswith(_ARCHIVES) for word in words[:-1]):
-        raise PolicyRefused(f"Dockerfile line {step.line}: ADD of an archive is refused; COPY it and RUN tar")
-    folder = f"step{number}" if chmod else "context"
+    refuse_archives(step, words[:-1])
+    folder = "context" if chmod is None else f"step{number}"
     for name, data in context.items():
-        mode = int(chmod, 8) if chmod else 0o755 if name in executable or data.startswith(b"#!") else 0o644
+        mode = member_mode(name, data, executable) if chmod is None else chmod
         members[f"{folder}/{name}"] = (data, mode)
     sources = [f"{folder}/{word.lstrip('/')}" for word in words[:-1]]
     owner = f"--chown={step.flags['chown']} " if "chown" in step.flags else ""
