@@ -23,7 +23,7 @@ from env_factory.synth import corpus as text
 from env_factory.synth import mutation, shell, tutorial
 from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
 from gymsmith import taskdir
-from gymsmith.errors import ConfigError, SourceError
+from gymsmith.errors import ConfigError, SourceError, StoreError
 from gymsmith.schema import JobContext, Word
 from sandboxes.base import MIB, SandboxSpec
 from sandboxes.worker import Worker, process_worker
@@ -80,7 +80,10 @@ def generate(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     order = _checked(Order, payload)
     worker = process_worker(ctx.settings)
     started, cpu = time.perf_counter(), cpu_seconds()
-    made: dict[str, Any] = worker.run(_generate(order, worker, ctx), ctx)
+    try:
+        made: dict[str, Any] = worker.run(_generate(order, worker, ctx), ctx)
+    except OSError as error:
+        raise _unwritable(error, ctx) from error
     made["seconds"] = round(time.perf_counter() - started, 3)
     made["cpu_seconds"] = round(cpu_seconds() - cpu, 3)
     return made
@@ -90,7 +93,10 @@ def verify(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     """Prove stored environments again. Result: statuses and reasons by id."""
     asked = _checked(Proofs, payload)
     worker = process_worker(ctx.settings)
-    return worker.run(_verify(asked, worker, ctx), ctx)
+    try:
+        return worker.run(_verify(asked, worker, ctx), ctx)
+    except OSError as error:
+        raise _unwritable(error, ctx) from error
 
 
 def corpus(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
@@ -263,6 +269,12 @@ def cpu_seconds() -> float:
                 continue
             total += sum(int(ticks) for ticks in fields[11:15]) / tick
     return total
+
+
+def _unwritable(error: OSError, ctx: JobContext) -> StoreError:
+    return StoreError(
+        f"the state folder {ctx.settings.home} failed: {error}; free space there, make it writable, or set GYMSMITH_HOME"
+    )
 
 
 def _checked(model: type[M], payload: dict[str, Any]) -> M:

@@ -38,7 +38,7 @@ STEP_S = 5.0
 """A command that takes longer is not part of an environment."""
 RUNS = 3
 MAX_SIZE = 4
-MIN_PROSE = 40
+MIN_PROSE = 30
 TYPED = "a few lines of text\n"
 """What an editor leaves where the text does not say what to type."""
 
@@ -128,7 +128,9 @@ async def _walk(source: Tutorial, provider: Provider, image: Image) -> list[Step
 async def _read_through(box: Sandbox, name: str, lines: Sequence[Line], cwd: str) -> list[Step]:
     steps: list[Step] = []
     tree = await snapshot(box)
+    hints: list[str] = []
     for line in lines:
+        hints = list(dict.fromkeys([*_hints(line.prose, tree), *hints]))
         if line.writes is not None:
             file, content = line.writes
             target = posixpath.normpath(posixpath.join(cwd, file))
@@ -137,9 +139,20 @@ async def _read_through(box: Sandbox, name: str, lines: Sequence[Line], cwd: str
                 tree = await snapshot(box)
             steps.append(Step(line, name, cwd, cwd, False, tree))
             continue
-        if line.command.split()[0] in (*EDITORS, "history", "less", "more", "man", "top", "sudo", "ssh", "exit", "logout"):
+        if _devours(line.command) or line.command.split()[0] in (
+            *EDITORS,
+            "history",
+            "less",
+            "more",
+            "man",
+            "top",
+            "sudo",
+            "ssh",
+            "exit",
+            "logout",
+        ):
             continue
-        places = [cwd, *(hint for hint in _hints(line.prose, tree) if hint != cwd)]
+        places = [cwd, *(hint for hint in hints[:3] if hint != cwd)]
         ok, after = False, cwd
         for place in places:
             ok, after = await _run(box, line.command, place)
@@ -152,6 +165,12 @@ async def _read_through(box: Sandbox, name: str, lines: Sequence[Line], cwd: str
     return steps
 
 
+def _devours(command: str) -> bool:
+    """Whether a command writes to the file that it reads: texts show it as a mistake."""
+    written = re.search(r">\s*([\w./-]+)\s*\Z", command)
+    return written is not None and ">>" not in command and written.group(1) in command[: written.start()].split()
+
+
 async def _run(box: Sandbox, command: str, cwd: str) -> tuple[bool, str]:
     """(succeeded, where the shell is afterwards)."""
     text = f"trap 'pwd > /tmp/.cwd' EXIT\n{command}\n"
@@ -162,9 +181,9 @@ async def _run(box: Sandbox, command: str, cwd: str) -> tuple[bool, str]:
 
 
 def _hints(prose: str, tree: Tree) -> Iterator[str]:
-    """Folders that the prose names, for a text that moves its reader without a command."""
+    """Folders that the prose names, the last one first, for a text that moves its reader without a command."""
     folders = [path for path, node in tree.items() if node.kind == "dir"]
-    for said in re.findall(r"`([\w./-]+)`", prose):
+    for said in reversed(re.findall(r"`([\w./-]+)`", prose)):
         wanted = "/" + said.strip("/")
         for folder in folders:
             if f"/{folder}".endswith(wanted):
@@ -329,17 +348,29 @@ def _draft(source: Tutorial, steps: Sequence[Step], window: Window, initial: Tre
 
 
 def _goal(line: Line, commands: Sequence[str]) -> str:
-    """The sentences before a command that do not give a command away, the last three of them."""
+    """The last sentences before a command, whole commands taken out of them; the names of programs may stay."""
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", line.prose)
     paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", text) if p.strip()]
     sentences = [s for p in paragraphs for s in re.split(r"(?<=[.:!?])\s+(?=[A-Z`])", p)]
-    names = {c.split()[0] for c in commands} | {"man", "ls"}
+    programs = {c.split()[0] for c in commands} | {"ls", "man", "cat"}
 
-    def tells(sentence: str) -> bool:
-        spans = re.findall(r"`([^`]+)`", sentence)
-        return any(span.split()[:1] and (span.split()[0] in names or span.startswith("-") or span in commands) for span in spans)
+    def told(sentence: str) -> str:
+        def without(span: re.Match[str]) -> str:
+            words = span.group(2).split()
+            whole = len(words) > 1 and (words[0] in programs or words[0] in (">", ">>", "|"))
+            return "" if whole or span.group(2) in commands else span.group(0)
 
-    kept = [s for s in sentences if not tells(s) and len(s) > 8][-3:]
+        by = r"((?:,? (?:using|with|by typing|by running|by putting|typing|running))?(?: the)?(?: command)? ?)`([^`]+)`"
+        return re.sub(r"\s+([.,:;)])", r"\1", re.sub(by, without, sentence)).strip()
+
+    def pointless(sentence: str) -> bool:
+        return (
+            len(sentence) < 25
+            or "`" not in sentence
+            or re.match(r"(For example|Here is|Like this|as follows)\W*\Z", sentence) is not None
+        )
+
+    kept = [t for s in sentences if not pointless(t := told(s))][-3:]
     return re.sub(r"[:,]\Z", ".", " ".join(kept).strip())
 
 
