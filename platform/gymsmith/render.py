@@ -25,6 +25,9 @@ from gymsmith import ansi
 from gymsmith.errors import ConfigError, NotFound
 from gymsmith.schema import Job, now
 
+TELLING = ("family", "level", "package", "operator", "page", "split")
+"""Labels that say most about an environment, in this order; the others are details."""
+
 
 def app_version() -> str:
     """Version of the installed distribution."""
@@ -98,7 +101,7 @@ def _templates() -> Environment:
         dur=duration,
         size=size,
         job_line=job_line,
-        few=lambda labels: {k: v for k, v in labels.items() if k != "seed"},
+        telling=lambda labels: {k: labels[k] for k in TELLING if k in labels},
     )
     return env
 

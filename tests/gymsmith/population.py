@@ -67,7 +67,12 @@ def environment(number: int, kind: str = "shell", status: Status = Status.VERIFI
     rng = random.Random(number)
     family, word = FAMILIES[number % len(FAMILIES)], rng.choice(_WORDS)
     if kind == "mutation":
-        labels = {"package": "inflection", "operator": rng.choice(("compare", "boundary", "return", "boolean")), "split": "train"}
+        labels = {
+            "package": "inflection",
+            "operator": rng.choice(("compare", "boundary", "return", "boolean")),
+            "split": "train",
+            "index": str(number % 5),
+        }
         spec = TaskSpec(
             name=f"gymsmith/inflection-{number:04d}",
             kind=kind,

@@ -65,7 +65,7 @@ class Counts:
     ) -> dict[str, dict[str, int]]:
         """Facet name -> value -> how many: `status`, `kind`, then every label key with few values."""
         e, label = t.environments.c, t.environment_labels.c
-        labels = labels or {}
+        labels = dict(labels or {})
         facets: dict[str, dict[str, int]] = {}
         with self.db.read() as c:
             for name, column, where in (
@@ -74,19 +74,18 @@ class Counts:
             ):
                 query = sa.select(column, sa.func.count()).where(*where).group_by(column).order_by(sa.func.count().desc(), column)
                 facets[name] = {value: n for value, n in c.execute(query)}
-            values = (
-                sa.select(label.key)
-                .group_by(label.key)
-                .having(sa.func.count(label.value.distinct()) <= FACET_VALUES)
-                .order_by(label.key)
-            )
-            for key in c.execute(values).scalars().all():
-                others = {k: v for k, v in labels.items() if k != key}
+            keys = c.execute(_FACETS).scalars().all()
+            facets |= {key: {} for key in keys}
+            # One query for all labels without a choice of their own, one more for each that has one.
+            free = [key for key in keys if key not in labels]
+            chosen = [([key], {k: v for k, v in labels.items() if k != key}) for key in keys if key in labels]
+            for some, others in [(free, labels), *chosen]:
                 where = self._search(kind, status, others, text)
-                query = sa.select(label.value, sa.func.count()).where(label.key == key)
+                query = sa.select(label.key, label.value, sa.func.count()).where(label.key.in_(some))
                 if where:
                     query = query.where(label.environment_id.in_(sa.select(e.id).where(*where)))
-                facets[key] = {value: n for value, n in c.execute(query.group_by(label.value).order_by(label.value))}
+                for key, value, n in c.execute(query.group_by(label.key, label.value).order_by(label.key, label.value)):
+                    facets[key][value] = n
         return facets
 
     def trajectory_outcomes(self, *, run_id: str | None = None, environment_id: str | None = None) -> Outcomes:
@@ -176,7 +175,8 @@ class Counts:
     def _search(self, kind: str | None, status: Status | str | None, labels: Mapping[str, str] | None, text: str) -> list[Any]:
         where = _filters(kind, status, labels)
         if words := re.findall(r"\w+", text):
-            where.append(t.environments.c.id.in_(self._matching(words)))  # type: ignore[attr-defined]
+            # Beyond the cap more matches change no decision, and a common prefix matches nearly everything.
+            where.append(t.environments.c.id.in_(self._matching(words).limit(CAP + 1)))  # type: ignore[attr-defined]
         return where
 
     def _total(self, table: sa.Table, where: list[Any]) -> Total:
@@ -188,3 +188,8 @@ class Counts:
 
 def _equal(*pairs: tuple[Any, Any]) -> list[Any]:
     return [column == str(value) for column, value in pairs if value is not None]
+
+
+_L = t.environment_labels.c
+_FACETS = sa.select(_L.key).group_by(_L.key).having(sa.func.count(_L.value.distinct()) <= FACET_VALUES).order_by(_L.key)
+"""Label keys with few values."""

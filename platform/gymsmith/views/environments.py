@@ -80,6 +80,9 @@ def listing(
     """The catalogue."""
     q = Search(text.strip(), kind, status.value if status else "", tuple(labels_of(label).items()))
     found = store.environments(**q.filters, cursor=cursor, limit=PER_PAGE)
+    facets = {name: values for name, values in store.environment_facets(**q.filters).items() if values}
+    first = ("status", "kind", *render.TELLING)
+    facets = {name: facets[name] for name in sorted(facets, key=lambda n: first.index(n) if n in first else len(first))}
     return render.page(
         request,
         "environments.html",
@@ -87,12 +90,12 @@ def listing(
         q=q,
         items=found.items,
         total=store.environment_total(**q.filters),
-        facets=store.environment_facets(**q.filters),
+        facets=facets,
+        open_facets=sum(1 for name in facets if name in first),
+        telling=render.TELLING,
         rejects=store.reject_counts(kind or None),
         next=q.url(found.cursor) if found.cursor else "",
         first=q.url() if cursor else "",
-        wrong="",
-        values={},
     )
 
 
