@@ -68,7 +68,7 @@ async def verify(provider: Provider, image: Image, task: Task, artifacts: Artifa
         except (SandboxGone, ExecTimeout) as error:
             log.warning("verifier sandbox lost task=%s attempt=%d error=%s", task.spec.name, attempt, error)
             if attempt == 2:
-                await _assert_alive(provider, image)
+                await assert_alive(provider, image)
     if result is None:
         value, tests, detail = (
             0.0,
@@ -102,7 +102,7 @@ async def _run_tests(provider: Provider, image: Image, task: Task, artifacts: Ar
         await box.destroy()
 
 
-async def _assert_alive(provider: Provider, image: Image) -> None:
+async def assert_alive(provider: Provider, image: Image) -> None:
     """Show that the provider works without the agent's files, so that their death is the agent's. Raises: SandboxError."""
     box = await provider.create(SandboxSpec(image=image.id, user="tester", labels={"phase": "probe"}))
     try:
@@ -187,7 +187,7 @@ async def attempt_script(
         finally:
             await box.destroy()
     except (SandboxGone, ExecTimeout) as error:
-        await _assert_alive(provider, image)
+        await assert_alive(provider, image)
         return Reward(
             value=0.0, tests=dict.fromkeys(task.spec.expected, "missing"), detail=f"the script's sandbox ended: {error}"
         )

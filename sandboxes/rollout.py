@@ -24,8 +24,7 @@ from gymsmith.taskdir import Task
 from sandboxes import tools
 from sandboxes.artifacts import Artifacts, collect
 from sandboxes.base import ExecResult, Image, Provider, Sandbox
-from sandboxes.grade import _assert_alive as assert_alive
-from sandboxes.grade import sandbox_spec, verify
+from sandboxes.grade import assert_alive, sandbox_spec, verify
 from sandboxes.looking import looked
 
 log = logging.getLogger(__name__)

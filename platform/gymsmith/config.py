@@ -41,7 +41,7 @@ class Settings(BaseModel):
     """Bearer token of the API; empty means none is asked for, which only loopback may do."""
     provider: Literal["auto", "ns", "docker"] = "auto"
     """Sandbox provider; auto takes namespaces where the kernel allows them, else Docker."""
-    max_sandboxes: int = Field(default=64, ge=1)
+    max_sandboxes: int = Field(default=128, ge=1)
     """Sandboxes alive at once in one worker process."""
     lease_s: float = Field(default=30.0, gt=0)
     """A job whose worker is silent for so long goes to another worker."""

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 WORKER_THREADS = 32
 """Jobs at once in one pooled worker; they wait far more than they compute."""
+WORKER_NICE = 10
+"""Of workers and their sandboxes: dozens of short processes must not crowd out the one learner on a small machine."""
 STOP_S = 8.0
 """How long children may take to end before they are killed."""
 _LOOK_S = 0.2
@@ -85,6 +87,7 @@ class Supervisor:
         self._monitor: threading.Thread | None = None
         python = (sys.executable, "-m", "gymsmith.worker", "--lifeline", *(("--include", ",".join(include)) if include else ()))
         pooled = (*python, "--queues", ",".join(jobs.POOLED), "--pool", "threads", "--concurrency", str(WORKER_THREADS))
+        pooled += ("--nice", str(WORKER_NICE))
         single = (*python, "--queues", ",".join(jobs.SINGLE), "--pool", "solo", "--concurrency", "1")
         names = {f"worker-{i + 1}": pooled for i in range(workers)} | ({"learner": single} if learner else {})
         self.children = [Child(name, command, settings.logs_dir / f"{name}.log") for name, command in names.items()]

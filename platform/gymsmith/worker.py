@@ -217,8 +217,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--concurrency", type=int, default=24)
     parser.add_argument("--include", default="", help="modules to import first, e.g. to register more kinds")
     parser.add_argument("--lifeline", action="store_true", help="end when standard input closes")
+    parser.add_argument("--nice", type=int, default=0, help="lower the priority of this worker and its sandboxes by so much")
     options = parser.parse_args(arguments)
     logs.configure()
+    os.nice(options.nice)
     if options.lifeline:
         lifeline.hold_on(grace_s=GRACE_S + 2)
     argv = [
