@@ -1,7 +1,7 @@
 """The words of the house: what changes hands between rooms, and the protocols at the seams.
 
-Everything that is stored or crosses a process is a frozen pydantic model that refuses unknown keys. A `Draft` holds file bytes and
-lives inside one process only, so it is a plain dataclass; on disk it becomes a task folder (see `taskdir`).
+Everything that is stored or crosses a process is a frozen pydantic model that refuses unknown keys. A `Draft` holds file bytes
+and lives inside one process only, so it is a plain dataclass; on disk it becomes a task folder (see `taskdir`).
 """
 
 from __future__ import annotations
