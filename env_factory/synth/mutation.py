@@ -342,6 +342,9 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int) -> Draft | st
         return "leak"
     tests = tuple(dict.fromkeys([*each.failed, *each.passed]))
     files = dict(_shared(package, tests))
+    hunk = _hunk(healthy, faulty)
+    if len(hunk) >= 60 and any(hunk in data for path, data in tree(package).items() if path != site.path):
+        return "leak"  # The healthy lines stand in another file too.
     for path, data in tree(package).items():
         files[f"environment/work/{path}"] = faulty.encode() if path == site.path else data
     target = f"/work/{site.path}"
@@ -380,6 +383,14 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int) -> Draft | st
         cheats=tuple(_cheats(target)),
         executable=frozenset({"tests/test.sh", "solution/solve.sh"}),
     )
+
+
+def _hunk(healthy: str, faulty: str) -> bytes:
+    """The healthy lines that the fault replaced, with the line before and after them."""
+    old, new = healthy.split("\n"), faulty.split("\n")
+    head = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), 0)
+    tail = next((i for i, (a, b) in enumerate(zip(reversed(old), reversed(new), strict=False)) if a != b), 0)
+    return "\n".join(old[max(0, head - 1) : len(old) - max(0, tail - 1)]).encode()
 
 
 def _shared(package: Package, tests: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -1,7 +1,8 @@
 """Reads what a tutorial tells its reader to type: commands in order, and the prose that leads up to each.
 
 Markdown (fenced blocks, also with the `:::` boxes of lesson sites), reStructuredText (code-block directives and literal blocks)
-and manual pages (the EXAMPLES section). Nothing is executed here. Boxes with exercises are left out: they are alternatives.
+and manual pages (the EXAMPLES section, else every literal block). Nothing is executed here. Boxes with exercises are left out:
+they are alternatives.
 """
 
 from __future__ import annotations
@@ -180,15 +181,14 @@ def _rst(text: str) -> Iterator[_Block]:
 
 def _manual(text: str) -> Iterator[_Block]:
     found = re.search(r"^\.S[hH] \"?EXAMPLES?\"?\s*$(.*?)(?=^\.S[hH] |\Z)", text, re.M | re.S)
-    if not found:
-        return
+    heading = "EXAMPLES" if found else "DESCRIPTION"
     prose: list[str] = []
     body: list[str] | None = None
-    for line in found.group(1).splitlines():
+    for line in (found.group(1) if found else text).splitlines():
         if re.match(r"\.(nf|EX|Bd\b.*-literal)", line):
             body = []
         elif re.match(r"\.(fi|EE|Ed)", line) and body is not None:
-            yield _Block("sh", body, "EXAMPLES", "\n".join(prose))
+            yield _Block("sh", body, heading, "\n".join(prose))
             prose, body = [], None
         elif body is not None:
             body.append(_unroff(line))
