@@ -218,6 +218,8 @@ class ResidentSandbox:
         code = struct.unpack_from("<i", payload)[0]
         if code == errno.EFBIG:
             raise OutputLimit(f"{', '.join(paths)} must hold at most {max_bytes} bytes in {max_files} files, they hold more")
+        if code in (errno.ENAMETOOLONG, errno.EMFILE):
+            raise OutputLimit(f"{', '.join(paths)} must have paths below 4096 characters and 200 levels, some are longer")
         if code:
             raise self._refusal(payload, "export", ", ".join(paths))
         if len(chunks) > _LOOP_BYTES:

@@ -134,6 +134,9 @@ int confine_filter(void) {
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prctl, 0, 6), ARGUMENT(0),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PR_SET_CHILD_SUBREAPER, 0, 3), ARGUMENT(1),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 1), REFUSE(EPERM), RETURN(SECCOMP_RET_ALLOW),
+        /* root inside has PID 1's user id, which is enough to take its limits away */
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prlimit64, 0, 4), ARGUMENT(0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, 1), REFUSE(EPERM), RETURN(SECCOMP_RET_ALLOW),
         DENY(unshare), DENY(setns), DENY(mount), DENY(umount2), DENY(pivot_root), DENY(swapon), DENY(swapoff), DENY(reboot),
         DENY(bpf), DENY(keyctl), DENY(add_key), DENY(request_key), DENY(userfaultfd), DENY(perf_event_open),
         DENY(kexec_load), DENY(open_by_handle_at), DENY(name_to_handle_at), DENY(init_module), DENY(finit_module),

@@ -26,9 +26,12 @@ struct export {
     int hidden;         /* opaque directories above the current one */
     char *buffer;
     size_t used;
+    int depth;
+    char path[PATH_MAX]; /* of the entry at hand, one for all levels */
 };
 
 #define EXPORT_CHUNK (256 * 1024)
+#define MAX_DEPTH 200 /* deeper trees are traps for whoever walks or removes them later */
 
 static void export_flush(struct export *e) {
     if (e->used)
@@ -48,24 +51,24 @@ static void export_bytes(struct export *e, const void *data, size_t length) {
     }
 }
 
-static int export_head(struct export *e, char type, const char *path, const struct stat *st, int opaque, uint64_t size) {
+static int export_head(struct export *e, char type, const struct stat *st, int opaque, uint64_t size) {
     struct export_entry entry = {.type = (uint32_t)type, .mode = st->st_mode & 07777, .uid = st->st_uid, .gid = st->st_gid,
-                                 .path_length = (uint32_t)strlen(path), .opaque = (uint32_t)opaque, .size = size,
+                                 .path_length = (uint32_t)strlen(e->path), .opaque = (uint32_t)opaque, .size = size,
                                  .mtime_ns = (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec};
     if (!e->files_left-- || size > e->bytes_left)
         return EFBIG;
     e->bytes_left -= size;
     export_bytes(e, &entry, sizeof entry);
-    export_bytes(e, path, entry.path_length);
+    export_bytes(e, e->path, entry.path_length);
     return 0;
 }
 
-static int export_file(struct export *e, int parent, const char *name, const char *path, const struct stat *st) {
-    char data[32768];
+static int export_file(struct export *e, int parent, const char *name, const struct stat *st) {
+    static char data[32768];
     int fd = openat(parent, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0)
         return errno;
-    int error = export_head(e, 'f', path, st, 0, (uint64_t)st->st_size);
+    int error = export_head(e, 'f', st, 0, (uint64_t)st->st_size);
     uint64_t left = (uint64_t)st->st_size;
     while (!error && left) {
         ssize_t n = read(fd, data, left < sizeof data ? left : sizeof data);
@@ -80,7 +83,7 @@ static int export_file(struct export *e, int parent, const char *name, const cha
     return error;
 }
 
-static int export_entry(struct export *e, int parent, const char *name, const char *path);
+static int export_entry(struct export *e, int parent, const char *name);
 
 /* A directory hides what lies below it in lower layers exactly when every name it shows comes from the upper layer and every
  * directory it shows hides what lies below it, too. Takes both descriptors. A tree too large to look through does not hide. */
@@ -105,11 +108,11 @@ static int shows_only_upper(struct export *e, int merged, int upper_directory) {
     return only;
 }
 
-static int hides_lower(struct export *e, const char *path, int upper_directory) {
+static int hides_lower(struct export *e, int upper_directory) {
+    static char absolute[PATH_MAX + 1];
     if (e->upper < 0)
         return 1;
-    char absolute[PATH_MAX];
-    snprintf(absolute, sizeof absolute, "/%s", path);
+    snprintf(absolute, sizeof absolute, "/%s", e->path);
     int merged = open_below(root_fd(), absolute, O_RDONLY | O_DIRECTORY, RESOLVE_NO_SYMLINKS);
     return shows_only_upper(e, merged, openat(upper_directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
 }
@@ -118,22 +121,23 @@ static int by_name(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-static int export_directory(struct export *e, int parent, const char *name, const char *path, const struct stat *st) {
+static int export_directory(struct export *e, int parent, const char *name, const struct stat *st) {
+    if (e->depth == MAX_DEPTH)
+        return ENAMETOOLONG;
+    e->depth++;
     int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return errno;
-    int opaque = !e->hidden && hides_lower(e, path, fd); /* below an opaque directory there is nothing left to hide */
-    int error = export_head(e, 'd', path, st, opaque, 0);
-    e->hidden += opaque;
+    int error = export_head(e, 'd', st, hides_lower(e, fd), 0);
     DIR *directory = fdopendir(fd);
     struct dirent *item;
     char **names = NULL;
-    size_t count = 0, room = 0;
+    size_t count = 0, room = 0, length = strlen(e->path);
     while (!error && directory && (item = readdir(directory))) {
         if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, ".."))
             continue;
         if (count == room) {
-            room = room ? room * 2 : 64;
+            room = room ? room * 2 : 16;
             names = realloc(names, room * sizeof *names);
         }
         if (!names || !(names[count++] = strdup(item->d_name)))
@@ -142,54 +146,59 @@ static int export_directory(struct export *e, int parent, const char *name, cons
             error = EFBIG;
     }
     if (count)
-        qsort(names, count, sizeof *names, by_name); /* the same tree gives the same bytes */
+        qsort(names, count, sizeof *names, by_name);
     for (size_t i = 0; i < count; i++) {
-        char below[PATH_MAX];
-        if (!error && snprintf(below, sizeof below, "%s/%s", path, names[i]) >= (int)sizeof below)
+        if (!error && length + strlen(names[i]) + 2 > sizeof e->path)
             error = ENAMETOOLONG;
-        if (!error)
-            error = export_entry(e, fd, names[i], below);
+        if (!error) {
+            e->path[length] = '/';
+            strcpy(e->path + length + 1, names[i]);
+            error = export_entry(e, fd, names[i]);
+            e->path[length] = 0;
+        }
         free(names[i]);
     }
     free(names);
-    e->hidden -= opaque;
     if (directory)
         closedir(directory);
+    e->depth--;
     return error;
 }
 
-static int export_entry(struct export *e, int parent, const char *name, const char *path) {
+static int export_link(struct export *e, int parent, const char *name, const struct stat *st) {
+    static char target[PATH_MAX];
+    ssize_t n = readlinkat(parent, name, target, sizeof target);
+    if (n < 0)
+        return errno;
+    int error = export_head(e, 'l', st, 0, (uint64_t)n);
+    if (!error)
+        export_bytes(e, target, (size_t)n);
+    return error;
+}
+
+static int export_entry(struct export *e, int parent, const char *name) {
     struct stat st;
-    char target[PATH_MAX];
     if (fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW))
         return errno;
     if (S_ISDIR(st.st_mode))
-        return export_directory(e, parent, name, path, &st);
+        return export_directory(e, parent, name, &st);
     if (S_ISREG(st.st_mode))
-        return export_file(e, parent, name, path, &st);
-    if (S_ISCHR(st.st_mode) && st.st_rdev == makedev(0, 0) && e->upper >= 0)
-        return export_head(e, 'w', path, &st, 0, 0);
-    if (S_ISLNK(st.st_mode)) {
-        ssize_t n = readlinkat(parent, name, target, sizeof target);
-        if (n < 0)
-            return errno;
-        int error = export_head(e, 'l', path, &st, 0, (uint64_t)n);
-        if (!error)
-            export_bytes(e, target, (size_t)n);
-        return error;
-    }
-    return export_head(e, 's', path, &st, 0, 0);
+        return export_file(e, parent, name, &st);
+    if (S_ISLNK(st.st_mode))
+        return export_link(e, parent, name, &st);
+    int whiteout = S_ISCHR(st.st_mode) && st.st_rdev == makedev(0, 0) && e->upper >= 0;
+    return export_head(e, whiteout ? 'w' : 's', &st, 0, 0);
 }
 
 /* One asked path: its parents as plain directories, then itself with everything below. */
 static int export_path(struct export *e, const char *asked) {
-    char path[PATH_MAX];
     struct stat st;
     int fd = e->upper >= 0 ? dup(e->upper) : open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC), error = 0;
+    char *path = e->path;
     size_t start = 0, length;
     while (*asked == '/')
         asked++;
-    if (!*asked || strlen(asked) >= sizeof path - 2)
+    if (!*asked || strlen(asked) >= sizeof e->path - 2)
         error = EINVAL;
     strcpy(path, error ? "" : asked);
     for (length = strlen(path); length && path[length - 1] == '/';)
@@ -203,16 +212,12 @@ static int export_path(struct export *e, const char *asked) {
                 error = errno;
             else if (e->upper < 0) {
                 memset(&st, 0, sizeof st);
-                error = export_head(e, 'w', path, &st, 0, 0); /* gone, or never there: either way not there now */
+                error = export_head(e, 'w', &st, 0, 0); /* gone, or never there: either way not there now */
             }
             break;
         }
-        if (!slash) {
-            error = export_entry(e, fd, path + start, path);
-            break;
-        }
-        if (!S_ISDIR(st.st_mode)) { /* a parent was replaced by something else: that is the change */
-            error = export_entry(e, fd, path + start, path);
+        if (!slash || !S_ISDIR(st.st_mode)) { /* the end, or a parent that was replaced by something else: that is the change */
+            error = export_entry(e, fd, path + start);
             break;
         }
         int below = openat(fd, path + start, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -220,7 +225,7 @@ static int export_path(struct export *e, const char *asked) {
             error = errno;
             break;
         }
-        error = export_head(e, 'd', path, &st, 0, 0); /* what a parent hides was not asked for */
+        error = export_head(e, 'd', &st, 0, 0); /* what a parent hides was not asked for */
         close(fd);
         fd = below;
         *slash = '/';
@@ -235,7 +240,8 @@ void files_export(uint32_t id, const char *payload, size_t length, const struct 
     if (length <= sizeof request)
         return reply_errno(id, EPROTO);
     memcpy(&request, payload, sizeof request);
-    struct export e = {.id = id, .upper = box->upper, .bytes_left = request.max_bytes, .files_left = request.max_files,
+    static struct export e;
+    e = (struct export){.id = id, .upper = box->upper, .bytes_left = request.max_bytes, .files_left = request.max_files,
                        .looks_left = 4 * (int64_t)request.max_files + 1024};
     if (!(e.buffer = malloc(EXPORT_CHUNK)))
         _exit(12);

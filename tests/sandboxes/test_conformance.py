@@ -374,6 +374,7 @@ def test_pid_one_cannot_be_touched(house: House, user: str) -> None:
             "echo x > /proc/1/fd/1",
             "ls -l /proc/1/root/",
             "readlink /proc/1/exe",
+            "prlimit --pid 1 --nofile=0:0",
         ):
             result = await box.exec(attack, user=user, timeout_s=5)
             succeeded = result.ok and attack not in ("kill -9 1", "kill -STOP 1")  # the kernel drops these unseen for root
@@ -586,6 +587,20 @@ def test_export_carries_changes_and_deletions(house: House, tmp_path: Path) -> N
 
     out_mode(out)
     house.run(act())
+
+
+@pytest.mark.parametrize("name", ["d", "d" * 200])
+def test_a_bottomless_tree_is_no_trap(house: House, tmp_path: Path, name: str) -> None:
+    """Neither for PID 1's stack nor, later, for whoever removes what was exported."""
+    code = f"import os\nos.chdir('/work')\nfor i in range(1500):\n    os.mkdir('{name}')\n    os.chdir('{name}')\n"
+
+    async def scene(box: Any) -> None:
+        assert (await box.exec(["python3", "-c", code])).ok
+        await box.freeze()
+        with pytest.raises(OutputLimit, match="200 levels"):
+            await box.export(["/work"], tmp_path)
+
+    house.play(scene)
 
 
 def out_mode(folder: Path) -> None:
