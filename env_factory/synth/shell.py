@@ -1,12 +1,11 @@
 """Parametric shell tasks: `make(family, level, seed, split)` is a pure function to a `ShellTask`, `draft` wraps one for the factory.
 
 The families are in `shell_families.py`. Here a scene gets its verifier (a POSIX script that compares the whole folder with the
-folder of a solved task, from `cksum` and shell built-ins alone), the tool that it is played with, and `looked`, which reads off a
+folder of a solved task, from `cksum` and shell built-ins alone), the tool that it is played with, and `looked`, which tells from a
 transcript whether the answer was seen before it was given. Nothing is executed here.
 """
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,8 @@ from functools import partial
 from env_factory.synth.shell_families import FAMILIES, Change, Kind
 from env_factory.synth.words import draw
 from gymsmith.errors import ConfigError
-from gymsmith.schema import Draft, Source, TaskSpec, ToolSpec
+from gymsmith.schema import Draft, Source, Step, TaskSpec, ToolSpec
+from sandboxes import looking
 
 TOOL = ToolSpec(
     name="simple_command",
@@ -24,9 +24,6 @@ TOOL = ToolSpec(
     max_output_bytes=4096,
 )
 """One command per action and no operators, so that a value can only travel from a file to another through the agent."""
-
-MUTATING = frozenset(("echo", "rm", "mv", "cp", "mkdir", "touch", "sort"))
-"""Commands that can change the folder; the first of them that names a hidden token is where the answer is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +61,7 @@ def make(family: str, level: int, seed: int, split: str = "train") -> ShellTask:
         ConfigError: unknown family or split, or a level below 1.
     """
     if family not in FAMILIES:
-        raise ConfigError(
-            f"expected a family out of {sorted(FAMILIES)}, got {family!r}; see env_factory/synth/shell_families.py"
-        )
+        raise ConfigError(f"expected a family out of {sorted(FAMILIES)}, got {family!r}; see env_factory/synth/shell_families.py")
     if level < 1:
         raise ConfigError(f"expected level >= 1, got {level}; level 1 is one look")
     rng = random.Random(f"{family}/{level}/{seed}/{split}")
@@ -140,22 +135,8 @@ def verifier(files: Mapping[str, str], changes: Sequence[Change]) -> tuple[str, 
 
 
 def looked(task: ShellTask, transcript: Sequence[tuple[str, str]]) -> bool:
-    """Whether every hidden token stood in an output before the first changing command that names it.
-
-    `transcript` is the list of (command, output) of an episode. A token that no changing command names (a pattern did its work)
-    must have been seen before the last changing command.
-    """
-    changing = [
-        i for i, (command, _) in enumerate(transcript) if command.split()[:1] and command.split()[0] in MUTATING
-    ]
-    if not changing:
-        return True
-    for token in task.hidden:
-        named = re.compile(rf"(?<![A-Za-z0-9]){re.escape(token)}(?![A-Za-z0-9])")
-        deciding = next((i for i in changing if named.search(transcript[i][0])), changing[-1])
-        if not any(named.search(output) for _, output in transcript[:deciding]):
-            return False
-    return True
+    """Whether every hidden token stood in an output before the first changing command that names it, for (command, output) pairs."""
+    return looking.looked(task.hidden, [Step(action=command, observation=output) for command, output in transcript]) is True
 
 
 def draft(task: ShellTask) -> Draft:
@@ -166,9 +147,7 @@ def draft(task: ShellTask) -> Draft:
     files["tests/test.sh"] = f"#!/bin/sh\ncd /work || exit 1\n{task.test}".encode()
     files["solution/solve.sh"] = f"#!/bin/sh\n{script}".encode()
     return Draft(
-        source=Source(
-            uri=f"shell:{task.family}", kind="parametric", licence="Apache-2.0", meta={"seed": str(task.seed)}
-        ),
+        source=Source(uri=f"shell:{task.family}", kind="parametric", licence="Apache-2.0", meta={"seed": str(task.seed)}),
         spec=TaskSpec(
             name=f"gymsmith/{task.name}",
             kind="shell",
@@ -185,8 +164,6 @@ def draft(task: ShellTask) -> Draft:
         instruction=task.instruction,
         files=files,
         alternatives=tuple(f"#!/bin/sh\ncd /work\n{chr(10).join(way)}\n" for way in task.alternatives),
-        cheats=tuple(
-            (f"memorised-{i}", f"#!/bin/sh\ncd /work\n{chr(10).join(way)}\n") for i, way in enumerate(task.memorised)
-        ),
+        cheats=tuple((f"memorised-{i}", f"#!/bin/sh\ncd /work\n{chr(10).join(way)}\n") for i, way in enumerate(task.memorised)),
         executable=frozenset(("tests/test.sh", "solution/solve.sh")),
     )

@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 
@@ -99,9 +100,7 @@ def find(rng: random.Random, draw: Draw, level: int) -> Scene:
     command, change = write(answer, out)
     key = keys[0]
     return Scene(
-        instruction=rng.choice(
-            [f"write the value of {key} to {out}", f"find the setting {key} and save its value in {out}"]
-        ),
+        instruction=rng.choice([f"write the value of {key} to {out}", f"find the setting {key} and save its value in {out}"]),
         files={name: text(*lines[name]) for name in files},
         changes=(change,),
         solution=(*(f"grep {k} *" for k in keys), command),
@@ -136,9 +135,7 @@ def order(rng: random.Random, name: str, new: str, value: str, content: str) -> 
     kind = rng.choice(["rename", "copy", "write", "folder"])
     if kind == "rename":
         changes = (Change(name, Kind.ABSENT), Change(new, Kind.TEXT, body))
-        return Order(
-            f"rename {name} to {new}", f"mv {name} {new}", (f"cp {name} {new}", f"rm {name}"), changes, (name, new)
-        )
+        return Order(f"rename {name} to {new}", f"mv {name} {new}", (f"cp {name} {new}", f"rm {name}"), changes, (name, new))
     if kind == "copy":
         changes = (Change(new, Kind.TEXT, body),)
         otherwise = (f"cat {name}", f"echo {content} > {new}")
@@ -151,24 +148,20 @@ def order(rng: random.Random, name: str, new: str, value: str, content: str) -> 
 
 
 def note(rng: random.Random, draw: Draw, level: int) -> Scene:
-    """A note holds orders: one at level 1, two from level 2 on; from level 3 on the instruction does not say which file the note is."""
-    count = 1 if level == 1 else level if level < 3 else level - 1
-    words = draw(count * 4 + 3)
+    """A note, to be found among the files by its name, holds as many orders as the level says."""
+    words = draw(level * 4 + 3)
     title, bystander = f"{words[-1]}.note", words[-2]
-    names = words[:count]
-    fresh = [words[count + 3 * i : count + 3 * i + 3] for i in range(count)]
-    orders = [order(rng, names[i], *fresh[i]) for i in range(count)]
+    names = words[:level]
+    fresh = [words[level + 3 * i : level + 3 * i + 3] for i in range(level)]
+    orders = [order(rng, name, *new) for name, new in zip(names, fresh, strict=True)]
     files = {name: text(new[2]) for name, new in zip(names, fresh, strict=True)}
     files[bystander] = text(words[-3])
     files[title] = text(*(o.sentence for o in orders))
-    look = ("ls",) if level >= 3 else ()
     return Scene(
-        instruction=rng.choice(["do what the note says", "follow the note"])
-        if level >= 3
-        else rng.choice([f"do what {title} says", f"follow {title}"]),
+        instruction=rng.choice(["do what the note says", "follow the note"]),
         files=files,
         changes=tuple(change for o in orders for change in o.changes),
-        solution=(*look, f"cat {title}", *(o.command for o in orders)),
+        solution=("ls", f"cat {title}", *(o.command for o in orders)),
         alternatives=(("ls", f"head {title}", *(c for o in orders for c in o.otherwise)),),
         hidden=tuple(token for o in orders for token in o.hidden),
         memorised=(
@@ -186,7 +179,7 @@ def chain(rng: random.Random, draw: Draw, level: int) -> Scene:
     words = draw(level + 3)
     trail, decoys, out = words[:level], words[level : level + 2], words[-1]
     codes = number(rng, 3)
-    files = {name: text(f"go to {after}") for name, after in zip(trail, trail[1:], strict=False)}
+    files = {name: text(f"go to {after}") for name, after in pairwise(trail)}
     files[trail[-1]] = text(f"code {codes[0]}")
     files.update({name: text(f"code {code}") for name, code in zip(decoys, codes[1:], strict=True)})
     command, change = write(codes[0], out)
@@ -252,7 +245,7 @@ def fix(rng: random.Random, draw: Draw, level: int) -> Scene:
         files=files,
         changes=tuple(changes),
         solution=(run, *(step for command in commands for step in (command, run))),
-        alternatives=(("cat check.sh", *commands), ("ls", *(f"grep {h} check.sh" for h in hidden), *commands)),
+        alternatives=(("cat check.sh", *commands), ("ls", run, *(step for command in commands for step in (command, run)))),
         hidden=tuple(hidden),
         memorised=(
             (run,),
@@ -297,45 +290,37 @@ def owner(rng: random.Random, draw: Draw, level: int) -> Scene:
 
 
 def ends(rng: random.Random, draw: Draw, level: int) -> Scene:
-    """The first or last line of a log is to be saved; from level 2 on an index names the log, at level 3 both ends are wanted."""
-    pool = draw(24)
-    size = rng.randint(5, 9)
-    log, other, listing, out, out2 = pool[:5]
-    inside, strange = pool[5 : 5 + size], pool[15 : 15 + size]
-    files = {log: text(*inside), other: text(*strange)}
-    looks: tuple[str, ...] = ()
-    name = log
-    if level >= 2:
-        files[listing] = text(f"log {log}")
-        looks = (f"cat {listing}",)
-        name = f"the log in {listing}"
-    ways = {"first": (f"head -n 1 {log}", inside[0]), "last": (f"tail -n 1 {log}", inside[-1])}
-    wanted = ["first", "last"] if level >= 3 else [rng.choice(["first", "last"])]
-    targets = [out, out2][: len(wanted)]
-    writes = [write(ways[end][1], to) for end, to in zip(wanted, targets, strict=True)]
-    if len(wanted) == 1:
-        told = [f"write the {wanted[0]} line of {name} to {out}", f"save the {wanted[0]} line of {name} in {out}"]
-    else:
-        told = [
-            f"write the first line of {name} to {out} and the last to {out2}",
-            f"save the first line of {name} in {out} and the last in {out2}",
-        ]
-    commands = tuple(step for end, w in zip(wanted, writes, strict=True) for step in (ways[end][0], w[0]))
-    start = log if level == 1 else listing
+    """The first or last line of a log is to be saved; from level 2 on that line says which other log's it is the same as."""
+    sizes = [rng.randint(4, 7) for _ in range(level + 1)]
+    words = draw(level + 2 + sum(sizes))
+    logs, other, out = words[:level], words[level], words[level + 1]
+    end = rng.choice(["first", "last"])
+    at = 0 if end == "first" else -1
+    lines = words[level + 2 :]
+    bodies: list[list[str]] = []
+    for size in sizes:
+        bodies.append(lines[:size])
+        lines = lines[size:]
+    for body, target in zip(bodies, logs[1:], strict=False):
+        body[at] = f"same as {target}"
+    answer = bodies[level - 1][at]
+    command, change = write(answer, out)
+    show = "head -n 1" if end == "first" else "tail -n 1"
+    start = logs[0]
     return Scene(
-        instruction=rng.choice(told),
-        files=files,
-        changes=tuple(change for _, change in writes),
-        solution=(*looks, *commands),
-        alternatives=((*looks, f"cat {log}", *(command for command, _ in writes)),),
-        hidden=tuple(ways[end][1] for end in wanted),
+        instruction=rng.choice([f"write the {end} line of {start} to {out}", f"save the {end} line of {start} in {out}"]),
+        files={name: text(*body) for name, body in zip([*logs, other], bodies, strict=True)},
+        changes=(change,),
+        solution=(*(f"{show} {log}" for log in logs), command),
+        alternatives=((*(f"cat {log}" for log in logs), command),),
+        hidden=(answer,),
         memorised=(
             (f"cp {start} {out}",),
             (f"sort -o {out} {start}",),
             (f"sort -u -o {out} {start}",),
             (f"mv {start} {out}",),
             (f"echo {start} > {out}",),
-            (f"echo {wanted[0]} > {out}",),
+            (f"echo {end} > {out}",),
         ),
     )
 
@@ -348,19 +333,17 @@ def count(rng: random.Random, draw: Draw, level: int) -> Scene:
     files = {log: text(*(filler[i % len(filler)] for i in range(size))) for log, size in zip(logs, sizes, strict=True)}
     asked = 2 if level >= 3 else 1
     looks: tuple[str, ...] = ()
-    name = logs[0]
+    of, before = logs[0], ""
     if level >= 2:
         files[listing] = text(*(f"log {log}" for log in logs[:asked]))
         looks = (f"cat {listing}",)
-        name = f"the log in {listing}"
+        of, before = "its log", f"read {listing} and "
     writes = [write(str(size), out) for size, out in zip(sizes[:asked], outs, strict=False)]
-    if asked == 1:
-        told = [
-            f"write the number of lines of {name} to {outs[0]}",
-            f"count the lines of {name} and save the number in {outs[0]}",
-        ]
-    else:
-        told = [f"write the number of lines of the logs in {listing} to {outs[0]} and {outs[1]}"]
+    after = f" and of the other to {outs[1]}" if asked > 1 else ""
+    told = [
+        f"{before}write the number of lines of {of} to {outs[0]}{after}",
+        f"{before}save the number of lines of {of} in {outs[0]}{after.replace(' to ', ' in ')}",
+    ]
     start = logs[0] if level == 1 else listing
     return Scene(
         instruction=rng.choice(told),

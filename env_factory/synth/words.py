@@ -10,20 +10,7 @@ import random
 from gymsmith.errors import ConfigError
 
 WORDS: tuple[str, ...] = tuple(
-    """
-ant apple ark arm ash axe baby bag ball bank barn bat bay bead bean bear bed bee bell belt bird boat bolt bone
-book boot bow bowl box boy brick bus cab cake camp can cap car card cart cave chain chair city clay cliff clock
-cloud coal coat coin cone cook cork corn cow crab crow crown cube cup dam deer desk dish dog doll door dove drum
-duck dust ear egg elk elm eye fan farm fern fig fire fish flag flea flute foam fog fork fox frog fruit gas gate
-gem gift goat gust goose grape grass gull hair ham hand harp hat hawk hay heart hen herb hill hive hook horn
-horse house ice ink iron ivy jewel jaw jet jug kite kiwi knee knot lake lamb lamp lark leaf leg lemon lime lion
-lock lobe loom map mask mast maze milk mill mint mole moon moss moth mouse mud mule nail neck nest net nose nut
-oak oar oat olive onion orb owl ox pan pea peach pear pen pie pig pin pine pipe plum pond pool pot quill rag
-rail rain ram reed rice ring river road robe rock roof root rope rose rug rye sack sail salt sand seal seed
-shark sheep shell ship shoe silk sink skin sled snail snow soap sock soil soup spoon star stem stone sun swan
-sword tile tank tape tea tent tin toad tool torch tower toy train tray tree truck tub tulip urn van vase vest
-vine vole wand wasp wax well whale wheat wheel wind wing wolf wood wool worm yak yam yarn zebra
-""".split()
+    ["ant", "apple", "ark", "arm", "ash", "axe", "baby", "bag", "ball", "bank", "barn", "bat", "bay", "bead", "bean", "bear", "bed", "bee", "bell", "belt", "bird", "boat", "bolt", "bone", "book", "boot", "bow", "bowl", "box", "boy", "brick", "bus", "cab", "cake", "camp", "can", "cap", "car", "card", "cart", "cave", "chain", "chair", "city", "clay", "cliff", "clock", "cloud", "coal", "coat", "coin", "cone", "cook", "cork", "corn", "cow", "crab", "crow", "crown", "cube", "cup", "dam", "deer", "desk", "dish", "dog", "doll", "door", "dove", "drum", "duck", "dust", "ear", "egg", "elk", "elm", "eye", "fan", "farm", "fern", "fig", "fire", "fish", "flag", "flea", "flute", "foam", "fog", "fork", "fox", "frog", "fruit", "gas", "gate", "gem", "gift", "goat", "gust", "goose", "grape", "grass", "gull", "hair", "ham", "hand", "harp", "hat", "hawk", "hay", "heart", "hen", "herb", "hill", "hive", "hook", "horn", "horse", "house", "ice", "ink", "iron", "ivy", "jewel", "jaw", "jet", "jug", "kite", "kiwi", "knee", "knot", "lake", "lamb", "lamp", "lark", "leaf", "leg", "lemon", "lime", "lion", "lock", "lobe", "loom", "map", "mask", "mast", "maze", "milk", "mill", "mint", "mole", "moon", "moss", "moth", "mouse", "mud", "mule", "nail", "neck", "nest", "net", "nose", "nut", "oak", "oar", "oat", "olive", "onion", "orb", "owl", "ox", "pan", "pea", "peach", "pear", "pen", "pie", "pig", "pin", "pine", "pipe", "plum", "pond", "pool", "pot", "quill", "rag", "rail", "rain", "ram", "reed", "rice", "ring", "river", "road", "robe", "rock", "roof", "root", "rope", "rose", "rug", "rye", "sack", "sail", "salt", "sand", "seal", "seed", "shark", "sheep", "shell", "ship", "shoe", "silk", "sink", "skin", "sled", "snail", "snow", "soap", "sock", "soil", "soup", "spoon", "star", "stem", "stone", "sun", "swan", "sword", "tile", "tank", "tape", "tea", "tent", "tin", "toad", "tool", "torch", "tower", "toy", "train", "tray", "tree", "truck", "tub", "tulip", "urn", "van", "vase", "vest", "vine", "vole", "wand", "wasp", "wax", "well", "whale", "wheat", "wheel", "wind", "wing", "wolf", "wood", "wool", "worm", "yak", "yam", "yarn", "zebra"]
 )
 
 HELD_OUT: tuple[str, ...] = WORDS[4::9] + WORDS[8::9]

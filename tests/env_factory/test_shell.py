@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
+
 from env_factory.synth.shell import TOOL, ShellTask, cksum, draft, looked, make
 from env_factory.synth.shell_families import FAMILIES, TRAINED
 from env_factory.synth.words import HELD_OUT, TRAIN
@@ -31,11 +32,9 @@ def play(root: Path, episodes: Iterable[tuple[ShellTask, Sequence[str]]]) -> lis
     for i, (task, commands) in enumerate(games):
         script.append(f"mkdir {i}; cd {i}")
         script += [f"printf '%s' '{quoted(body)}' > {path}" for path, body in task.files.items()]
-        script += [f"echo @@out; ( {command}\n) </dev/null 2>&1" for command in commands]
-        script.append(f"echo @@test; (\n{task.test}); cd ..; echo @@end")
-    out = subprocess.run(
-        ["sh"], input="\n".join(script), cwd=root, capture_output=True, text=True, timeout=120, check=False
-    )
+        script += [f"echo @@out; {{ {command}\n}} </dev/null 2>&1" for command in commands]
+        script.append(f"echo @@test\n{task.test}cd ..; echo @@end")
+    out = subprocess.run(["sh"], input="\n".join(script), cwd=root, capture_output=True, text=True, timeout=120, check=False)
     chunks = out.stdout.split("@@end\n")[:-1]
     assert len(chunks) == len(games), out.stderr
     results = []
