@@ -3,6 +3,7 @@ jobs."""
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from datetime import timedelta
@@ -278,6 +279,21 @@ def fill(store: Store, settings: Settings, *, environments: int = 90) -> dict[st
         "group_size": 16,
         "steps": 120,
     }
+    plan = {"name": "standard", "budget_s": {"corpus": 20, "pretrain": 150, "sft": 90, "rl": 240}}
+    phases = {
+        "corpus": {"seconds": 14.2},
+        "pretrain": {"run": "pretrain-7", "seconds": 158.4},
+        "proofs": {"seconds": 1.2},
+        "sft": {"run": "sft-7", "seconds": 61.0},
+        "rl": {"run": "rl-7"},
+    }
+    demo = demo.model_copy(update={"config": {"plan": plan}, "summary": {"phases": phases}})
+    promises = [
+        {"text": "points gained by RL over SFT (sampled)", "value": 36.5, "relation": ">=", "bound": 25.0, "kept": True},
+        {"text": "pass rate of the weakest family", "value": 0.58, "relation": ">=", "bound": 0.6, "kept": False},
+    ]
+    (settings.runs_dir / demo.id).mkdir(parents=True)
+    (settings.runs_dir / demo.id / "report.json").write_text(json.dumps({"promises": promises}))
     pretrain = Run(
         id="pretrain-7",
         kind="pretrain",

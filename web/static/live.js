@@ -1,6 +1,6 @@
-// Parts marked with data-live are fetched again when a job or run they show changes: at most once a second, never while hidden.
+// Parts marked with data-live are fetched again when a job or run they show changes: at most every REST_MS, never while hidden.
 
-const REST_MS = 1000;
+const REST_MS = 1500;
 const part = document.querySelector("[data-live]");
 const about = part?.dataset.of;
 let waiting = false;
@@ -32,7 +32,7 @@ function changed() {
 
 if (part) {
   const stream = new EventSource(about ? `/api/v1/jobs/${encodeURIComponent(about)}/events` : "/api/v1/events");
-  for (const kind of ["job.state", "job.progress", "run.state"]) stream.addEventListener(kind, changed);
+  for (const kind of ["job.state", "job.progress", "run.state", "run.metrics"]) stream.addEventListener(kind, changed);
   stream.addEventListener("end", () => {
     stream.close();
     if (part.querySelector(".pill.live, form[action$='/cancel']")) changed();

@@ -66,7 +66,7 @@ function chart(name) {
   figure.dataset.metric = name;
   const [, title, note, group, share] = KNOWN[rank(name)] ?? [null, null, "", "Counts"];
   const made = new Chart(figure, name, title ?? words(name.replace(/_seconds$/, "")), note, share === "share");
-  made.smoothing = Number(smooth.value);
+  made.smoothing = Number(smooth?.value ?? 0);
   charts.set(name, made);
   const grid = section(group).querySelector(".charts");
   const key = (metric) => [rank(metric), metric];
@@ -104,8 +104,17 @@ async function start() {
     }
     for (const [name, points] of fresh) add(name, points);
   });
-  stream.addEventListener("run.state", refreshHead);
+  for (const kind of ["run.state", "job.state"]) stream.addEventListener(kind, refreshSoon);
   addEventListener("pagehide", () => stream.close());
+}
+
+// A run's rollouts end many times a second; its state is looked at now and then.
+let waiting = 0;
+function refreshSoon() {
+  waiting ||= setTimeout(() => {
+    waiting = 0;
+    refreshHead();
+  }, 2000);
 }
 
 async function refreshHead() {
@@ -116,5 +125,5 @@ async function refreshHead() {
   document.querySelector(part).replaceWith(document.adoptNode(page.querySelector(part)));
 }
 
-smooth.addEventListener("change", () => charts.forEach((one) => one.smooth(Number(smooth.value))));
+smooth?.addEventListener("change", () => charts.forEach((one) => one.smooth(Number(smooth.value))));
 start();

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -29,6 +29,17 @@ class Checkpoint(NamedTuple):
     name: str
     size: int
     at: datetime
+
+
+class Phase(NamedTuple):
+    """A phase of a demo: how long it took and what it left behind."""
+
+    name: str
+    seconds: float | None
+    budget_s: float | None
+    run_id: str
+    reports: dict[str, str]
+    """Label of a measurement -> report id."""
 
 
 @router.get("/runs")
@@ -65,6 +76,9 @@ def detail(request: Request, run_id: str, store: StoreDep, settings: SettingsDep
         "run.html",
         "/runs",
         run=run,
+        phases=_phases(run),
+        promises=_promises(settings, run),
+        summary={k: v for k, v in run.summary.items() if k != "phases"},
         config=json.dumps(run.config, indent=2, sort_keys=True, ensure_ascii=False),
         ancestors=_ancestors(store, run),
         children=store.runs(parent=run_id, limit=50).items,
@@ -88,6 +102,26 @@ def _ancestors(store: Store, run: Run) -> list[Run]:
         seen.add(run.id)
         line.insert(0, run)
     return line
+
+
+def _phases(run: Run) -> list[Phase]:
+    """In the order in which they began; empty for a run that is no demo."""
+    phases = run.summary.get("phases")
+    budgets = (run.config.get("plan") or {}).get("budget_s") or {}
+    out = []
+    for name, found in phases.items() if isinstance(phases, dict) else ():
+        evaluated = {k: v for k, v in found.items() if isinstance(v, str)} if name in ("before", "after") else {}
+        out.append(Phase(name, found.get("seconds"), budgets.get(name), str(found.get("run") or ""), evaluated))
+    return out
+
+
+def _promises(settings: Settings, run: Run) -> list[dict[str, Any]]:
+    """What a finished demo promised and measured, out of its report; empty before."""
+    try:
+        document = json.loads((settings.runs_dir / Path(run.id).name / "report.json").read_text(encoding="utf-8"))
+        return [p for p in document["promises"] if {"text", "value", "relation", "bound", "kept"} <= set(p)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _checkpoints(settings: Settings, run_id: str) -> list[Checkpoint]:
