@@ -113,6 +113,15 @@ def read(uri: str, settings: Settings, *, python: str = "3.11") -> Package | Tut
     raise SourceError(f"expected pypi:NAME==VERSION, file:PATH or man:PAGE, got {uri!r}")
 
 
+def lessons(uri: str) -> list[str]:
+    """The tutorials that a URI stands for: itself, or, for a folder without texts, every folder in it that has a SOURCE.toml."""
+    scheme, _, rest = uri.partition(":")
+    path = Path(rest).expanduser()
+    if scheme != "file" or not path.is_dir() or any(_is_text(p) for p in path.iterdir()):
+        return [uri]
+    return [f"file:{stated.parent}" for stated in sorted(path.rglob("SOURCE.toml"))] or [uri]
+
+
 def _package(uri: str, rest: str, settings: Settings, python: str) -> Package:
     try:
         wanted = Requirement(rest)
@@ -252,9 +261,6 @@ def _licence(metadata: bytes) -> str:
 
 
 def _tutorial(uri: str, path: Path) -> Tutorial:
-    if path.is_dir() and not any(_is_text(p) for p in path.iterdir()):
-        # A folder of tutorials: the first that holds texts.
-        path = next((p.parent for p in sorted(path.rglob("SOURCE.toml")) if any(_is_text(q) for q in p.parent.iterdir())), path)
     if not path.exists():
         raise NotFound(f"expected a tutorial at {path}, there is nothing; give the path of a text or of a folder with texts")
     base = path if path.is_dir() else path.parent

@@ -124,14 +124,15 @@ async def _generate(order: Order, worker: Worker, ctx: JobContext) -> dict[str, 
     if order.source.startswith("shell:"):
         raise ConfigError(f"expected kind shell for {order.source!r}, got {order.kind!r}")
     python = await _python(worker)
-    fetched = await asyncio.to_thread(sources.read, order.source, ctx.settings, python=python)
+    fetched = [await asyncio.to_thread(sources.read, uri, ctx.settings, python=python) for uri in sources.lessons(order.source)]
     if order.kind == "mutation":
-        if not isinstance(fetched, sources.Package):
+        if not isinstance(fetched[0], sources.Package):
             raise SourceError(f"mutation needs a package (pypi:NAME==VERSION), got {order.source!r}")
-        return await _mutation(order, fetched, worker, ctx)
-    if not isinstance(fetched, sources.Tutorial):
+        return await _mutation(order, fetched[0], worker, ctx)
+    tutorials = [each for each in fetched if isinstance(each, sources.Tutorial)]
+    if len(tutorials) != len(fetched):
         raise SourceError(f"tutorial needs a text (file:PATH or man:PAGE), got {order.source!r}")
-    return await _tutorial(order, fetched, worker, ctx)
+    return await _tutorial(order, tutorials, worker, ctx)
 
 
 async def _shell(order: Order, worker: Worker, ctx: JobContext) -> dict[str, Any]:
@@ -180,13 +181,20 @@ async def _mutation(order: Order, package: sources.Package, worker: Worker, ctx:
     return made | {"tests_run": screen.executions, "screening_cpu_seconds": round(screen.cpu_s, 3)}
 
 
-async def _tutorial(order: Order, fetched: sources.Tutorial, worker: Worker, ctx: JobContext) -> dict[str, Any]:
-    key = {"source": fetched.source.digest, "gates": order.gates}
+async def _tutorial(order: Order, lessons: list[sources.Tutorial], worker: Worker, ctx: JobContext) -> dict[str, Any]:
+    key = {"source": [lesson.source.digest for lesson in lessons], "gates": order.gates}
     provider, images = await worker.provider(), await worker.images()
 
     async def proposals() -> AsyncGenerator[Proposal, None]:
-        async for made in tutorial.draft(fetched, provider, images, order.seed):
-            yield Proposal(made.index, made.draft, made.reason)
+        """Candidates of the lessons in turns; a candidate's number tells its lesson."""
+        streams = {n: tutorial.draft(lesson, provider, images, order.seed) for n, lesson in enumerate(lessons)}
+        while streams:
+            for n, stream in list(streams.items()):
+                made = await anext(stream, None)
+                if made is None:
+                    del streams[n]
+                    continue
+                yield Proposal(made.index * len(lessons) + n, made.draft, made.reason)
 
     return await _take(order, proposals(), key, worker, ctx, at_once=4)
 

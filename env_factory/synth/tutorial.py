@@ -12,6 +12,7 @@ written is put there, and counts as the state that later commands start from.
 from __future__ import annotations
 
 import asyncio
+import html
 import io
 import logging
 import posixpath
@@ -258,19 +259,19 @@ def _before(steps: Sequence[Step], i: int, initial: Tree) -> Tree:
 
 
 def _order(windows: Sequence[Window], seed: int) -> list[Window]:
-    """Two and three commands before four and one; within a size, those that overlap no earlier one first."""
+    """Windows that share no command first, the larger before the smaller; then those that overlap an earlier one."""
     rng = random.Random(f"tutorial/{seed}")
-    ordered: list[Window] = []
-    for size in (3, 2, 4, 1):
-        same = [w for w in windows if len(w.acting) == size]
-        rng.shuffle(same)
-        apart, taken = [], set[int]()
-        for window in same:
+    shuffled = sorted(windows, key=lambda w: w.acting)
+    rng.shuffle(shuffled)
+    apart: list[Window] = []
+    taken: set[int] = set()
+    for size in (2, 3, 1):
+        for window in (w for w in shuffled if len(w.acting) == size):
             if taken.isdisjoint(window.acting):
                 apart.append(window)
                 taken.update(window.acting)
-        ordered += apart + [w for w in same if w not in apart]
-    return ordered
+    others = [w for size in (3, 2, 4, 1) for w in shuffled if len(w.acting) == size and w not in apart]
+    return apart + others
 
 
 def _draft(source: Tutorial, steps: Sequence[Step], window: Window, initial: Tree, seed: int, index: int) -> Draft | str:
@@ -349,7 +350,7 @@ def _draft(source: Tutorial, steps: Sequence[Step], window: Window, initial: Tre
 
 def _goal(line: Line, commands: Sequence[str]) -> str:
     """The last sentences before a command, whole commands taken out of them; the names of programs may stay."""
-    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", line.prose)
+    text = html.unescape(re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", line.prose))
     paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", text) if p.strip()]
     sentences = [s for p in paragraphs for s in re.split(r"(?<=[.:!?])\s+(?=[A-Z`])", p)]
     programs = {c.split()[0] for c in commands} | {"ls", "man", "cat"}

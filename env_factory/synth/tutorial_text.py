@@ -120,9 +120,13 @@ def _markdown(text: str) -> Iterator[_Block]:
     boxes: list[bool] = []
     body: list[str] | None = None
     fence = indent = language = ""
-    for line in re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S).splitlines():
+    rows = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S).splitlines()
+    for at, line in enumerate(rows):
         if body is not None:
             if line.strip().startswith(fence) and not line.strip().strip(fence[0]):
+                # Kramdown, the older lesson sites' Markdown, names the language behind the block.
+                named = re.match(r"\{:\s*\.(?:language-)?([\w-]+)", rows[at + 1].strip()) if at + 1 < len(rows) else None
+                language = language or (named.group(1) if named else "console")
                 if not any(boxes):
                     yield _Block(language, body, heading, "\n".join(prose))
                     prose = []
@@ -145,7 +149,7 @@ def _markdown(text: str) -> Iterator[_Block]:
             if not any(boxes):
                 heading, prose = title.group(1), []
             continue
-        if not any(boxes):
+        if not any(boxes) and not line.startswith((">", "{:")):
             prose.append(line)
 
 
