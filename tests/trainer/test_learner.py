@@ -1,0 +1,172 @@
+"""The learner and its doors: a run row in, checkpoints and curves out; errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymsmith.config import Settings
+from gymsmith.errors import ConfigError, Fenced, InfrastructureError, NotFound, UserError
+from gymsmith.ids import ulid
+from gymsmith.schema import Job, Run, State
+from gymsmith.store import Store
+from gymsmith.worker import Context
+from trainer import checkpoint, tasks
+from trainer.config import load_recipe, parse_train
+from trainer.learner import Learner
+
+RECIPE: dict[str, Any] = {
+    "name": "test",
+    "tokenizer": {"vocab_size": 300},
+    "model": {"dim": 16, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "ffn_dim": 16, "max_positions": 384, "logit_gain": True},
+    "pretrain": {"steps": 8, "rows": 4, "length": 64, "save": {"every_steps": 3}},
+    "sft": {"epochs": 2, "demonstrations": 4, "gain_shift": 0.25},
+    "engine": {"slots": 8, "context": 384},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(Settings(home=tmp_path / "home")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    rows = [
+        {"segments": [["task", f"show note{i}"], ["act", f"cat note{i}"], ["obs", "x" * i], ["act", "exit"]]} for i in range(60)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run_of(store: Store, stage: str, **config: Any) -> Run:
+    run = Run(id=ulid(), kind=stage, config={"recipe": RECIPE, "seed": 3, **config})
+    store.put_run(run)
+    return run
+
+
+def learn(store: Store, run: Run) -> dict[str, Any]:
+    return Learner(store, run, parse_train(run.kind, run.config)).learn()
+
+
+def test_pretrain_then_sft(store: Store, corpus: Path, tmp_path: Path) -> None:
+    first = run_of(store, "pretrain", corpus=str(corpus))
+    summary = learn(store, first)
+    done = store.run(first.id)
+    assert done.state is State.SUCCEEDED and done.summary == summary and done.finished_at is not None
+    assert (store.settings.tokenizers_dir / summary["tokenizer"]).is_file()
+    found = checkpoint.load(store.settings.home / done.checkpoint)
+    assert checkpoint.weights_digest(found.weights) == summary["weights_digest"] and found.step == 8
+    assert [m.step for m in store.metrics(first.id, ["loss"])] == list(range(1, 9))
+    again = learn(store, first)
+    assert again["resumed"] and again["weights_digest"] == summary["weights_digest"], "a finished run is not trained again"
+    twin = run_of(store, "pretrain", corpus=str(corpus))
+    assert learn(store, twin)["weights_digest"] == summary["weights_digest"], "the same seed gives the same weights"
+
+    shown = tmp_path / "demonstrations.jsonl"
+    rows = [{"instruction": f"show note{i}", "steps": [[f"cat note{i}", "hello"], ["exit", ""]]} for i in range(10)]
+    shown.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    second = run_of(store, "sft", start=done.checkpoint, demonstrations=str(shown))
+    taught = learn(store, second)
+    assert taught["steps"] == 2 * 3 and taught["tokenizer"] == summary["tokenizer"]
+    after = checkpoint.load(store.settings.home / store.run(second.id).checkpoint)
+    for frozen in ("embedding.token.weight", "head.weight"):
+        assert after.weights[frozen].equal(found.weights[frozen])
+    assert not after.weights["blocks.0.ffn.up.weight"].equal(found.weights["blocks.0.ffn.up.weight"])
+    assert learn(store, second)["weights_digest"] == taught["weights_digest"], "the gain is shifted once"
+
+
+def test_a_damaged_checkpoint_costs_steps_not_the_run(store: Store, corpus: Path) -> None:
+    run = run_of(store, "pretrain", corpus=str(corpus))
+    digest = learn(store, run)["weights_digest"]
+    folder = store.settings.runs_dir / run.id / "checkpoints" / "00000008"
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    assert learn(store, run)["weights_digest"] == digest
+
+
+def test_what_is_missing_is_said(store: Store, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a corpus"):
+        parse_train("pretrain", {"recipe": RECIPE})
+    with pytest.raises(ConfigError, match="needs a checkpoint"):
+        parse_train("rl", {"recipe": RECIPE})
+    with pytest.raises(ConfigError, match=r"rl\.stepz"):
+        load_recipe("demo", ["rl.stepz=4"])
+    with pytest.raises(ConfigError, match="key=value"):
+        load_recipe("demo", ["rl.steps"])
+    with pytest.raises(NotFound, match="nowhere"):
+        learn(store, run_of(store, "pretrain", corpus=str(tmp_path / "nowhere")))
+    with pytest.raises(NotFound, match="no-such"):
+        learn(store, run_of(store, "sft", start="no-such", demonstrations=str(corpus)))
+
+
+def test_every_recipe_of_ours_is_sound() -> None:
+    for name in ("demo", "demo_quick"):
+        recipe = load_recipe(name, ["rl.steps=7", 'rollout.context={"keep_recent_k" = 2}'])
+        assert recipe.rl.steps == 7 and recipe.rollout.context.keep_recent_k == 2
+        assert recipe.model.vocab_size == recipe.tokenizer.vocab_size
+
+
+def context(store: Store, kind: str, run: Run) -> Context:
+    """A claimed job's context, as a worker makes it."""
+    job, _ = store.put_job(Job(id=ulid(), kind=kind, queue="train", run_id=run.id))
+    claimed = store.claim(job.id, "test")
+    assert claimed is not None
+    return Context(claimed, store)
+
+
+def test_the_doors_train_serve_and_refuse(store: Store, corpus: Path) -> None:
+    run = run_of(store, "pretrain")
+    ctx = context(store, "train", run)
+    with pytest.raises(ConfigError, match="needs a corpus"):
+        tasks.train({"stage": "pretrain", "run_id": run.id, "config": {"recipe": RECIPE}}, ctx)
+    with pytest.raises(ConfigError, match="run_id"):
+        tasks.train({"stage": "pretrain"}, ctx)
+    summary = tasks.train({"stage": "pretrain", "run_id": run.id, "config": {"recipe": RECIPE, "corpus": str(corpus)}}, ctx)
+    assert summary["steps"] == 8 and store.job(ctx.job.id).progress["total"] == 8
+
+    served = run_of(store, "serve")
+    ctx = context(store, "serve", served)
+    ended: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            tasks.serve({"checkpoint": store.run(run.id).checkpoint, "run_id": served.id}, ctx)
+        except Fenced as e:
+            ended.append(e)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not store.run(served.id).engine_url and time.monotonic() < deadline:
+        time.sleep(0.02)
+    row = store.run(served.id)
+    assert row.summary["tokenizer"] == summary["tokenizer"] and row.policy_version == "8"
+    body = {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 3}, "return_logprob": True}
+    request = urllib.request.Request(
+        row.engine_url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert json.load(answer)["meta_info"]["weight_version"] == "8"
+    ctx.stop_reason = "cancelled"
+    thread.join(20)
+    assert ended and store.run(served.id).engine_url == ""
+
+
+def test_the_learners_own_error_comes_through(store: Store, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"segments": [["task", "x"')
+    run = run_of(store, "pretrain")
+    config = {"recipe": RECIPE, "corpus": str(broken)}
+    with pytest.raises(UserError, match="is not JSON") as error:
+        tasks.train({"stage": "pretrain", "run_id": run.id, "config": config}, context(store, "train", run))
+    assert not isinstance(error.value, InfrastructureError)
+    assert store.run(run.id).state is State.FAILED
