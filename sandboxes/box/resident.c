@@ -204,6 +204,8 @@ _Noreturn void resident_run(const struct box *box) {
         int wait = until <= now ? 0 : until - now > 1000000000 ? 1000000 : (int)((until - now + 999) / 1000);
         if (poll(polls, (nfds_t)used, wait) < 0 && errno != EINTR)
             _exit(1);
+        if (pipes > 2 && polls[2].revents & (POLLERR | POLLHUP))
+            _exit(0); /* nobody reads us any more */
         if (queue_start < queue_end)
             flush_queue();
         exec_poll_done(polls, pipes, used);
