@@ -1,8 +1,8 @@
 """Text for pre-training a small agent: logs of shell sessions, and drills, both in the shape of a chat.
 
-`session` makes up a folder and commands; somebody with a sandbox runs them (one long-lived shell, a folder per session, is enough)
-and `document` joins commands and real outputs. `drill` needs no execution: short orders with the command that carries them out, and
-listings that have to be read. Neither contains a task of the shell families from its order to its end.
+`session` makes up a folder and commands; somebody with a sandbox runs them (one long-lived shell, a folder per session, is
+enough) and `document` joins commands and real outputs. `drill` needs no execution: short orders with the command that carries
+them out, and listings that have to be read. Neither contains a task of the shell families from its order to its end.
 
 Everything is a function of the `random.Random` that is passed in.
 """
@@ -157,7 +157,7 @@ def document(played: Session, outputs: Sequence[str]) -> list[Turn]:
 
 
 def drill(rng: random.Random) -> list[Turn]:
-    """One exercise: orders and their commands, a list or a table of orders, where to look, which file, an answer to use, copying."""
+    """One exercise: orders and their commands, lists of orders, where to look, which file, an answer to use, copying."""
     words = rng.sample(WORDS, 14)
     kind = rng.randrange(13)
     if kind < 2:
@@ -194,7 +194,7 @@ def single(rng: random.Random, words: Sequence[str]) -> list[Turn]:
 
 def several(rng: random.Random, words: Sequence[str]) -> list[Turn]:
     """Two or three orders at once, in one request or one file, carried out one after the other."""
-    orders = []
+    orders: list[tuple[str, str]] = []
     while len(orders) < (2 if rng.random() < 0.6 else 3):
         i = 3 * len(orders)
         chosen = phrase(rng, words[i], words[i + 1], rng.choice((words[i + 2], number(rng))))

@@ -1,8 +1,8 @@
-"""Parametric shell tasks: `make(family, level, seed, split)` is a pure function to a `ShellTask`, `draft` wraps one for the factory.
+"""Parametric shell tasks: `make(family, level, seed, split)` is a pure function to a `ShellTask`, `draft` wraps it for the factory.
 
 The families are in `shell_families.py`. Here a scene gets its verifier (a POSIX script that compares the whole folder with the
-folder of a solved task, from `cksum` and shell built-ins alone), the tool that it is played with, and `looked`, which tells from a
-transcript whether the answer was seen before it was given. Nothing is executed here.
+folder of a solved task, from `cksum` and shell built-ins alone), the tool that it is played with, and `looked`, which tells from
+a transcript whether the answer was seen before it was given. Nothing is executed here.
 """
 
 import random
@@ -108,7 +108,7 @@ _CRC = _crc_table()
 
 
 def verifier(files: Mapping[str, str], changes: Sequence[Change]) -> tuple[str, tuple[str, ...]]:
-    """The test script and the ids it reports: one per change, `kept` for all other files, `only` for nothing else in the folder."""
+    """The test script and the ids it reports: one per change, `kept` for all other files, `only` for nothing else there."""
     end = {path: Change(path, Kind.TEXT, body) for path, body in files.items()}
     end.update((change.path, change) for change in changes)
     touched = {change.path for change in changes}
@@ -135,7 +135,7 @@ def verifier(files: Mapping[str, str], changes: Sequence[Change]) -> tuple[str, 
 
 
 def looked(task: ShellTask, transcript: Sequence[tuple[str, str]]) -> bool:
-    """Whether every hidden token stood in an output before the first changing command that names it, for (command, output) pairs."""
+    """Whether every hidden token stood in an output before the first changing command that names it; pairs (command, output)."""
     return looking.looked(task.hidden, [Step(action=command, observation=output) for command, output in transcript]) is True
 
 

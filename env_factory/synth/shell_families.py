@@ -1,8 +1,7 @@
 """The parametric families: small shell tasks whose answer stands in a file that the agent has to look into.
 
-Each family is one pure function `(rng, draw, level) -> Scene`. Level 1 takes one look, every further level takes another hop, fault
-or item, and what to do next can always be read off the last output. The rules that make looking necessary, checked by
-`tests/env_factory/test_shell.py`:
+Each family is one pure function `(rng, draw, level) -> Scene`. Level 1 takes one look (a note must be found first), every further
+level takes another hop, fault or item. The rules that make looking necessary, checked by `tests/env_factory/test_shell.py`:
 
 - the answer hangs on hidden tokens (words of a list of 60 or 210, numbers out of 900), never on a choice among a few files;
 - the environment accepts one simple command per action (`shell.TOOL`), so a value cannot be piped from a file into another;
@@ -326,7 +325,7 @@ def ends(rng: random.Random, draw: Draw, level: int) -> Scene:
 
 
 def count(rng: random.Random, draw: Draw, level: int) -> Scene:
-    """How many lines a log has (10 to 99); from level 2 on an index names the log, at level 3 two logs are asked for. Never trained on."""
+    """How many lines a log has (10 to 99). Level 2: an index names the log; level 3: it names two. Never trained on."""
     pool = draw(12)
     logs, listing, outs, filler = pool[:2], pool[2], pool[3:5], pool[5:]
     sizes = rng.sample(range(10, 100), 2)
