@@ -178,7 +178,7 @@ class Learner:
     def _collector(self, model: Transformer, chat: Chat) -> Collector:
         recipe = self.config.recipe
         engine = Engine(model.config, recipe.engine)
-        return Collector(self.store, self.run.id, engine, recipe, chat.name, self.config.seed, self._check)
+        return Collector(self.store, self.run.id, engine, recipe, chat.name, self.config.seed, self._check, self.job_id)
 
     def _trainer(
         self,

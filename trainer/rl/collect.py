@@ -33,11 +33,20 @@ class Collector:
     """The engine of one run, and the rollouts that it serves. A context manager; owns its event loop."""
 
     def __init__(
-        self, store: Store, run_id: str, engine: Engine, recipe: Recipe, tokenizer: str, seed: int, check: Callable[[], None]
+        self,
+        store: Store,
+        run_id: str,
+        engine: Engine,
+        recipe: Recipe,
+        tokenizer: str,
+        seed: int,
+        check: Callable[[], None],
+        job_id: str = "",
     ) -> None:
-        """`tokenizer`: its name under the tokenizers folder. `check`: called while waiting; raises to stop."""
+        """`tokenizer`: its name under the tokenizers folder. `check`: called while waiting; raises to stop. `job_id`: the job
+        that the rollouts are parts of; cancelling it cancels them."""
         self.store, self.run_id, self.engine, self.recipe = store, run_id, engine, recipe
-        self.tokenizer, self.seed, self.check = tokenizer, seed, check
+        self.tokenizer, self.seed, self.check, self.job_id = tokenizer, seed, check, job_id
         self.temperature = recipe.rollout.temperature
         self.loop = asyncio.new_event_loop()
         self.server: EngineServer | None = None
@@ -91,7 +100,7 @@ class Collector:
 
     def _run(self, orders: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[Trajectory]]:
         """Trajectories of one job per order."""
-        submitted = jobs.submit_many(self.store, "rollout", orders, keys=keys, run_id=self.run_id)
+        submitted = jobs.submit_many(self.store, "rollout", orders, keys=keys, parent=self.job_id, run_id=self.run_id)
         ids = [job.id for job in submitted]
         self._do(self._wait(ids))
         done = self.store.jobs_by_id(ids)
