@@ -1,4 +1,4 @@
-"""Parametric shell tasks: `make(family, level, seed, split)` is a pure function to a `ShellTask`, `draft` wraps it for the factory.
+"""Parametric shell tasks: `make(family, level, seed, split)` is a pure function to a `ShellTask`, `draft` wraps it up.
 
 The families are in `shell_families.py`. Here a scene gets its verifier (a POSIX script that compares the whole folder with the
 folder of a solved task, from `cksum` and shell built-ins alone), the tool that it is played with, and `looked`, which tells from
