@@ -20,6 +20,7 @@ import gc
 import io
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -32,6 +33,7 @@ import pytest
 
 MAX_FAILURES = 12
 MAX_TEXT = 600
+MAX_MEMORY_BYTES = 768 * 1024 * 1024
 MAX_BEFORE = 12
 
 
@@ -265,6 +267,9 @@ def run(request: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
         try:
             os.close(read_end)
             os.setsid()
+            # A fault that eats memory is a failing test, not the end of the sandbox.
+            resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             run_child(request, run, write_end)
         finally:
             os._exit(0)
