@@ -96,7 +96,7 @@ def _templates() -> Environment:
         spans=lambda text: ansi.spans(str(text)),
         plain=lambda text: ansi.plain(str(text)),
         path=lambda text: quote(str(text), safe=""),
-        num=lambda n: f"{n:,}".replace(",", " "),
+        num=lambda n: f"{n:,}".replace(",", "\u202f"),
         ago=ago,
         dur=duration,
         size=size,

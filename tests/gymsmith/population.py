@@ -231,6 +231,8 @@ def curves(run_id: str, steps: int, seed: int) -> list[Metric]:
             "decode_tokens": 15_600 + rng.gauss(0, 800),
             "rollout_seconds": 2.6 + rng.gauss(0, 0.15),
             "seconds": 3.4 + rng.gauss(0, 0.2),
+            "pass_rate/chain/1": min(1.0, rate + 0.1),
+            "pass_rate/chain/2": max(0.0, rate - 0.15),
         }.items():
             out.append(Metric(run_id=run_id, step=step, name=name, value=value))
     return out

@@ -252,7 +252,7 @@ def test_search_as_you_type_and_without_script(site: Site) -> None:
 def test_points_are_drawn_as_they_are_logged(site: Site) -> None:
     page = site.open("/runs/rl-7")
     latest = page.locator("figure[data-metric=reward] output")
-    page.wait_for_function("() => document.querySelectorAll('figure').length === 16")
+    page.wait_for_function("() => document.querySelectorAll('figure').length === 17")
     page.wait_for_timeout(300)
     assert page.locator("figure[data-metric=reward] canvas").evaluate("c => c.width / c.clientWidth") == pytest.approx(
         page.evaluate("devicePixelRatio"), rel=0.01
@@ -269,7 +269,9 @@ def test_points_are_drawn_as_they_are_logged(site: Site) -> None:
         delays.append(time.monotonic() - start)
     assert statistics.median(delays) < 2.0 and latest.inner_text() == "0.2468"
     site.store.put_metrics([Metric(run_id="rl-7", step=60, name="brand_new", value=5.0)])
-    page.wait_for_selector("figure[data-metric=brand_new]")
+    page.wait_for_selector("figure[data-metric=brand_new]", state="attached")
+    levels = page.locator("figure[data-metric='pass_rate/chain'] output span")
+    assert levels.count() == 2, "one chart holds all levels of a family"
     canvas = page.locator("figure[data-metric=reward] canvas")
     canvas.focus()
     page.keyboard.press("ArrowRight")

@@ -1,6 +1,7 @@
-// A line chart on a canvas: sharp at any device pixel ratio, live, with a cross-hair. One curve each; gaps where a value is not finite.
+// A line chart on a canvas: sharp at any device pixel ratio, live, with a cross-hair. One line or a few; gaps where a value is not finite.
 
 const PAD = { left: 46, right: 10, top: 10, bottom: 20 };
+const COLOURS = ["--series-1", "--series-2", "--series-3", "--series-4"];
 const fine = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
 
 export function format(value) {
@@ -18,12 +19,23 @@ function ticks(low, high, count) {
   return out;
 }
 
+function smoothed(points, weight) {
+  let mean = 0;
+  let mass = 0;
+  return points.map(([step, value]) => {
+    if (value === null) return [step, null];
+    mean = weight * mean + (1 - weight) * value;
+    mass = weight * mass + (1 - weight);
+    return [step, mean / mass];
+  });
+}
+
 export class Chart {
-  constructor(figure, name, title, note, isRate) {
-    this.isRate = isRate;
-    this.name = name;
+  // `isShare`: values are shares and are read against 0 and 1 unless all are small.
+  constructor(figure, title, note, isShare) {
     this.title = title;
-    this.points = [];
+    this.isShare = isShare;
+    this.lines = new Map();
     this.smoothing = 0;
     this.hover = null;
     const caption = document.createElement("figcaption");
@@ -38,6 +50,7 @@ export class Chart {
     caption.append(label, this.output);
     this.canvas = document.createElement("canvas");
     this.canvas.setAttribute("role", "img");
+    this.canvas.setAttribute("aria-label", title);
     this.canvas.tabIndex = 0;
     figure.append(caption, this.canvas);
     new ResizeObserver(() => this.draw()).observe(this.canvas);
@@ -47,23 +60,34 @@ export class Chart {
     this.canvas.addEventListener("blur", () => this.point(null));
     this.canvas.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-      if (!by || !this.points.length) return;
+      const steps = this.steps();
+      if (!by || !steps.length) return;
       event.preventDefault();
-      const at = this.hover ?? (by > 0 ? -1 : this.points.length);
-      this.hover = Math.min(Math.max(at + by, 0), this.points.length - 1);
+      const at = this.hover === null ? (by > 0 ? -1 : steps.length) : steps.indexOf(this.hover);
+      this.hover = steps[Math.min(Math.max(at + by, 0), steps.length - 1)];
       this.draw();
     });
   }
 
-  // Points are [step, value] by step; one of a known step replaces it.
-  add(points) {
+  // Points are [step, value] by step; one of a known step replaces it. `line` names the line they belong to.
+  add(points, line = "") {
+    if (!this.lines.has(line)) this.lines = new Map([...this.lines, [line, []]].sort(([a], [b]) => (a < b ? -1 : 1)));
+    const known = this.lines.get(line);
     for (const [step, value] of points) {
-      let at = this.points.length;
-      while (at > 0 && this.points[at - 1][0] > step) at--;
-      if (at > 0 && this.points[at - 1][0] === step) this.points[at - 1][1] = value;
-      else this.points.splice(at, 0, [step, value]);
+      let at = known.length;
+      while (at > 0 && known[at - 1][0] > step) at--;
+      if (at > 0 && known[at - 1][0] === step) known[at - 1][1] = value;
+      else known.splice(at, 0, [step, value]);
     }
     this.draw();
+  }
+
+  points(line = "") {
+    return this.lines.get(line) ?? [];
+  }
+
+  steps() {
+    return [...new Set([...this.lines.values()].flatMap((points) => points.map(([step]) => step)))].sort((a, b) => a - b);
   }
 
   smooth(weight) {
@@ -72,33 +96,54 @@ export class Chart {
   }
 
   point(x) {
-    if (x === null || !this.points.length) this.hover = null;
+    const steps = this.steps();
+    if (x === null || !steps.length) this.hover = null;
     else {
-      const step = this.firstStep + ((x - PAD.left) / (this.width - PAD.left - PAD.right)) * (this.lastStep - this.firstStep || 1);
-      let best = 0;
-      for (let i = 1; i < this.points.length; i++) if (Math.abs(this.points[i][0] - step) < Math.abs(this.points[best][0] - step)) best = i;
-      this.hover = best;
+      const wanted = this.first + ((x - PAD.left) / (this.width - PAD.left - PAD.right)) * (this.last - this.first || 1);
+      this.hover = steps.reduce((best, step) => (Math.abs(step - wanted) < Math.abs(best - wanted) ? step : best));
     }
     this.draw();
   }
 
-  smoothed() {
-    let mean = 0;
-    let weight = 0;
-    return this.points.map(([step, value]) => {
-      if (value === null) return [step, null];
-      mean = this.smoothing * mean + (1 - this.smoothing) * value;
-      weight = this.smoothing * weight + (1 - this.smoothing);
-      return [step, mean / weight];
-    });
-  }
-
   draw() {
-    if (this.scheduled) return;
-    this.scheduled = requestAnimationFrame(() => {
+    this.scheduled ||= requestAnimationFrame(() => {
       this.scheduled = 0;
       this.paint();
     });
+  }
+
+  // What the caption says: the newest values, or those under the cross-hair.
+  tell(colour) {
+    const parts = [...this.lines].map(([name, points], i) => {
+      const found = this.hover === null ? points.findLast(([, value]) => value !== null) : points.find(([step]) => step === this.hover);
+      const part = document.createElement("span");
+      part.textContent = this.lines.size > 1 && found ? Number(found[1]?.toFixed(2)) : format(found?.[1]);
+      if (this.lines.size > 1) {
+        part.title = `${this.lineTitle} ${name}`;
+        part.style.color = colour(COLOURS[i % COLOURS.length]);
+      }
+      return part;
+    });
+    const where = this.hover === null ? [] : [document.createTextNode(` at ${this.hover}`)];
+    this.output.replaceChildren(...parts.flatMap((part, i) => (i ? [document.createTextNode(" "), part] : [part])), ...where);
+    const words = [...this.lines].map(([name, points]) => {
+      const values = points.map(([, value]) => value).filter((value) => value !== null);
+      if (!values.length) return "no points";
+      const range = [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))].map(format).join(" to ");
+      return `${name && `${this.lineTitle} ${name} `}${format(values.at(-1))} at step ${points.at(-1)[0]}, range ${range}`;
+    });
+    this.canvas.setAttribute("aria-label", `${this.title}: ${words.join("; ") || "no points"}`);
+  }
+
+  // Lowest and highest value of the axis.
+  range(values) {
+    let low = values.reduce((a, b) => Math.min(a, b));
+    let high = values.reduce((a, b) => Math.max(a, b));
+    if (this.isShare && low >= 0 && high <= 1 && (high > 0.3 || this.lines.size > 1)) return [0, 1];
+    if (low >= 0 && high === 0) return [0, 1];
+    if (low > 0 && low < high * 0.4) low = 0;
+    if (high - low < 1e-12) [low, high] = [low - Math.abs(low) * 0.1, high + Math.abs(high) * 0.1];
+    return [low, high];
   }
 
   paint() {
@@ -106,35 +151,34 @@ export class Chart {
     const ratio = devicePixelRatio || 1;
     const width = (this.width = canvas.clientWidth);
     const height = canvas.clientHeight;
+    const style = getComputedStyle(canvas);
+    const colour = (name) => style.getPropertyValue(name).trim();
+    this.tell(colour);
     if (!width || !height) return;
     if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
     }
-    const style = getComputedStyle(canvas);
-    const colour = (name) => style.getPropertyValue(name).trim();
     const context = canvas.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
-    const values = this.points.map(([, value]) => value).filter((value) => value !== null);
-    const last = values.at(-1);
-    this.output.textContent = this.hover === null ? format(last) : `${format(this.points[this.hover][1])} at ${this.points[this.hover][0]}`;
-    canvas.setAttribute("aria-label", values.length ? `${this.title}: ${format(last)} at step ${this.points.at(-1)[0]}, from ${format(Math.min(...values.slice(-5000)))} to ${format(Math.max(...values.slice(-5000)))}` : `${this.title}: no points`);
+    const all = [...this.lines.values()].flat();
+    const values = all.map(([, value]) => value).filter((value) => value !== null);
     if (!values.length) return;
-
-    this.firstStep = this.points[0][0];
-    this.lastStep = this.points.at(-1)[0];
-    let low = values.reduce((a, b) => Math.min(a, b));
-    let high = values.reduce((a, b) => Math.max(a, b));
-    // Rates are read against 0 and 1; everything else against its own range.
-    if (this.isRate && low >= 0 && high > 0.3 && high <= 1) [low, high] = [0, 1];
-    else if (low > 0 && low < high * 0.4) low = 0;
-    if (high - low < 1e-12) [low, high] = [low - Math.max(Math.abs(low) * 0.1, 1e-6), high + Math.max(Math.abs(high) * 0.1, 1e-6)];
+    this.first = all.reduce((least, [step]) => Math.min(least, step), Infinity);
+    this.last = all.reduce((most, [step]) => Math.max(most, step), -Infinity);
+    const [low, high] = this.range(values);
     const right = width - PAD.right;
     const bottom = height - PAD.bottom;
-    const x = (step) => PAD.left + ((step - this.firstStep) / (this.lastStep - this.firstStep || 1)) * (right - PAD.left);
+    const x = (step) => PAD.left + ((step - this.first) / (this.last - this.first || 1)) * (right - PAD.left);
     const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - PAD.top);
+    const frame = { context, x, y, right, bottom, height };
+    this.paintAxes(frame, low, high, style, colour);
+    [...this.lines.values()].forEach((points, i) => this.paintLine(frame, points, colour(COLOURS[i % COLOURS.length])));
+    if (this.hover !== null) this.paintHover(frame, colour);
+  }
 
+  paintAxes({ context, x, y, right, height }, low, high, style, colour) {
     context.font = `11px ${style.fontFamily}`;
     context.fillStyle = colour("--muted");
     context.strokeStyle = colour("--line");
@@ -150,65 +194,65 @@ export class Chart {
       context.fillText(format(Number(tick.toPrecision(10))), PAD.left - 7, at);
     }
     context.textBaseline = "alphabetic";
-    const steps = this.lastStep > this.firstStep ? ticks(this.firstStep, this.lastStep, Math.max(2, Math.floor(width / 70))).filter(Number.isInteger) : [this.firstStep];
+    const count = Math.max(2, Math.floor(this.width / 70));
+    const steps = this.last > this.first ? ticks(this.first, this.last, count).filter(Number.isInteger) : [this.first];
     for (const step of steps) {
       context.textAlign = x(step) > right - 14 ? "right" : x(step) < PAD.left + 14 ? "left" : "center";
       context.fillText(format(step), x(step), height - 5);
     }
+  }
 
-    const line = (points, stroke, alpha, thickness) => {
-      context.globalAlpha = alpha;
-      context.strokeStyle = stroke;
-      context.lineWidth = thickness;
-      context.lineJoin = "round";
-      context.beginPath();
-      let down = false;
-      for (const [step, value] of points) {
-        if (value === null) down = false;
-        else {
-          if (down) context.lineTo(x(step), y(value));
-          else context.moveTo(x(step), y(value));
-          down = true;
-        }
-      }
-      context.stroke();
-      context.globalAlpha = 1;
-    };
-    const main = colour("--series-1");
-    const drawn = this.smoothing ? this.smoothed() : this.points;
-    if (!drawn.some(([, value]) => value === null)) {
+  paintLine({ context, x, y, bottom }, points, main) {
+    if (!points.length) return;
+    const drawn = this.smoothing ? smoothed(points, this.smoothing) : points;
+    if (this.lines.size === 1 && !drawn.some(([, value]) => value === null)) {
       const fill = context.createLinearGradient(0, PAD.top, 0, bottom);
       fill.addColorStop(0, `color-mix(in srgb, ${main} 16%, transparent)`);
       fill.addColorStop(1, `color-mix(in srgb, ${main} 1%, transparent)`);
       context.fillStyle = fill;
       context.beginPath();
-      context.moveTo(x(this.firstStep), bottom);
+      context.moveTo(x(drawn[0][0]), bottom);
       for (const [step, value] of drawn) context.lineTo(x(step), y(value));
-      context.lineTo(x(this.lastStep), bottom);
+      context.lineTo(x(drawn.at(-1)[0]), bottom);
       context.fill();
     }
-    if (this.smoothing) {
-      line(this.points, main, 0.28, 1);
-      line(drawn, main, 1, 2);
-    } else line(this.points, main, 1, 1.6);
-    if (values.length === 1) {
-      context.fillStyle = main;
+    const stroke = (line, alpha, thickness) => {
+      context.globalAlpha = alpha;
+      context.strokeStyle = main;
+      context.lineWidth = thickness;
+      context.lineJoin = "round";
       context.beginPath();
-      context.arc(x(this.firstStep), y(values[0]), 3, 0, 7);
-      context.fill();
-    }
-    const chosen = this.hover === null ? null : this.points[this.hover];
-    if (chosen && chosen[1] !== null) {
-      context.strokeStyle = colour("--line-strong");
-      context.lineWidth = 1;
-      context.beginPath();
-      context.moveTo(Math.round(x(chosen[0])) + 0.5, PAD.top);
-      context.lineTo(Math.round(x(chosen[0])) + 0.5, bottom);
+      let down = false;
+      for (const [step, value] of line) {
+        if (value !== null) context[down ? "lineTo" : "moveTo"](x(step), y(value));
+        down = value !== null;
+      }
       context.stroke();
-      context.fillStyle = main;
-      context.beginPath();
-      context.arc(x(chosen[0]), y(chosen[1]), 3.5, 0, 7);
-      context.fill();
-    }
+      context.globalAlpha = 1;
+    };
+    if (this.smoothing) stroke(points, 0.28, 1);
+    stroke(drawn, 1, this.smoothing ? 2 : 1.6);
+    if (points.length === 1 && points[0][1] !== null) this.dot({ context, x, y }, points[0], main, 3);
+  }
+
+  paintHover(frame, colour) {
+    const { context, x, bottom } = frame;
+    context.strokeStyle = colour("--line-strong");
+    context.lineWidth = 1;
+    context.beginPath();
+    context.moveTo(Math.round(x(this.hover)) + 0.5, PAD.top);
+    context.lineTo(Math.round(x(this.hover)) + 0.5, bottom);
+    context.stroke();
+    [...this.lines.values()].forEach((points, i) => {
+      const found = points.find(([step]) => step === this.hover);
+      if (found && found[1] !== null) this.dot(frame, found, colour(COLOURS[i % COLOURS.length]), 3.5);
+    });
+  }
+
+  dot({ context, x, y }, [step, value], colour, radius) {
+    context.fillStyle = colour;
+    context.beginPath();
+    context.arc(x(step), y(value), radius, 0, 7);
+    context.fill();
   }
 }

@@ -10,7 +10,7 @@ const KNOWN = [
   [/^loss$/, "Loss", "", "Learning"],
   [/^(val_loss|validation_loss)$/, "Validation loss", "", "Learning"],
   [/^(grad_norm|gradient_norm)$/, "Gradient norm", "", "Learning"],
-  [/^(mismatch|logprob_difference_mean)$/, "Mismatch", "trainer against sampler", "Learning"],
+  [/^(mismatch|logprob_difference_mean)$/, "Mismatch", "trainer to sampler", "Learning"],
   [/^logprob_difference_max$/, "Largest mismatch", "nats", "Learning"],
   [/^clip_fraction$/, "Clipped", "share of tokens", "Learning", "share"],
   [/^(rate|lr|learning_rate)$/, "Learning rate", "of its peak", "Learning"],
@@ -18,7 +18,7 @@ const KNOWN = [
   [/^commands$/, "Commands", "an attempt", "Rollouts"],
   [/^exit_fraction$/, "Ended by exit", "share of attempts", "Rollouts", "share"],
   [/^folds$/, "Folds", "an attempt", "Rollouts"],
-  [/^useful$/, "Useful attempts", "in groups that differ", "Rollouts"],
+  [/^useful$/, "Useful attempts", "groups that differ", "Rollouts"],
   [/^errors$/, "Lost attempts", "", "Rollouts"],
   [/^zero_advantage_groups$/, "Groups without a difference", "", "Rollouts", "share"],
   [/^tokens_per_s$/, "Tokens a second", "generated", "Speed"],
@@ -26,16 +26,23 @@ const KNOWN = [
   [/^seconds$/, "Seconds a step", "", "Speed"],
   [/_seconds$/, null, "seconds a step", "Speed"],
 ];
+// One chart for all levels of a family.
+const BY_FAMILY = /^pass_rate\/(.+)\/([^/]*)$/;
 // Curves made of two others, step by step.
 const DERIVED = [["tokens_per_s", "decode_tokens", "rollout_seconds"], ["episodes_per_s", "episodes", "rollout_seconds"]];
-const GROUPS = ["Learning", "Rollouts", "Speed", "Counts"];
+const GROUPS = ["Learning", "Rollouts", "Pass rate by family", "Speed", "Counts"];
+const FOLDED = "Counts";
 const root = document.querySelector("#charts");
-const charts = new Map();
 const smooth = document.querySelector("#smooth");
+const charts = new Map();
 
-function rank(name) {
-  const at = KNOWN.findIndex(([pattern]) => pattern.test(name));
-  return at < 0 ? KNOWN.length : at;
+function place(name) {
+  const family = BY_FAMILY.exec(name);
+  if (family) return { key: `pass_rate/${family[1]}`, line: family[2], title: family[1], note: "by level", group: "Pass rate by family", share: true, rank: 0 };
+  const rank = KNOWN.findIndex(([pattern]) => pattern.test(name));
+  if (rank < 0) return { key: name, line: "", title: words(name), note: "", group: FOLDED, share: false, rank: KNOWN.length };
+  const [, title, note, group, share] = KNOWN[rank];
+  return { key: name, line: "", title: title ?? words(name.replace(/_seconds$/, "")), note, group, share: share === "share", rank };
 }
 
 function words(name) {
@@ -44,11 +51,11 @@ function words(name) {
 }
 
 function section(group) {
-  const found = root.querySelector(`[data-group="${group}"]`);
+  const found = [...root.children].find((other) => other.dataset.group === group);
   if (found) return found;
-  const made = document.createElement("div");
+  const made = document.createElement(group === FOLDED ? "details" : "div");
   made.dataset.group = group;
-  const title = document.createElement("h2");
+  const title = document.createElement(group === FOLDED ? "summary" : "h2");
   title.textContent = group;
   const grid = document.createElement("div");
   grid.className = "charts";
@@ -58,33 +65,34 @@ function section(group) {
   return made;
 }
 
-function chart(name) {
-  if (charts.has(name)) return charts.get(name);
+function chart(where) {
+  if (charts.has(where.key)) return charts.get(where.key);
   document.querySelector("#no-points")?.remove();
   const figure = document.createElement("figure");
   figure.className = "card chart";
-  figure.dataset.metric = name;
-  const [, title, note, group, share] = KNOWN[rank(name)] ?? [null, null, "", "Counts"];
-  const made = new Chart(figure, name, title ?? words(name.replace(/_seconds$/, "")), note, share === "share");
+  figure.dataset.metric = where.key;
+  figure.dataset.rank = where.rank;
+  const made = new Chart(figure, where.title, where.note, where.share);
+  made.lineTitle = "level";
   made.smoothing = Number(smooth?.value ?? 0);
-  charts.set(name, made);
-  const grid = section(group).querySelector(".charts");
-  const key = (metric) => [rank(metric), metric];
-  const later = (a, b) => a[0] > b[0] || (a[0] === b[0] && a[1] > b[1]);
-  grid.insertBefore(figure, [...grid.children].find((other) => later(key(other.dataset.metric), key(name))) ?? null);
+  charts.set(where.key, made);
+  const grid = section(where.group).querySelector(".charts");
+  const later = (other) => Number(other.dataset.rank) - where.rank || (other.dataset.metric > where.key ? 1 : -1);
+  grid.insertBefore(figure, [...grid.children].find((other) => later(other) > 0) ?? null);
   return made;
 }
 
 function add(name, points) {
-  chart(name).add(points);
+  const where = place(name);
+  chart(where).add(points, where.line);
   for (const [made, above, below] of DERIVED) {
     if (name !== above && name !== below) continue;
-    const other = new Map(charts.get(name === above ? below : above)?.points);
+    const other = new Map(charts.get(name === above ? below : above)?.points());
     const ratios = points
       .filter(([step]) => other.has(step))
       .map(([step, value]) => [step, name === above ? value / other.get(step) : other.get(step) / value])
       .map(([step, value]) => [step, Number.isFinite(value) ? value : null]);
-    if (ratios.length) chart(made).add(ratios);
+    if (ratios.length) chart(place(made)).add(ratios);
   }
 }
 

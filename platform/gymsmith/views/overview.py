@@ -43,10 +43,15 @@ def overview(request: Request, store: StoreDep) -> Response:
         trajectories=store.trajectory_outcomes(),
         run_counts=_counts(runs, "succeeded", "running", "failed"),
         job_counts=_counts(jobs, "succeeded", "running", "queued", "failed", "cancelled"),
-        runs=[run_line(store, run) for run in store.runs(limit=LATEST).items],
+        runs=[run_line(store, run) for run in _telling_runs(store)],
         reports=store.reports(limit=LATEST).items,
         jobs_in_flight=(running + queued)[:10],
     )
+
+
+def _telling_runs(store: Store) -> list[Run]:
+    """The newest, without those that only serve weights to others."""
+    return [run for run in store.runs(limit=4 * LATEST).items if run.kind != "serve"][:LATEST]
 
 
 def run_line(store: Store, run: Run) -> RunLine:
