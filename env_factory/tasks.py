@@ -20,7 +20,7 @@ from env_factory import sessions, sources
 from env_factory.gates import Level
 from env_factory.intake import Intake, Ledger, Proposal, prove_again
 from env_factory.synth import corpus as text
-from env_factory.synth import mutation, shell, tutorial
+from env_factory.synth import mutation, screening, shell, tutorial
 from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
 from gymsmith import taskdir
 from gymsmith.errors import ConfigError, SourceError, StoreError
@@ -154,7 +154,7 @@ async def _shell(order: Order, worker: Worker, ctx: JobContext) -> dict[str, Any
 
 async def _mutation(order: Order, package: sources.Package, worker: Worker, ctx: JobContext) -> dict[str, Any]:
     provider, images = await worker.provider(), await worker.images()
-    base = await images.build(mutation.base_dockerfile(package), mutation.base_context(package), wheelhouse=package.wheels)
+    base = await images.build(screening.base_dockerfile(package), screening.base_context(package), wheelhouse=package.wheels)
     key = {"source": package.source.digest, "pins": list(package.pins), "gates": order.gates}
     ledger = _ledger(order, key, ctx)
     settled = frozenset(ledger.lines)
@@ -162,22 +162,22 @@ async def _mutation(order: Order, package: sources.Package, worker: Worker, ctx:
     admitted = sum(not s.reason for s in ledger.lines.values())
     ctx.progress(note="surveying the suite")
     spec = SandboxSpec(image=base.id, user="agent", memory_bytes=1024 * MIB, disk_bytes=512 * MIB, pids=256)
-    async with worker.slots:
-        sandbox = await provider.create(spec)
-        try:
-            screen = mutation.Screen(sandbox, package)
-            await screen.prepare()
+    # Not counted against the slots: proofs wait for those while this one stays.
+    sandbox = await provider.create(spec)
+    try:
+        screen = screening.Screen(sandbox, package)
+        await screen.prepare()
 
-            async def proposals() -> AsyncGenerator[Proposal, None]:
-                known = await mutation.survey(package, screen)
-                async for candidate in mutation.draft(
-                    package, known, screen, order.seed, wanted=order.n - admitted, done=settled, start=given
-                ):
-                    yield Proposal(candidate.index, candidate.draft, candidate.reason)
+        async def proposals() -> AsyncGenerator[Proposal, None]:
+            known = await screening.survey(package, screen)
+            async for candidate in mutation.draft(
+                package, known, screen, order.seed, wanted=order.n - admitted, done=settled, start=given
+            ):
+                yield Proposal(candidate.index, candidate.draft, candidate.reason)
 
-            made = await _take(order, proposals(), key, worker, ctx, at_once=4, wheels=package.wheels)
-        finally:
-            await sandbox.destroy()
+        made = await _take(order, proposals(), key, worker, ctx, at_once=4, wheels=package.wheels)
+    finally:
+        await sandbox.destroy()
     return made | {"tests_run": screen.executions, "screening_cpu_seconds": round(screen.cpu_s, 3)}
 
 

@@ -1,0 +1,167 @@
+"""A package's own suite, run many times in one sandbox: once healthy, then with one fault after another.
+
+What the image and the folders of all environments of a package have in common is decided here too: where the package, its tests
+and what they need lie. Faults and what is made of them are the business of `mutation.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import Any
+
+from env_factory.sources import Package
+from gymsmith.errors import NoTests, SandboxError
+from sandboxes.base import MIB, Sandbox
+
+log = logging.getLogger(__name__)
+
+MIN_P2P = 5
+"""Tests that have to pass with and without a fault."""
+SUITE = "/tests/suite"
+SITE = "/opt/site"
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the healthy package's suite does."""
+
+    passing: tuple[str, ...]
+    """Ids that passed in every run, in the suite's order."""
+    touching: Mapping[tuple[str, int], tuple[str, ...]]
+    """(path of a module in the sdist, first line of a function) -> passing tests that enter it."""
+    everywhere: frozenset[tuple[str, int]]
+    """Functions that run while the package is imported: every test depends on them."""
+    seconds: float
+
+
+class Screen:
+    """One sandbox with the healthy package in it, where suites are run. It belongs to one package and is trusted with nothing."""
+
+    def __init__(self, sandbox: Sandbox, package: Package) -> None:
+        self.sandbox = sandbox
+        self.package = package
+        self.executions = 0
+        """Tests that were run, over all requests."""
+        self.cpu_s = 0.0
+
+    async def prepare(self) -> None:
+        """Put the package, its tests and our program into the sandbox."""
+        program = resources.files("env_factory.probe").joinpath("screen.py").read_bytes()
+        await self.sandbox.put_files({f"/work/{p}": d for p, d in tree(self.package).items()}, owner="agent")
+        await self.sandbox.put_files({f"{SUITE}/{p}": d for p, d in suite(self.package).items()})
+        await self.sandbox.put("/opt/screen.py", program)
+
+    async def run(self, runs: Sequence[Mapping[str, Any]], *, touch: bool = False) -> list[dict[str, Any]]:
+        """Answers of `probe/screen.py`, one for each run."""
+        request = {"rootdir": SUITE, "path": [], "code": "/work", "touch": touch, "runs": list(runs)}
+        await self.sandbox.put("/tmp/request.json", json.dumps(request).encode(), owner="agent")
+        result = await self.sandbox.exec(
+            ["python3", "/opt/screen.py", "/tmp/request.json", "/tmp/answer.json"],
+            cwd="/tmp",
+            user="agent",
+            timeout_s=30 + sum(float(r["timeout_s"]) for r in runs),
+        )
+        self.cpu_s += result.cpu_s
+        if not result.ok:
+            raise SandboxError(
+                f"screening ended with {result.exit_code or result.signal}: {result.output[-800:].decode(errors='replace')}"
+            )
+        answers: list[dict[str, Any]] = json.loads(await self.sandbox.get("/tmp/answer.json", max_bytes=48 * MIB))
+        self.executions += sum(len(a["outcomes"]) for a in answers)
+        return answers
+
+
+def tree(package: Package) -> dict[str, bytes]:
+    """What the agent gets in /work: the package without its tests and without what only its makers need."""
+    tops = {path.split("/")[0] for path in package.code if "/" in path}
+    kept: dict[str, bytes] = {}
+    for path, data in package.files.items():
+        parts = path.split("/")
+        hidden = any(part.startswith(".") or part in ("__pycache__",) or part.endswith((".egg-info", ".pyc")) for part in parts)
+        if hidden or package.is_test(path) or len(data) > 2 * MIB or PurePosixPath(path).name in ("conftest.py", "PKG-INFO"):
+            continue
+        if len(parts) == 1 or parts[0] in tops:
+            kept[path] = data
+    return kept
+
+
+def suite(package: Package) -> dict[str, bytes]:
+    """The hidden tests with everything that lies beside them, and the conftest.py files above them.
+
+    A folder of tests inside a package stops being a package unless its tests import one another relatively: two such folders
+    would otherwise both be called `tests`.
+    """
+    files = {p: d for p, d in package.files.items() if package.is_test(p) or PurePosixPath(p).name == "conftest.py"}
+    for test in package.tests:
+        inside = [p for p in files if p.startswith(test + "/") and p.endswith(".py")]
+        nested = f"{PurePosixPath(test).parent}/__init__.py" in package.files
+        if nested and not any(re.search(rb"^\s*from \.", files[p], re.M) for p in inside):
+            for p in inside:
+                if PurePosixPath(p).name == "__init__.py":
+                    del files[p]
+    return files
+
+
+def base_dockerfile(package: Package) -> str:
+    """The part that all environments of a package share: Python, pytest and what the package needs, without the package."""
+    pip = next(p.name for p in package.wheels.iterdir() if p.name.startswith("pip-"))
+    pins = " ".join(p for p in package.pins if not p.startswith("pip=="))
+    where = " ".join(f"/work/{root}".rstrip("/") for root in package.roots)
+    return (
+        "FROM gymsmith/host\n"
+        f"COPY site {SITE}\n"
+        f"RUN python3 /wheelhouse/{pip}/pip install --quiet --no-index --find-links /wheelhouse --no-cache-dir "
+        f"--disable-pip-version-check --root-user-action ignore --upgrade --target {SITE} {pins}\n"
+        f"ENV PYTHONPATH={where.replace(' ', ':')}:{SITE} PYTHONDONTWRITEBYTECODE=1\n"
+        "WORKDIR /work\n"
+    )
+
+
+def base_context(package: Package) -> dict[str, bytes]:
+    """Build context of `base_dockerfile`: the package's metadata, so that it counts as installed."""
+    name = package.name.replace("-", "_")
+    return {f"site/{name}-{package.version}.dist-info/METADATA": package.metadata}
+
+
+async def survey(package: Package, screen: Screen) -> Survey:
+    """Run the healthy suite three times.
+
+    Raises:
+        NoTests: fewer tests pass every time than an environment needs.
+    """
+    run = {"args": list(package.tests), "timeout_s": 300.0}
+    first = (await screen.run([run], touch=True))[0]
+    again = await screen.run([run, run])
+    runs = [first, *again]
+    counted = Counter(first["order"])
+    passing = [
+        test
+        for test in first["order"]
+        if counted[test] == 1 and _plain(test) and all(r["outcomes"].get(test) == "passed" for r in runs)
+    ]
+    if len(passing) < MIN_P2P + 1:
+        why = next((r["error"] for r in runs if r["error"]), "") or f"{len(first['outcomes'])} tests were found"
+        raise NoTests(
+            f"{package.name}=={package.version}: expected {MIN_P2P + 1} or more tests that pass every time, got {len(passing)}; "
+            f"{why[-600:]}"
+        )
+    touching: dict[tuple[str, int], list[str]] = {}
+    for test in passing:
+        for filename, line in first["touch"].get(test, ()):
+            touching.setdefault((filename.removeprefix("/work/"), line), []).append(test)
+    everywhere = frozenset((filename.removeprefix("/work/"), line) for filename, line in first["imported"])
+    seconds = min(r["seconds"] for r in again)
+    log.info("event=survey package=%s tests=%d passing=%d seconds=%.2f", package.name, len(first["order"]), len(passing), seconds)
+    return Survey(tuple(passing), {k: tuple(v) for k, v in touching.items()}, everywhere, seconds)
+
+
+def _plain(test: str) -> bool:
+    """Whether an id can stand on a line of its own."""
+    return test.isprintable() and len(test) < 400 and test == test.strip()
