@@ -50,7 +50,8 @@ class OptimConfig(Strict):
     """Global gradient norm."""
     freeze: tuple[str, ...] = ()
     """Regular expressions, matched at the start of parameter names, that do not train."""
-    muon_dtype: Literal["float32", "bfloat16"] = "float32"
+    muon_precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the Newton-Schulz iteration; `auto` is bfloat16 where the CPU has instructions for it."""
 
 
 class ScheduleConfig(Strict):
@@ -81,6 +82,8 @@ class PretrainConfig(Strict):
     """Tokens of a row."""
     observation_weight: float = Field(default=1.0, ge=0)
     """Weight of the loss on observation tokens; 1 is a plain language model."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of matrix products; `auto` is bfloat16 where the CPU has instructions for it."""
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     save: SaveConfig = SaveConfig()

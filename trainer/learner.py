@@ -41,6 +41,7 @@ from trainer.engine.scheduler import Engine
 from trainer.loop import Feed, Trainer
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
+from trainer.precision import resolve
 from trainer.rl.collect import Collector
 from trainer.stages import dpo, sft
 from trainer.stages.pretrain import TextFeed
@@ -108,6 +109,7 @@ class Learner:
         model = Transformer(recipe.model.model_copy(update={"vocab_size": chat.vocab_size}), self.config.seed)
         stage = recipe.pretrain
         trainer = self._trainer(model, stage.optim, stage.schedule, stage.steps, stage.save, chat.tokenizer.to_str(), meta)
+        trainer.precision = resolve(stage.precision)
         return self._finish(trainer, TextFeed(loader), {"tokenizer": name, "documents": len(texts)})
 
     def _sft(self, meta: dict[str, Any]) -> dict[str, Any]:

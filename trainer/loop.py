@@ -89,6 +89,8 @@ class Trainer:
     report: Report
     finish: Callable[[Transformer], None] = leave
     """Applied once, between the last update and the last checkpoint."""
+    precision: torch.dtype = torch.float32
+    """Of matrix products; weights and optimizer state are float32."""
     path: Path | None = None
     """The newest checkpoint."""
     step: int = 0
@@ -133,11 +135,13 @@ class Trainer:
             metrics = {name: sum(values) / len(values) for name, values in seen.items()}
             self.step += 1
             metrics["tokens"] = float(self.tokens)
-            metrics["seconds"] = time.perf_counter() - started
             if self.step == self.steps:
                 self.finish(self.model)
             if self.step % self.save.every_steps == 0 or self.step == self.steps:
+                saving = time.perf_counter()
                 self._write(feed)
+                metrics["save_seconds"] = time.perf_counter() - saving
+            metrics["seconds"] = time.perf_counter() - started
             self.report(self.step, metrics)
         return self.path or self._write(feed)
 
@@ -158,7 +162,8 @@ class Trainer:
         total, trained, pieces = 0.0, 0, 0
         for piece in update.pieces:
             pieces += 1
-            loss = piece.loss(self.model)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == torch.bfloat16):
+                loss = piece.loss(self.model)
             value = float(loss.detach())
             if not torch.isfinite(loss.detach()):
                 raise NotFinite(f"expected a finite loss at step {self.step}, got {value}; lower optim.lr or look at its data")

@@ -87,15 +87,25 @@ class Decoder:
         Returns:
             Logits (n, V) for the next token.
         """
-        rows = _up(int(slots.max()) + 1, ROWS) if self.geometry.elastic else self.engine.slots
+        n = len(slots)
+        rows, packed = self.engine.slots, _up(n, ROWS)
+        if self.geometry.elastic:
+            rows = _up(int(slots.max()) + 1, ROWS)
+        # Few sequences among many slots: gathering their caches is cheaper than computing the rows between them.
+        gather = self.geometry.elastic and 2 * packed <= rows
+        if gather:
+            rows, at, pick = packed, np.full(packed, slots[0]), np.arange(n)
+            at[:n] = slots
+        else:
+            at, pick = np.arange(rows), slots
         last = np.full(rows, -1)
-        last[slots] = lengths - 1
-        ids, previous = self._inputs(tokens, np.arange(rows), last)
+        last[pick] = lengths - 1
+        ids, previous = self._inputs(tokens, at, last)
         positions = torch.from_numpy(np.where(last < 0, self.engine.context, last))
         keys = self._keys(int(lengths.max()))
-        attend = self._decode_attend(rows, positions, key_bias(positions[:, None], keys), keys)
+        attend = self._decode_attend(torch.from_numpy(at), gather, positions, key_bias(positions[:, None], keys), keys)
         hidden = self.model.trunk(ids, previous, positions.clamp(max=self.config.max_positions - 1), attend)
-        return self.model.logits(hidden)[torch.from_numpy(slots)]
+        return self.model.logits(hidden)[torch.from_numpy(pick)]
 
     def _inputs(self, tokens: Tokens, slots: NDArray[np.int64], places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Ids (...) and predecessors (..., smear) of the tokens at `places`; NOTHING where a place is negative."""
@@ -129,18 +139,18 @@ class Decoder:
 
         return attend
 
-    def _decode_attend(self, rows: int, positions_R: Tensor, bias: Tensor, keys: int) -> Attend:
-        K, D = self.config.n_kv_heads, self.config.head_dim
+    def _decode_attend(self, slots: Tensor, gather: bool, positions_R: Tensor, bias: Tensor, keys: int) -> Attend:
+        K, D, rows = self.config.n_kv_heads, self.config.head_dim, len(slots)
         G, M = self.config.n_heads // K, self.geometry.query_rows
-        row = self.columns[:rows] if rows <= len(self.columns) else torch.arange(rows)
         padded = torch.zeros(rows, K, M, D)
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             k_cache, v_cache = self.keys[index], self.values[index]
-            k_cache[row, :, positions_R] = k
-            v_cache[row, :, positions_R] = v
+            k_cache[slots, :, positions_R] = k
+            v_cache[slots, :, positions_R] = v
             padded[:, :, :G] = q.view(rows, K, G, D)
-            y = attention(padded, k_cache[:rows, :, :keys], v_cache[:rows, :, :keys], bias, scale)
+            of = slots if gather else slice(rows)
+            y = attention(padded, k_cache[of, :, :keys], v_cache[of, :, :keys], bias, scale)
             return y[:, :, :G].reshape(rows, K * G, D)
 
         return attend

@@ -63,18 +63,17 @@ def document_mask(documents_BT: Tensor) -> Tensor:
 
 
 def masked_attend(mask: Tensor | None) -> Attend:
-    """An `Attend` for whole (B, T) batches: under `mask` (B, 1, T, T), or plainly causal when it is None."""
+    """An `Attend` for whole (B, T) batches: under `mask` (B, 1, T, T), or plainly causal when it is None.
+
+    Half precision is lifted to float32 here: on CPUs the fused kernel's backward is several times slower in bfloat16.
+    """
 
     def attend(index: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scale,
-            enable_gqa=q.size(-2) != k.size(-2),
-        )
+        q, k, v = (x.transpose(1, 2).float() if x.dtype == torch.bfloat16 else x.transpose(1, 2) for x in (q, k, v))
+        with torch.autocast(q.device.type, enabled=False):
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.size(1) != k.size(1)
+            )
         return y.transpose(1, 2)
 
     return attend

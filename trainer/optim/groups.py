@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trainer.config import OptimConfig
 from trainer.optim.muon import Muon
+from trainer.precision import resolve
 
 
 class Optimizers:
@@ -43,7 +44,7 @@ class Optimizers:
             {"params": gains, "lr": config.gain_lr, "weight_decay": 0.0},
         ]
         if config.hidden == "muon" and hidden:
-            dtype = torch.float32 if config.muon_dtype == "float32" else torch.bfloat16
+            dtype = resolve(config.muon_precision)
             self.all.append(Muon(hidden, config.lr, config.momentum, config.weight_decay, dtype))
         elif hidden:
             adam.append({"params": hidden, "lr": config.lr, "weight_decay": config.weight_decay})

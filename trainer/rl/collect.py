@@ -25,6 +25,7 @@ from trainer.engine.server import EngineServer
 from trainer.rl.curriculum import attempt_seed
 
 POLL_S = 0.02
+CHECK_S = 1.0
 RETRIES = 3
 T = TypeVar("T")
 
@@ -141,9 +142,15 @@ class Collector:
         return url
 
     async def _wait(self, ids: Sequence[str]) -> None:
-        checked = 0.0
-        while self.store.unfinished(ids):
-            if time.monotonic() - checked > 0.5:
+        checked, seen = 0.0, None
+        while True:
+            # Asking whether anything changed is ten times cheaper than asking what.
+            changes = self.store.db.changes()
+            if changes is None or changes != seen:
+                seen = changes
+                if not self.store.unfinished(ids):
+                    return
+            if time.monotonic() - checked > CHECK_S:
                 checked = time.monotonic()
                 self.check()
             await asyncio.sleep(POLL_S)
