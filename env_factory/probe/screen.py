@@ -19,6 +19,7 @@ import contextlib
 import gc
 import io
 import json
+import math
 import os
 import resource
 import select
@@ -33,6 +34,8 @@ import pytest
 
 MAX_FAILURES = 12
 MAX_TEXT = 600
+WALL_PER_CPU = 8
+"""How much longer than its CPU time a run may take."""
 MAX_MEMORY_BYTES = 768 * 1024 * 1024
 MAX_BEFORE = 12
 
@@ -255,7 +258,7 @@ def options(rootdir: str, args: list[str]) -> list[str]:
 
 
 def run(request: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
-    """Fork one run and wait for it, at most timeout_s; then no process of it is left."""
+    """Fork one run and wait for it, at most timeout_s of CPU time; then no process of it is left."""
     kept: dict[str, str] = {}
     for path, text in run.get("write", {}).items():
         with open(path, encoding="utf-8", newline="") as file:
@@ -270,12 +273,14 @@ def run(request: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
             # A fault that eats memory is a failing test, not the end of the sandbox.
             resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            # A hang is told by CPU time, which a busy machine does not change; wall time only catches what sleeps.
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(run["timeout_s"]), math.ceil(run["timeout_s"]) + 1))
             run_child(request, run, write_end)
         finally:
             os._exit(0)
     os.close(write_end)
     chunks: list[bytes] = []
-    deadline = time.monotonic() + run["timeout_s"]
+    deadline = time.monotonic() + WALL_PER_CPU * run["timeout_s"]
     timed_out = False
     while True:
         left = deadline - time.monotonic()
@@ -289,7 +294,9 @@ def run(request: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     os.close(read_end)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        timed_out = True
     for path, text in kept.items():
         write(path, text)
     if timed_out or not chunks:

@@ -191,7 +191,7 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int) -> Draft | st
     dotted = site.path.removesuffix(".py").removeprefix("src/").replace("/", ".")
     if (
         site.path in instruction
-        or (module != "__init__" and f"{dotted}" in instruction)
+        or ("." in dotted and module != "__init__" and dotted in instruction)
         or any(t in instruction for t in each.failed)
     ):
         return "leak"

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 MIN_P2P = 5
 """Tests that have to pass with and without a fault."""
+WALL_PER_CPU = 8
+"""As in `probe/screen.py`."""
 SUITE = "/tests/suite"
 SITE = "/opt/site"
 
@@ -66,7 +68,7 @@ class Screen:
             ["python3", "/opt/screen.py", "/tmp/request.json", "/tmp/answer.json"],
             cwd="/tmp",
             user="agent",
-            timeout_s=30 + sum(float(r["timeout_s"]) for r in runs),
+            timeout_s=60 + WALL_PER_CPU * sum(float(r["timeout_s"]) for r in runs),
         )
         self.cpu_s += result.cpu_s
         if not result.ok:
