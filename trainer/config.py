@@ -105,7 +105,6 @@ class SFTConfig(Strict):
 class DPOConfig(Strict):
     """Direct preference optimisation on pairs of own rollouts of one environment, one passed and one failed."""
 
-    enabled: bool = True
     environments: int = Field(default=48, ge=1)
     attempts: int = Field(default=8, ge=2)
     pairs_per_group: int = Field(default=2, ge=1)
@@ -193,7 +192,8 @@ class Recipe(Strict):
     tokenizer: TokenizerConfig = TokenizerConfig()
     pretrain: PretrainConfig = PretrainConfig()
     sft: SFTConfig = SFTConfig()
-    dpo: DPOConfig = DPOConfig()
+    dpo: DPOConfig | None = None
+    """None: this recipe goes from SFT to RL directly."""
     rl: RLConfig = RLConfig()
     rollout: RolloutConfig = RolloutConfig()
     engine: EngineConfig = EngineConfig()
@@ -251,6 +251,8 @@ class TrainConfig(Strict):
             raise ValueError("pretrain needs a corpus, got none; name a JSONL file of documents")
         if self.stage != "pretrain" and "start" not in given:
             raise ValueError(f"{self.stage} needs a checkpoint to start from, got none; name a run or a folder")
+        if self.stage == "dpo" and self.recipe.dpo is None:
+            raise ValueError("dpo needs a recipe with a [dpo] table, got one without; add it, or go on with rl")
         if self.stage == "sft" and not given & {"demonstrations", "demonstrations_run"}:
             raise ValueError("sft needs demonstrations, got none; name a file or a run")
         return self

@@ -34,7 +34,7 @@ from gymsmith.schema import Metric, Run, State, Status, now
 from gymsmith.store import Store
 from trainer import checkpoint
 from trainer.checkpoint import own_weights, weights_digest
-from trainer.config import OptimConfig, SaveConfig, ScheduleConfig, TrainConfig, parse_train
+from trainer.config import DPOConfig, OptimConfig, SaveConfig, ScheduleConfig, TrainConfig, parse_train
 from trainer.data import documents, tokenizer
 from trainer.data.loader import Loader
 from trainer.engine.scheduler import Engine
@@ -127,7 +127,7 @@ class Learner:
         return self._finish(trainer, feed, {"tokenizer": chat.name, "demonstrations": len(shown)})
 
     def _dpo(self, meta: dict[str, Any]) -> dict[str, Any]:
-        stage = self.config.recipe.dpo
+        stage = self.config.recipe.dpo or DPOConfig()
         model, chat = self._start()
         ids = sorted(self._cells())[: stage.environments]
         with self._collector(model, chat) as collector:

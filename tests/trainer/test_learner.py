@@ -98,6 +98,8 @@ def test_what_is_missing_is_said(store: Store, corpus: Path, tmp_path: Path) -> 
         parse_train("pretrain", {"recipe": RECIPE})
     with pytest.raises(ConfigError, match="needs a checkpoint"):
         parse_train("rl", {"recipe": RECIPE})
+    with pytest.raises(ConfigError, match=r"\[dpo\] table"):
+        parse_train("dpo", {"recipe": RECIPE, "start": "somewhere"})
     with pytest.raises(ConfigError, match=r"rl\.stepz"):
         load_recipe("demo", ["rl.stepz=4"])
     with pytest.raises(ConfigError, match="key=value"):
@@ -109,10 +111,11 @@ def test_what_is_missing_is_said(store: Store, corpus: Path, tmp_path: Path) -> 
 
 
 def test_every_recipe_of_ours_is_sound() -> None:
-    for name in ("demo", "demo_quick"):
+    for name in ("demo", "demo_quick", "standard"):
         recipe = load_recipe(name, ["rl.steps=7", 'rollout.context={"keep_recent_k" = 2}'])
         assert recipe.rl.steps == 7 and recipe.rollout.context.keep_recent_k == 2
         assert recipe.model.vocab_size == recipe.tokenizer.vocab_size
+        assert recipe.model.stock == (name == "standard")
 
 
 def context(store: Store, kind: str, run: Run) -> Context:
