@@ -26,8 +26,6 @@ class TokenizerConfig(Strict):
     """Byte-level BPE, trained on the pre-training corpus."""
 
     vocab_size: int = Field(default=640, ge=300)
-    sample_documents: int = Field(default=0, ge=0)
-    """Train on the first so many documents; 0 means all."""
 
 
 class OptimConfig(Strict):

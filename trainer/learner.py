@@ -99,8 +99,7 @@ class Learner:
         if self.config.tokenizer:
             name = self.config.tokenizer
         else:
-            sample = texts[: recipe.tokenizer.sample_documents or None]
-            trained = tokenizer.train((text for segments in sample for _, text, _ in segments), recipe.tokenizer.vocab_size)
+            trained = tokenizer.train((text for segments in texts for _, text, _ in segments), recipe.tokenizer.vocab_size)
             name = tokenizer.store(trained, self.store.settings.tokenizers_dir)
         chat = Chat.load(self.store.settings.tokenizers_dir / name)
         cut = recipe.rollout.context.observation_tokens
