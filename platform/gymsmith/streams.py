@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from gymsmith.errors import InfrastructureError, UserError
 from gymsmith.rows.jobs import ENDED
-from gymsmith.schema import State
+from gymsmith.schema import Metric, State
 from gymsmith.store import Event, Store
 
 TICK_S = 0.15
@@ -32,6 +32,8 @@ HEARTBEAT_S = 15.0
 KEPT = 4000
 """Newest events held in memory for the streams that keep up."""
 BATCH = 500
+ALL = "*"
+"""In a resume id: the step up to which every curve is known that has no entry of its own."""
 LATE_STEPS = 64
 """A point may be written this many steps after a later one and is still sent."""
 
@@ -48,6 +50,7 @@ class Tail:
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._starting = asyncio.Lock()
+        self._reads: dict[tuple[str, int], tuple[float, asyncio.Task[list[Metric]]]] = {}
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -75,6 +78,16 @@ class Tail:
         events = await run_in_threadpool(self.store.events_after, after, job_id=job_id, run_id=run_id, limit=BATCH)
         return events, events[-1].id if len(events) == BATCH else max(after, upto, events[-1].id if events else 0)
 
+    async def points(self, run_id: str, after_step: int) -> list[Metric]:
+        """Points of a run after a step. Streams that stand at the same step share one read of the table."""
+        now = time.monotonic()
+        self._reads = {key: read for key, read in self._reads.items() if now - read[0] < METRICS_S * 0.9}
+        key = (run_id, after_step)
+        if key not in self._reads:
+            read = run_in_threadpool(self.store.metrics, run_id, after_step=after_step)
+            self._reads[key] = (now, asyncio.create_task(read))
+        return await asyncio.shield(self._reads[key][1])
+
     async def changed(self, within_s: float) -> None:
         """Wait for news, at most so long."""
         with contextlib.suppress(TimeoutError):
@@ -97,8 +110,10 @@ class Tail:
             await asyncio.sleep(TICK_S)
 
 
-async def respond(request: Request, *, after: int | None, job_id: str | None = None, run_id: str | None = None) -> Response:
-    """A stream for who accepts one, else the events after `after` as JSON.
+async def respond(
+    request: Request, *, after: int | None, job_id: str | None = None, run_id: str | None = None, step: int = -1
+) -> Response:
+    """A stream for who accepts one, else the events after `after` as JSON. Points up to `step` are known to the client.
 
     Raises:
         UserError: a Last-Event-ID that this server did not send.
@@ -112,16 +127,16 @@ async def respond(request: Request, *, after: int | None, job_id: str | None = N
     if last is None:
         # A stream of one thing starts at its beginning, the stream of everything now.
         last = after if after is not None else 0 if job_id or run_id else await run_in_threadpool(store.last_event_id)
-    stream = _stream(store, request.app.state.tail, last, steps, job_id, run_id)
+    stream = _stream(store, request.app.state.tail, last, steps or {ALL: step}, job_id, run_id)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
 async def _stream(
-    store: Store, tail: Tail, last: int, steps: dict[str, int] | None, job_id: str | None, run_id: str | None
+    store: Store, tail: Tail, last: int, steps: dict[str, int], job_id: str | None, run_id: str | None
 ) -> AsyncIterator[str]:
     spoke = looked = time.monotonic()
-    known = steps or {}
+    known = steps
     shown: tuple[State, int] | None = None
     yield "retry: 1000\n\n"
     async with tail.watching():
@@ -135,7 +150,8 @@ async def _stream(
                 continue
             if run_id and time.monotonic() - looked >= METRICS_S:
                 looked = time.monotonic()
-                if points := await run_in_threadpool(_new_points, store, run_id, known):
+                found = await tail.points(run_id, max(-1, max(known.values()) - LATE_STEPS))
+                if points := _new_points(found, known):
                     yield _message("metrics", {"run_id": run_id, "points": points}, last, known)
                     spoke = looked
             if job_id and not events:
@@ -153,19 +169,18 @@ async def _stream(
             await tail.changed(METRICS_S)
 
 
-def _new_points(store: Store, run_id: str, known: dict[str, int]) -> list[tuple[str, int, float | None]]:
-    """Points not sent yet; `known` (name -> last step sent) is brought up to date."""
-    after = max(known.values(), default=-1) - LATE_STEPS
+def _new_points(found: list[Metric], known: dict[str, int]) -> list[tuple[str, int, float | None]]:
+    """Points not sent yet; `known` (name -> last step sent, ALL for names not in it) is brought up to date."""
     points = []
-    for m in store.metrics(run_id, after_step=max(-1, after)):
-        if m.step > known.get(m.name, -1):
+    for m in found:
+        if m.step > known.get(m.name, known[ALL]):
             points.append((m.name, m.step, m.value if math.isfinite(m.value) else None))
             known[m.name] = m.step
     return points
 
 
 def _message(kind: str, body: dict[str, Any], last: int, known: dict[str, int]) -> str:
-    ident = f"{last};{urlencode(known)}" if known else str(last)
+    ident = f"{last};{urlencode(known)}"
     return f"id: {ident}\nevent: {kind}\ndata: {json.dumps(body, separators=(',', ':'), default=str)}\n\n"
 
 
@@ -174,7 +189,7 @@ def _resume(ident: str) -> tuple[int | None, dict[str, int] | None]:
         return None, None
     number, _, known = ident.partition(";")
     try:
-        return int(number), {name: int(step) for name, step in parse_qsl(known, strict_parsing=bool(known))}
+        return int(number), {ALL: -1} | {name: int(step) for name, step in parse_qsl(known, strict_parsing=bool(known))}
     except ValueError as e:
         raise UserError(
             f"Last-Event-ID {ident[:80]!r} is not one that this server sent; leave the header out to start anew"

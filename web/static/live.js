@@ -31,7 +31,7 @@ function changed() {
 }
 
 if (part) {
-  const stream = new EventSource(about ? `/api/v1/jobs/${encodeURIComponent(about)}/events` : "/api/v1/events");
+  const stream = new EventSource(`/api/v1/${about ? `jobs/${encodeURIComponent(about)}/` : ""}events?after=${part.dataset.after}`);
   for (const kind of ["job.state", "job.progress", "run.state", "run.metrics"]) stream.addEventListener(kind, changed);
   stream.addEventListener("end", () => {
     stream.close();

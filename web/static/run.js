@@ -100,10 +100,12 @@ async function start() {
   const run = encodeURIComponent(root.dataset.run);
   const response = await fetch(`/api/v1/runs/${run}/metrics?points=1000`);
   if (!response.ok) return;
-  const { series } = await response.json();
+  const { series, last_step: last } = await response.json();
   for (const [name, points] of Object.entries(series)) add(name, points);
   if (root.dataset.live !== "yes") return;
-  const stream = new EventSource(`/api/v1/runs/${run}/events`);
+  // A few steps again: one curve may lag behind another, and a point that is known is only replaced.
+  const known = Math.max(-1, last - 8);
+  const stream = new EventSource(`/api/v1/runs/${run}/events?after=${root.dataset.after}&step=${known}`);
   stream.addEventListener("metrics", (event) => {
     const fresh = new Map();
     for (const [name, step, value] of JSON.parse(event.data).points) {

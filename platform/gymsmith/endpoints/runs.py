@@ -65,8 +65,12 @@ def get_metrics(
 
 @router.get("/runs/{run_id}/events", operation_id="followRun", response_class=Response)
 async def follow_run(
-    request: Request, run_id: str, store: StoreDep, after: Annotated[int | None, Query(ge=0)] = None
+    request: Request,
+    run_id: str,
+    store: StoreDep,
+    after: Annotated[int | None, Query(ge=0)] = None,
+    step: Annotated[int, Query(ge=-1, description="Points up to this step are known already.")] = -1,
 ) -> Response:
     """Server-sent events of one run: its own, its jobs', and `metrics` with new points. Resumes after `Last-Event-ID`."""
     await run_in_threadpool(store.run, run_id)
-    return await streams.respond(request, after=after, run_id=run_id)
+    return await streams.respond(request, after=after, run_id=run_id, step=step)

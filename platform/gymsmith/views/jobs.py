@@ -28,6 +28,7 @@ def listing(
     cursor: Annotated[str, Query(max_length=400)] = "",
 ) -> Response:
     """All jobs, newest first."""
+    last_event = store.last_event_id()
     filters: dict[str, Any] = {"state": state, "kind": kind or None, "top_level": not all}
     found = store.jobs(**filters, cursor=cursor, limit=PER_PAGE)
     chosen = {"state": state.value if state else "", "kind": kind, "all": "true" if all else ""}
@@ -41,6 +42,7 @@ def listing(
         "jobs.html",
         "/jobs",
         jobs=found.items,
+        last_event=last_event,
         total=store.job_total(**filters),
         states=store.job_states(),
         queues=store.queue_depths(),
@@ -54,12 +56,14 @@ def listing(
 @router.get("/jobs/{job_id}")
 def detail(request: Request, job_id: str, store: StoreDep) -> Response:
     """One job."""
+    last_event = store.last_event_id()
     job = store.job(job_id)
     return render.page(
         request,
         "job.html",
         "/jobs",
         j=job,
+        last_event=last_event,
         counts={
             k: v
             for k, v in job.progress.items()

@@ -32,6 +32,8 @@ class RunLine(NamedTuple):
 @router.get("/")
 def overview(request: Request, store: StoreDep) -> Response:
     """The first page."""
+    # Before anything else is read, so that what happens meanwhile is told again and not missed.
+    last_event = store.last_event_id()
     environments, runs, jobs = store.environment_states(), store.run_states(), store.job_states()
     running = store.jobs(state=State.RUNNING, top_level=True, limit=10).items
     queued = store.jobs(state=State.QUEUED, top_level=True, limit=10).items
@@ -46,6 +48,7 @@ def overview(request: Request, store: StoreDep) -> Response:
         runs=[run_line(store, run) for run in _telling_runs(store)],
         reports=store.reports(limit=LATEST).items,
         jobs_in_flight=(running + queued)[:10],
+        last_event=last_event,
     )
 
 

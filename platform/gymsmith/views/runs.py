@@ -51,6 +51,7 @@ def listing(
     cursor: Annotated[str, Query(max_length=400)] = "",
 ) -> Response:
     """All runs, newest first."""
+    last_event = store.last_event_id()
     filters = {"kind": kind or None, "state": state}
     found = store.runs(**filters, cursor=cursor, limit=PER_PAGE)  # type: ignore[arg-type]
     chosen = f"kind={kind}&" * bool(kind) + f"state={state.value if state else ''}&" * bool(state)
@@ -58,6 +59,7 @@ def listing(
         request,
         "runs.html",
         "/runs",
+        last_event=last_event,
         lines=[run_line(store, run) for run in found.items],
         total=store.run_total(**filters),  # type: ignore[arg-type]
         kind=kind,
@@ -70,12 +72,14 @@ def listing(
 @router.get("/runs/{run_id}")
 def detail(request: Request, run_id: str, store: StoreDep, settings: SettingsDep) -> Response:
     """One run."""
+    last_event = store.last_event_id()
     run = store.run(run_id)
     return render.page(
         request,
         "run.html",
         "/runs",
         run=run,
+        last_event=last_event,
         phases=_phases(run),
         promises=_promises(settings, run),
         summary={k: v for k, v in run.summary.items() if k != "phases"},
