@@ -268,7 +268,7 @@ def test_points_are_drawn_as_they_are_logged(site: Site) -> None:
         )
         delays.append(time.monotonic() - start)
     assert statistics.median(delays) < 2.0 and latest.inner_text() == "0.2468"
-    site.store.put_metrics([Metric(run_id="rl-7", step=60, name="brand_new", value=5.0)])
+    site.store.put_metrics([Metric(run_id="rl-7", step=86, name="brand_new", value=5.0)])
     page.wait_for_selector("figure[data-metric=brand_new]", state="attached")
     levels = page.locator("figure[data-metric='pass_rate/chain'] output span")
     assert levels.count() == 2, "one chart holds all levels of a family"
