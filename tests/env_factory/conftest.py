@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from env_factory import package_index
 from gymsmith.config import Settings
-from gymsmith.errors import GymsmithError
+from gymsmith.errors import GymsmithError, NoNetwork
 from gymsmith.schema import Job
 from gymsmith.store import Store
 from sandboxes.worker import Worker, process_worker
@@ -35,17 +37,32 @@ class Doorway:
         return process_worker(self.settings)
 
 
+def lacking(reason: str) -> NoReturn:
+    """Skip aloud; where nothing may be skipped, fail."""
+    if os.environ.get("GYMSMITH_REQUIRE_ALL") == "1":
+        pytest.fail(f"GYMSMITH_REQUIRE_ALL=1, but {reason}")
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def doorway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doorway]:
     settings = Settings.load(home=tmp_path_factory.mktemp("home"))
-    store = Store.open(settings)
+    worker = process_worker(settings)
     try:
-        process_worker(settings)
-        yield Doorway(settings, store)
+        worker.run(worker.provider())
     except GymsmithError as error:
-        pytest.skip(f"no sandboxes on this machine: {error}")
-    finally:
-        store.close()
+        lacking(f"this machine makes no sandboxes: {error}")
+    with Store.open(settings) as store:
+        yield Doorway(settings, store)
+
+
+@pytest.fixture
+def index_reachable() -> None:
+    """For tests that need the package index."""
+    try:
+        package_index.Index.configured().sdists("inflection")
+    except NoNetwork as error:
+        lacking(str(error))
 
 
 @pytest.fixture

@@ -151,6 +151,7 @@ def test_symptoms_show_values_and_never_the_tests_own_names() -> None:
 
 
 @pytest.mark.network
+@pytest.mark.usefixtures("index_reachable")
 def test_a_real_package_gives_proved_environments(doorway: Any) -> None:
     payload = {"source": "pypi:inflection==0.5.1", "kind": "mutation", "n": 2, "seed": 5}
     made = tasks.generate(payload, doorway)

@@ -134,6 +134,7 @@ def test_a_folder_of_texts_states_its_licence(wheelhouse: Settings) -> None:
 
 
 @pytest.mark.network
+@pytest.mark.usefixtures("index_reachable")
 def test_a_real_package_comes_with_wheels_and_is_kept(wheelhouse: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     package = sources.read("pypi:inflection==0.5.1", wheelhouse)
     assert isinstance(package, sources.Package)
