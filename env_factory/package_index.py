@@ -109,7 +109,8 @@ class Index:
                 continue
             asked = known = True
             _collect(offers, canonical, found)
-        if found or known:
+        # An index that knows the project but offers no sdist says nothing about those that did not answer.
+        if found or (known and not trouble):
             return found
         if asked and not trouble:
             raise UnknownPackage(f"no package index knows {name!r}; check the spelling, or point pip at the index that has it")

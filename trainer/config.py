@@ -316,5 +316,8 @@ def parse(kind: type[T], data: Mapping[str, Any], where: str) -> T:
         return kind.model_validate(data)
     except ValidationError as e:
         first = e.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(whole)"
+        if not first["loc"]:
+            # Our own check of several keys together; its message says the values.
+            raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from e
+        key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where}: {key}: {first['msg']}, got {str(first.get('input'))[:200]!r}") from e

@@ -1,7 +1,9 @@
 """A terminal's way into the house: put a job, watch it, and have workers for as long as it takes.
 
-`attached(settings)` uses the workers that already run on this state folder (`gymsmith up`), else starts the embedded ones and
-stops them at the end. Ctrl-C cancels what was put; everything that was finished stays, and the same command goes on from there.
+`attached(settings)` uses the workers that already run on this state folder (`gymsmith up`, another command), else starts the
+embedded ones as soon as a job waits for them, and stops them at the end. Workers of another command end with that command;
+whoever still waits then starts its own. Ctrl-C cancels what was put; everything that was finished stays, and the same command
+goes on from there.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gymsmith import jobs
 from gymsmith.config import Settings
-from gymsmith.errors import Conflict, GymsmithError, InfrastructureError, NotFound
+from gymsmith.errors import Conflict, GymsmithError, InfrastructureError, NotFound, UserError, named
 from gymsmith.ids import ulid
 from gymsmith.schema import EvalReport, Job, Run, State
 from gymsmith.store import Store
+from gymsmith.supervisor import Supervisor, running
 
 POLL_S = 0.1
 """How often a watched job's row is read."""
@@ -37,7 +40,7 @@ class House:
     """The store, the jobs and (maybe) our own workers."""
 
     def __init__(self, settings: Settings, store: Store, check: Callable[[], None] = lambda: None) -> None:
-        """`check` raises when the workers that the jobs wait for cannot stay alive."""
+        """`check` sees to it that somebody works on the jobs; it raises when the workers cannot stay alive."""
         self.settings = settings
         self.store = store
         self.check = check
@@ -120,11 +123,14 @@ class House:
             "overrides": list(overrides),
             **{key: value for key, value in (inputs or {}).items() if value != ""},
         }
-        run = (
-            self.store.run(run_id)
-            if run_id
-            else self.start_run(stage, name=name or stage, seed=seed, parent=parent, config=config)
-        )
+        if run_id:
+            run = self.store.run(run_id)
+            if run.kind != stage:
+                raise Conflict(
+                    f"run {run_id} is of stage {run.kind}, asked for was {stage}; name its own stage, or start a new run"
+                )
+        else:
+            run = self.start_run(stage, name=name or stage, seed=seed, parent=parent, config=config)
         job = self.submit("train", {"stage": stage, "run_id": run.id, "config": run.config}, run_id=run.id)
         self.watch({name or stage: job}, quiet=quiet)
         return self.store.run(run.id)
@@ -146,8 +152,9 @@ class House:
     @contextmanager
     def served(self, checkpoint: str, *, parent: str = "") -> Iterator[Run]:
         """An engine that serves a checkpoint; the run row carries its URL, version and (in `summary`) its tokenizer."""
+        folder = self.checkpoint(checkpoint)
         run = self.start_run("serve", name=f"serve {checkpoint}", parent=parent, config={"checkpoint": checkpoint})
-        job = self.submit("serve", {"checkpoint": self.checkpoint(checkpoint), "run_id": run.id}, run_id=run.id)
+        job = self.submit("serve", {"checkpoint": folder, "run_id": run.id}, run_id=run.id)
         try:
             while not run.engine_url:
                 self.check()
@@ -175,8 +182,10 @@ class House:
     ) -> dict[str, Any]:
         """Attempt environments with a checkpoint, or play their reference solutions."""
         if bool(checkpoint) == solution:
-            raise Conflict("give either a checkpoint or --solution")
-        ids = [self.store.environment(given).id for given in env_ids]
+            raise UserError("expected either --checkpoint or --solution, got " + ("both" if solution else "neither"))
+        ids = [self.store.find_environment(given).id for given in env_ids]
+        if checkpoint:
+            self.checkpoint(checkpoint)
         items = [
             {"environment_id": env_id, "group": f"manual/{env_id}", "attempt": k, "seed": seed * 1000 + k}
             for env_id in ids
@@ -209,6 +218,7 @@ class House:
         quiet: bool = False,
     ) -> EvalReport:
         """Make held-out environments from `seed`, then measure a checkpoint on them."""
+        self.checkpoint(checkpoint)
         made = self.run("generate", held_out(seed, n, family=family, level=level), label="held-out environments", quiet=quiet)
         with self.served(checkpoint) as engine:
             payload = evaluation(engine, made.result["admitted"], name=f"held-out {family}", greedy=greedy, seed=seed)
@@ -252,11 +262,11 @@ def evaluation(engine: Run, env_ids: Sequence[str], *, name: str, greedy: bool, 
 
 
 def failure(label: str, job: Job) -> GymsmithError:
-    """The error of a job that did not succeed."""
+    """The error of a job that did not succeed, of the kind that its door raised."""
     if job.state is State.CANCELLED:
-        return Conflict(f"{label}: cancelled")
-    kind = InfrastructureError if job.attempt >= job.max_attempts else GymsmithError
-    return kind(f"{label}: {job.error or 'failed without a message'}")
+        return Conflict(f"{label}: cancelled by somebody else; the same command goes on from what was finished")
+    lost = InfrastructureError if job.attempt >= job.max_attempts else GymsmithError
+    return named(str(job.result.get("code", "")), lost)(f"{label}: {job.error or 'failed without a message'}")
 
 
 def progress_bars(quiet: bool) -> Progress:
@@ -272,21 +282,48 @@ def progress_bars(quiet: bool) -> Progress:
     )
 
 
+class Workers:
+    """Somebody who works on a state folder: whoever does already, else embedded workers of our own."""
+
+    def __init__(self, settings: Settings, count: int) -> None:
+        self.settings = settings
+        self.count = count
+        self.own: Supervisor | None = None
+
+    def ensure(self) -> None:
+        """Start our own workers when nobody works on the state folder.
+
+        Raises:
+            InfrastructureError: our own workers cannot stay alive.
+            StoreError: the state folder cannot be used.
+        """
+        if self.own is not None:
+            self.own.check()
+        elif not running(self.settings):
+            supervisor = Supervisor(self.settings, workers=self.count, api=False)
+            try:
+                supervisor.start()
+            except Conflict:
+                # Another command was faster; its workers do our jobs too. Without it, the next look tries again.
+                return
+            self.own = supervisor
+
+    def stop(self) -> None:
+        """End our own workers; others stay."""
+        if self.own is not None:
+            self.own.stop()
+
+
 @contextmanager
-def attached(settings: Settings, *, workers: int = 1, api: bool = False) -> Iterator[House]:
-    """The house of this state folder, with workers.
+def attached(settings: Settings, *, workers: int = 1) -> Iterator[House]:
+    """The house of this state folder; workers are seen to while a job is watched.
 
     Raises:
         StoreError: the state folder cannot be used.
     """
-    from gymsmith.supervisor import Supervisor, running
-
-    store = Store.open(settings)
-    try:
-        if running(settings):
-            yield House(settings, store)
-        else:
-            with Supervisor(settings, workers=workers, api=api) as supervisor:
-                yield House(settings, store, supervisor.check)
-    finally:
-        store.close()
+    with Store.open(settings) as store:
+        crew = Workers(settings, workers)
+        try:
+            yield House(settings, store, crew.ensure)
+        finally:
+            crew.stop()

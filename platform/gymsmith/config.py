@@ -87,7 +87,11 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as e:
             problems = "; ".join(
-                f"{'.'.join(map(str, p['loc'])) or 'settings'}: {p['msg']}, got {_short(p['input'])}" for p in e.errors()
+                # What is wrong with several settings together says their values itself; their whole would show the token.
+                f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {_short(p['input'])}"
+                if p["loc"]
+                else p["msg"].removeprefix("Value error, ")
+                for p in e.errors()
             )
             raise ConfigError(f"{problems}. Set it by an option, by {PREFIX}<NAME> or in {FILE}") from e
 

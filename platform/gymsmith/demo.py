@@ -219,7 +219,7 @@ class Story:
         if plan.folding:
             orders["long chains"] = orders["held-out"] | {"source": "shell:chain", "n": plan.folding, "levels": [8]}
         return {
-            name: self.house.submit("generate", payload, key=self.key(name), parent=self.run.id)
+            name: self.house.submit("generate", payload, key=self.key(name), run_id=self.run.id)
             for name, payload in orders.items()
         }
 
@@ -306,7 +306,9 @@ def run(
         ]
         if unfinished:
             demo_run = unfinished[0]
-            announce(f"going on with demo {demo_run.id}: {', '.join(demo_run.summary.get('phases', {})) or 'nothing'} so far")
+            if not quiet:
+                done = [name for name, phase in demo_run.summary.get("phases", {}).items() if "seconds" in phase]
+                announce(f"going on with demo {demo_run.id}: {', '.join(done) or 'nothing'} done so far")
         else:
             demo_run = house.start_run("demo", name=f"demo {plan.name}", seed=seed, config=config)
         house.store.update_run(demo_run.id, state=State.RUNNING, config_hash=config_hash)
@@ -325,7 +327,7 @@ def serve(settings: Settings) -> None:
     from gymsmith.supervisor import Supervisor
 
     with Supervisor(settings, workers=1) as supervisor:
-        print(f"dashboard: http://{settings.host}:{settings.port}/  (Ctrl-C ends it)")
+        print(f"dashboard: {supervisor.url}  (Ctrl-C ends it)", flush=True)
         supervisor.run_forever()
 
 

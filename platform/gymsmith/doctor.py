@@ -44,13 +44,16 @@ def can_work(checks: list[Check]) -> bool:
 def show(checks: list[Check]) -> None:
     """Print the report as a table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     marks = {"ok": "[green]ok[/]", "missing": "[yellow]--[/]", "broken": "[red]NO[/]"}
     for check in checks:
         table.add_row(
-            marks[check.state], check.name, check.detail + (f"\n[dim]-> {check.next_move}[/]" if check.next_move else "")
+            marks[check.state],
+            check.name,
+            escape(check.detail) + (f"\n[dim]-> {escape(check.next_move)}[/]" if check.next_move else ""),
         )
     Console().print(table)
 

@@ -190,3 +190,13 @@ class Fenced(InfrastructureError):
     """This attempt lost its lease."""
 
     code = "fenced"
+
+
+def named(code: str, default: type[GymsmithError]) -> type[GymsmithError]:
+    """The class of this family whose code it is; `default` for a code that no class has, or whose class takes no bare message."""
+    wave: list[type[GymsmithError]] = [GymsmithError]
+    for kind in wave:
+        if kind.code == code and kind is not Rejected:
+            return kind
+        wave += kind.__subclasses__()
+    return default

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import importlib
 import logging
 import os
 import signal
@@ -130,12 +131,20 @@ class Supervisor:
         if self._monitor is not None:
             self._monitor.join()
         lifeline.stop([child.process for child in self.children if child.process is not None], STOP_S)
+        self._sweep()
         if self._socket is not None:
             self._socket.close()
         if self._store is not None:
             self._store.close()
         if self._lock_file is not None:
             self._lock_file.close()
+
+    def _sweep(self) -> None:
+        """Remove what killed workers could not: a worker that came after them does so only when it makes a sandbox."""
+        try:
+            importlib.import_module("sandboxes.reaper").sweep(self.settings.sandboxes_dir)
+        except OSError as e:
+            log.warning("event=sweep_failed folder=%s error=%s", self.settings.sandboxes_dir, e)
 
     def check(self) -> None:
         """Raise when a child cannot stay alive.
@@ -224,15 +233,22 @@ def _lock_path(settings: Settings) -> Path:
 
 def _lock(settings: Settings) -> Any:
     f = _lock_path(settings).open("a+")
-    try:
-        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        f.seek(0)
-        holder = f.read().strip() or "unknown"
-        f.close()
-        raise Conflict(
-            f"a supervisor (process {holder}) already works on {settings.home}; stop it, or set GYMSMITH_HOME to another folder"
-        ) from e
+    for patience_s in (0.05, 0.2, 0.0):
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as e:
+            if patience_s:
+                # `running` of another process holds it for a moment.
+                time.sleep(patience_s)
+                continue
+            f.seek(0)
+            holder = f.read().strip() or "unknown"
+            f.close()
+            raise Conflict(
+                f"a supervisor (process {holder}) already works on {settings.home}; "
+                "stop it, or set GYMSMITH_HOME to another folder"
+            ) from e
     f.truncate(0)
     f.write(f"{os.getpid()}\n")
     f.flush()

@@ -140,9 +140,9 @@ class Worker:
             raise
         except InfrastructureError as e:
             log.warning("event=job_retry job=%s attempt=%d error=%s", job.id, job.attempt, e)
-            return store.fail(*mine, f"{type(e).__name__}: {e}", retry=True).value
+            return store.fail(*mine, f"{type(e).__name__}: {e}", retry=True, code=e.code).value
         except GymsmithError as e:
-            return store.fail(*mine, str(e)).value
+            return store.fail(*mine, str(e), code=e.code).value
         except Exception as e:
             # The job is the place where an error of a door ends: it is recorded there and must not take the worker down.
             log.exception("event=job_crashed job=%s kind=%s", job.id, job.kind)

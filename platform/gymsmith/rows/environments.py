@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from gymsmith.errors import NotFound
+from gymsmith.errors import NotFound, UserError
 from gymsmith.rows import tables as t
 from gymsmith.rows.database import Database
 from gymsmith.rows.pages import Page, newest_first
@@ -69,6 +69,24 @@ class Environments:
         if body is None:
             raise NotFound(f"no environment {environment_id!r}; `gymsmith env list` shows what there is")
         return Environment.model_validate_json(body)
+
+    def find_environment(self, start: str) -> Environment:
+        """Get the one whose id is `start` or begins with it.
+
+        Raises:
+            NotFound: there is none.
+            UserError: several ids begin so.
+        """
+        e = t.environments.c
+        with self.db.read() as c:
+            ids = list(
+                c.execute(sa.select(e.id).where(e.id.startswith(start, autoescape=True)).order_by(e.id).limit(3)).scalars()
+            )
+        if len(ids) > 1 and start not in ids:
+            raise UserError(
+                f"expected one environment, several ids begin with {start!r} ({ids[0]}, {ids[1]}, ...); write more of it"
+            )
+        return self.environment(start if start in ids or not ids else ids[0])
 
     def evidence(self, environment_id: str) -> Evidence | None:
         """The newest evidence, or None before any gate ran."""

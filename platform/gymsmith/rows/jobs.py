@@ -170,8 +170,10 @@ class Jobs:
         """
         self._end(job_id, attempt, State.SUCCEEDED, dict(result), "")
 
-    def fail(self, job_id: str, attempt: int, error: str, retry: bool = False) -> State:
+    def fail(self, job_id: str, attempt: int, error: str, retry: bool = False, code: str = "") -> State:
         """The attempt failed: with `retry` and attempts left the job is queued again after a pause, else it is failed.
+
+        `code` is that of the error's class; it becomes the result of a failed job, so that whoever waits can tell kinds apart.
 
         Raises:
             Fenced: another attempt owns the job.
@@ -182,7 +184,7 @@ class Jobs:
                 pause_s = min(0.25 * 2**attempt, _MAX_RETRY_S)
                 c.execute(sa.update(t.jobs).where(_J.id == job_id).values(error=error, **_queued(pause_s)))
                 return State.QUEUED
-        self._end(job_id, attempt, State.FAILED, {}, error)
+        self._end(job_id, attempt, State.FAILED, {"code": code} if code else {}, error)
         return State.FAILED
 
     def release(self, job_id: str, attempt: int) -> None:
