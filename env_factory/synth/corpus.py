@@ -8,6 +8,7 @@ Everything is a function of the `random.Random` that is passed in.
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -131,7 +132,7 @@ def session(rng: random.Random) -> Session:
         said = value(rng)
         chosen = phrase(rng, name, new, said)
         if chosen.command.startswith("grep"):
-            said = rng.choice(files.get(name, name).split()).split("=")[0]
+            said = rng.choice(re.findall(r"[a-z0-9]+", files.get(name, name)))
             chosen = Phrase(f"grep {said} *", (f"search for {said}", f"find the value of {said}", f"find {said}"))
         if chosen.command == "sh check.sh" and "check.sh" not in live:
             chosen = Phrase("cat *", ("show all files",))
@@ -241,8 +242,8 @@ def listed(rng: random.Random, words: Sequence[str]) -> list[Turn]:
     ]
 
 
-def question(rng: random.Random, name: str, out: str) -> tuple[str, str]:
-    """A request to write something about `name` to `out`, and the command that looks for it."""
+def question(rng: random.Random, name: str, out: str, keep: bool = False) -> tuple[str, str]:
+    """A request about `name` and the command that looks for it; with `keep` the request is to write something to `out`."""
     thing, look = rng.choice(
         (
             (f"the value of {name}", f"grep {name} *"),
@@ -258,19 +259,18 @@ def question(rng: random.Random, name: str, out: str) -> tuple[str, str]:
             (f"the number of lines of {name}", f"wc -l {name}"),
         )
     )
-    asked = rng.choice(
-        (
-            f"write {thing} to {out}",
-            f"save {thing} in {out}",
-            f"put {thing} into {out}",
-            f"find {thing} and save it in {out}",
-            f"look up {thing} and write it to {out}",
-            f"see {thing} and do the same with {out}",
-            f"show {thing}",
-            f"make a copy of {thing} named {out}",
-        )
+    kept = (
+        f"write {thing} to {out}",
+        f"save {thing} in {out}",
+        f"put {thing} into {out}",
+        f"find {thing} and save it in {out}",
+        f"look up {thing} and write it to {out}",
     )
-    return asked, look
+    if not keep and rng.random() < 0.3:
+        return rng.choice(
+            (f"show {thing}", f"see {thing} and do the same with {out}", f"make a copy of {thing} named {out}")
+        ), look
+    return rng.choice(kept), look
 
 
 def followed(rng: random.Random, words: Sequence[str]) -> list[Turn]:
@@ -295,5 +295,5 @@ def lookup(rng: random.Random, words: Sequence[str]) -> list[Turn]:
             pairs.insert(rng.randint(0, len(pairs)), (words[8], f"same as {key}"))
         place = rng.choice(("", f"{words[7]}:", f"{words[7]}.conf:"))
         listing = "".join(f"{place}{k}{sign}{v}\n" for k, v in pairs)
-    asked, _ = question(rng, key, out)
+    asked, _ = question(rng, key, out, keep=True)
     return [Turn("task", asked, False), Turn("obs", listing, False), Turn("act", f"echo {found} > {out}", True)]
