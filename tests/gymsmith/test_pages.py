@@ -115,6 +115,12 @@ def test_what_a_page_shows(client: TestClient, local: Store) -> None:
     assert "sft, held out" in compared and "+36.5" in compared and "95% intervals are disjoint" in compared
     alone = client.get(f"/evaluations/{ids['report']}?against=").text
     assert "nothing to compare with" in alone
+    lineage = client.get("/runs/rl-7").text.split("Lineage")[1].split("Checkpoints")[0]
+    assert [lineage.index(f"/runs/{r}") for r in ("demo-", "pretrain-7", "sft-7")] == sorted(
+        lineage.index(f"/runs/{r}") for r in ("demo-", "pretrain-7", "sft-7")
+    )
+    demo = client.get("/runs/demo-20260801").text
+    assert "Promises" in demo and "1 of 2 kept" in demo and "2 min 38 s" in demo
     assert "away" in client.get(f"/jobs/{ids['failed_job']}").text
     assert "n of" not in detail and "50 of 90 environments" in client.get("/environments").text
 

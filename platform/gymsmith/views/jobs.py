@@ -74,7 +74,8 @@ def detail(request: Request, job_id: str, store: StoreDep) -> Response:
         if isinstance(job.result.get("admitted"), list)
         else [],
         payload=_pretty(job.payload),
-        result=_pretty(job.result),
+        result=_pretty({k: v for k, v in job.result.items() if not (k == "admitted" and isinstance(v, list))}),
+        parent=next(iter(store.jobs_by_id([job.parent])), ""),
         children=store.jobs(parent=job_id, limit=20).items,
         children_total=store.job_total(parent=job_id),
         events=store.events_after(0, job_id=job_id, limit=EVENTS),

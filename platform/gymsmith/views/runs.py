@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -21,6 +22,7 @@ from gymsmith.views.overview import run_line
 router = APIRouter()
 PER_PAGE = 30
 ANCESTORS = 12
+_CHECKPOINT = re.compile(r"(?:^|/)runs/([^/]+)/checkpoints/")
 
 
 class Checkpoint(NamedTuple):
@@ -95,17 +97,23 @@ def detail(request: Request, run_id: str, store: StoreDep, settings: SettingsDep
 
 
 def _ancestors(store: Store, run: Run) -> list[Run]:
-    """Oldest first."""
+    """Oldest first: where the weights came from, and at the end of that line what owns it."""
     line: list[Run] = []
     seen = {run.id}
-    while run.parent and run.parent not in seen and len(line) < ANCESTORS:
+    while (before := _before(run)) and before not in seen and len(line) < ANCESTORS:
         try:
-            run = store.run(run.parent)
+            run = store.run(before)
         except NotFound:
             break
         seen.add(run.id)
         line.insert(0, run)
     return line
+
+
+def _before(run: Run) -> str:
+    """The run whose checkpoint this one started from, else its parent; empty for a first one."""
+    started = _CHECKPOINT.search(str(run.config.get("start") or ""))
+    return started.group(1) if started else run.parent
 
 
 def _phases(run: Run) -> list[Phase]:
