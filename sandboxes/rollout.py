@@ -49,9 +49,13 @@ class Attempt:
         parts = (self.run_id, self.environment_id, self.group, str(self.attempt), str(self.seed))
         return digest(*(part.encode() for part in parts))[:32]
 
-    def sampling_seed(self, turn: int, part: int = 0) -> int:
-        """A counter-based seed for each call of the policy, 31 bits."""
-        counter = f"{self.seed}/{self.environment_id}/{self.attempt}/{turn}/{part}".encode()
+    def sampling_seed(self, turn: int) -> int:
+        """A counter-based seed for each action, 31 bits.
+
+        An action that is taken up again after an abort keeps it: engines draw by seed and position, so what follows is what
+        would have followed.
+        """
+        counter = f"{self.seed}/{self.environment_id}/{self.attempt}/{turn}".encode()
         return int.from_bytes(hashlib.blake2b(counter, digest_size=4).digest(), "big") >> 1
 
 
@@ -214,12 +218,13 @@ class _Episode:
         ids: list[int] = []
         logprobs: list[float] = []
         versions: list[VersionSpan] = []
+        seed = self.who.sampling_seed(self._budget.turns)
         for part in range(MAX_ABORTS):
             said = await self.policy.generate(
                 prompt + ids,
                 max_new_tokens=limit - len(ids),
                 temperature=self.terms.temperature,
-                seed=self.who.sampling_seed(self._budget.turns, part),
+                seed=seed,
                 stop_token_ids=stops,
             )
             if said.finish != "abort" and part == 0:
