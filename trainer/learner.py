@@ -63,6 +63,7 @@ class Learner:
         self.metrics: list[Metric] = []
         self.written = 0.0
         self.total = 0
+        self.save = SaveConfig()
         self.checkpoint: Path | None = None
 
     def learn(self) -> dict[str, Any]:
@@ -191,7 +192,7 @@ class Learner:
         words: str,
         meta: dict[str, Any],
     ) -> Trainer:
-        self.total = steps
+        self.total, self.save = steps, save
         return Trainer(model, Optimizers(model, optim), schedule, steps, self.folder, save, words, meta, self._report)
 
     def _finish(self, trainer: Trainer, feed: Feed, facts: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +215,8 @@ class Learner:
         self.metrics += [Metric(run_id=self.run.id, step=step, name=name, value=value) for name, value in metrics.items()]
         shown = " ".join(f"{name}={metrics[name]:.3g}" for name in ("loss", "reward", "entropy") if name in metrics)
         log.info("step=%d/%d %s seconds=%.3f", step, self.total, shown, metrics["seconds"])
-        self._flush(step=step, note=shown)
+        # What a checkpoint leaves behind must be in the store before it.
+        self._flush(step=step, note=shown, force=step % self.save.every_steps == 0)
 
     def _flush(self, step: int = 0, note: str = "", force: bool = False) -> None:
         """Write metrics and progress that are due. Raises Fenced when the job is no longer ours."""
@@ -268,6 +270,11 @@ def main(arguments: list[str] | None = None) -> int:
             log.error("stage=%s run=%s failed: %s", given.stage, given.run_id, e)
             store.update_run(given.run_id, error=f"{type(e).__name__}: {e}")
             return e.exit_code
+        except Exception as e:
+            # The edge of the process: a defect of ours is told to whoever ordered the run, and not tried again.
+            log.exception("stage=%s run=%s crashed", given.stage, given.run_id)
+            store.update_run(given.run_id, error=f"{type(e).__name__}: {e}")
+            return 1
     return 0
 
 

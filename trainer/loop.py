@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gymsmith.errors import CorruptCheckpoint
+from gymsmith.errors import CorruptCheckpoint, GymsmithError
 from trainer import checkpoint
 from trainer.config import SaveConfig, ScheduleConfig
 from trainer.model.transformer import Transformer
@@ -30,8 +30,10 @@ Report = Callable[[int, dict[str, float]], None]
 """Called with (step, metrics) after each step."""
 
 
-class NotFinite(ArithmeticError):
-    """The loss became NaN or infinite; the message names the step."""
+class NotFinite(GymsmithError):
+    """The loss became NaN or infinite; the message names the step. Trying again would give the same."""
+
+    code = "not-finite"
 
 
 @dataclass(slots=True)
@@ -125,9 +127,11 @@ class Trainer:
             The final checkpoint.
         Raises:
             NotFinite: the loss is NaN or infinite. Nothing of that update reaches the weights.
+
+        A step's seconds and save_seconds include the checkpoint before it, not the one after.
         """
+        started, save_s = time.perf_counter(), 0.0
         while self.step < self.steps:
-            started = time.perf_counter()
             seen: dict[str, list[float]] = defaultdict(list)
             for update in feed.updates(self.step):
                 for name, value in self._apply(update).items():
@@ -137,12 +141,15 @@ class Trainer:
             metrics["tokens"] = float(self.tokens)
             if self.step == self.steps:
                 self.finish(self.model)
+            ended = time.perf_counter()
+            metrics |= {"seconds": ended - started, "save_seconds": save_s}
+            started, save_s = ended, 0.0
+            # Told before it is saved: a run that goes on from this checkpoint never comes by this step again.
+            self.report(self.step, metrics)
             if self.step % self.save.every_steps == 0 or self.step == self.steps:
                 saving = time.perf_counter()
                 self._write(feed)
-                metrics["save_seconds"] = time.perf_counter() - saving
-            metrics["seconds"] = time.perf_counter() - started
-            self.report(self.step, metrics)
+                save_s = time.perf_counter() - saving
         return self.path or self._write(feed)
 
     def _write(self, feed: Feed) -> Path:

@@ -78,7 +78,8 @@ class Collector:
         """`attempts` rollouts of each environment, in the order of environments and attempts.
 
         A group that another version of the weights had a hand in (the learner died and came back with an older checkpoint
-        while it ran) is rolled out anew.
+        while it ran) is rolled out anew, and so is one with an attempt that was lost to a failure of ours: what a run learns
+        must not hang on the machine's luck. Attempts that are lost every time are handed out as they are.
 
         Raises:
             InfrastructureError: a group's job failed for good, or the wrong weights answer again and again.
@@ -90,7 +91,8 @@ class Collector:
             suffix = f"/{again}" if again else ""
             keys = [f"{self.run_id}/{name}/{step}/{group}{suffix}" for group in missing]
             for group, trajectories in zip(missing, self._run([orders[g] for g in missing], keys), strict=True):
-                if all(span.version == self.engine.version for t in trajectories for s in t.segments for span in s.versions):
+                ours = all(span.version == self.engine.version for t in trajectories for s in t.segments for span in s.versions)
+                if ours and (again == RETRIES - 1 or not any(t.error for t in trajectories)):
                     found[group] = trajectories
             if len(found) == len(orders):
                 return [found[group] for group in range(len(orders))]
