@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gymsmith.errors import CorruptCheckpoint, NotFound
+from gymsmith.errors import CorruptCheckpoint, NotFound, StoreError
 from trainer.model.config import ModelConfig
 from trainer.model.transformer import Transformer
 
@@ -102,16 +102,35 @@ def save(
     """Write ROOT/STEP and drop all but the newest `keep` checkpoints. An existing ROOT/STEP is replaced.
 
     Raises:
-        OSError: disk full or read-only; earlier checkpoints are untouched.
+        StoreError: disk full or read-only; earlier checkpoints are untouched and nothing half-written stays.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob(".tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
     folder = root / f".tmp-{step:08d}-{os.getpid()}"
+    target = root / f"{step:08d}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for stale in root.glob(".tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        _write(folder, step, model, optimizer or {}, tokenizer, meta)
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)
+        _flush(root)
+    except (OSError, SafetensorError) as e:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise StoreError(f"the checkpoint {target} cannot be written: {e}; free some space there and start again") from e
+    for old in _folders(root)[keep:]:
+        shutil.rmtree(old)
+    return target
+
+
+def _write(
+    folder: Path, step: int, model: Transformer, optimizer: Mapping[str, Tensor], tokenizer: str, meta: Mapping[str, Any]
+) -> None:
+    """All files of a checkpoint, flushed to disk."""
     folder.mkdir()
     weights = {name: t.contiguous() for name, t in own_weights(model).items()}
     save_file(weights, folder / "model.safetensors")
-    save_file({name: t.contiguous() for name, t in (optimizer or {}).items()}, folder / "optimizer.safetensors")
+    save_file({name: t.contiguous() for name, t in optimizer.items()}, folder / "optimizer.safetensors")
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     names = ("model.safetensors", "optimizer.safetensors", "tokenizer.json")
     body = {
@@ -127,14 +146,6 @@ def save(
     (folder / "meta.json").write_text(json.dumps(outer), encoding="utf-8")
     for name in (*names, "meta.json"):
         _flush(folder / name)
-    target = root / f"{step:08d}"
-    if target.exists():
-        shutil.rmtree(target)
-    folder.rename(target)
-    _flush(root)
-    for old in _folders(root)[keep:]:
-        shutil.rmtree(old)
-    return target
 
 
 def load(path: Path) -> Checkpoint:

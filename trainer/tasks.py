@@ -5,6 +5,7 @@ A child per job, because a training process owns its threads and its memory, and
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ def train(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     """
     from trainer.config import parse_train
 
+    _with_torch()
     stage, run_id = _needed(payload, "stage"), _needed(payload, "run_id")
     config = payload.get("config") or {}
     parse_train(stage, config)
@@ -60,6 +62,7 @@ def serve(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
         NotFound, CorruptCheckpoint: there is no such checkpoint, or it is damaged.
         InfrastructureError: the engine died.
     """
+    _with_torch()
     run_id, given = _needed(payload, "run_id"), _needed(payload, "checkpoint")
     folder = Path(given) if Path(given).is_absolute() else ctx.settings.home / given
     command = [sys.executable, "-m", "trainer.engine.server", "--checkpoint", str(folder), "--lifeline", "--run", run_id]
@@ -73,6 +76,11 @@ def serve(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
         lifeline.stop([child], grace_s=3.0)
         ctx.store.update_run(run_id, engine_url="", state=State.SUCCEEDED)
     raise _failure(child.returncode, ctx, run_id, log_file)
+
+
+def _with_torch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("training needs torch, which is not installed; pip install 'gymsmith[train]'")
 
 
 def _needed(payload: dict[str, Any], name: str) -> str:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -44,3 +49,31 @@ def stock() -> ModelConfig:
 def one_thread() -> None:
     """As the learner runs."""
     torch.set_num_threads(1)
+
+
+Killed = Callable[[Callable[[Callable[[], None]], object], int, float], bool]
+
+
+@pytest.fixture
+def killed() -> Killed:
+    """`killed(work, steps, delay_s)`: run `work(tick)` in a child and kill -9 it `delay_s` after its `steps`-th tick.
+
+    True when it was still at work.
+    """
+
+    def run(work: Callable[[Callable[[], None]], object], steps: int, delay_s: float) -> bool:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            work(lambda: os.write(writing, b".") and None)
+            os._exit(0)
+        os.close(writing)
+        for _ in range(steps):
+            os.read(reading, 1)
+        time.sleep(delay_s)
+        os.kill(child, signal.SIGKILL)
+        os.close(reading)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    return run

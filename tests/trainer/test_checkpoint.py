@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
-import signal
-import time
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gymsmith.errors import CorruptCheckpoint, NotFound
+from gymsmith.errors import CorruptCheckpoint, NotFound, StoreError
 from trainer import checkpoint
 from trainer.config import OptimConfig, SaveConfig, ScheduleConfig
 from trainer.data.documents import Document
@@ -39,6 +38,19 @@ def test_round_trip_and_keep(tmp_path: Path) -> None:
     assert found is not None and found.step == 4 and found.meta == {"n": 4}
     assert checkpoint.weights_digest(found.build()) == checkpoint.weights_digest(Transformer(CONFIG, 4))
     assert checkpoint.weights_digest(found.build()) != checkpoint.weights_digest(Transformer(CONFIG, 3))
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(StoreError, match="free some space"):
+            write(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in tmp_path.iterdir()] == ["00000001"]
+    assert checkpoint.load(tmp_path / "00000001").step == 1
 
 
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
@@ -79,36 +91,29 @@ def test_all_damaged_is_an_error_and_none_is_none(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "00000009")
 
 
-def train(folder: Path, every: int = 1) -> str:
-    """Sixty updates of a small model; says what came out."""
+def train(folder: Path, every: int = 1, tick: Callable[[], None] = lambda: None) -> str:
+    """Sixty updates of a small model, with a tick after each; says what came out."""
     rng = np.random.default_rng(0)
     documents = [Document(rng.integers(6, 32, n).astype(np.int32), np.ones(n, np.float32)) for n in rng.integers(3, 20, 50)]
     model = Transformer(CONFIG.model_copy(update={"n_layers": 2, "logit_gain": True}), 1)
     optimizers = Optimizers(model, OptimConfig())
     saving = SaveConfig(every_steps=every, keep=2)
     schedule = ScheduleConfig(warmup_steps=3)
-    trainer = Trainer(model, optimizers, schedule, 60, folder, saving, "{}", {"seed": 1}, lambda step, metrics: None)
+    trainer = Trainer(model, optimizers, schedule, 60, folder, saving, "{}", {"seed": 1}, lambda step, metrics: tick())
     feed = TextFeed(Loader(documents, 2, 24, 5))
     trainer.resume(feed)
     trainer.run(feed)
     return f"{checkpoint.weights_digest(model)} {trainer.tokens}"
 
 
-def test_kill_and_resume_is_bitwise(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
+def test_kill_and_resume_is_bitwise(tmp_path: Path, killed: Callable[..., bool]) -> None:
     whole = train(tmp_path / "whole", every=1000)
     rng = random.Random(4)
-    killed = 0
-    for _ in range(8):
-        child = os.fork()
-        if child == 0:
-            train(tmp_path / "killed")
-            os._exit(0)
-        time.sleep(rng.uniform(0.02, 0.12))
-        os.kill(child, signal.SIGKILL)
-        killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    hits = sum(
+        killed(lambda tick: train(tmp_path / "killed", tick=tick), rng.randint(1, 9), rng.uniform(0, 0.01)) for _ in range(5)
+    )
     found = checkpoint.newest(tmp_path / "killed")
-    assert killed and found is not None and found.step < 60, "the kills must land inside the run"
+    assert hits == 5 and found is not None and 5 <= found.step < 60
     assert train(tmp_path / "killed") == whole
 
 

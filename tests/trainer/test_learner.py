@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gymsmith.config import Settings
-from gymsmith.errors import ConfigError, Fenced, InfrastructureError, NotFound, UserError
+from gymsmith.errors import ConfigError, Fenced, InfrastructureError, NotFound, StoreError, UserError
 from gymsmith.ids import ulid
 from gymsmith.schema import Job, Run, State
 from gymsmith.store import Store
@@ -91,6 +91,16 @@ def test_a_damaged_checkpoint_costs_steps_not_the_run(store: Store, corpus: Path
     folder = store.settings.runs_dir / run.id / "checkpoints" / "00000008"
     (folder / "model.safetensors").write_bytes(b"damaged")
     assert learn(store, run)["weights_digest"] == digest
+
+
+def test_curves_reach_the_store_before_the_checkpoint_that_leaves_them_behind(store: Store, corpus: Path) -> None:
+    run = run_of(store, "pretrain", corpus=str(corpus))
+    in_the_way = store.settings.runs_dir / run.id / "checkpoints"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("no checkpoint can be written here")
+    with pytest.raises((OSError, StoreError)):
+        learn(store, run)
+    assert [m.step for m in store.metrics(run.id, ["loss"])] == [1, 2, 3]
 
 
 def test_what_is_missing_is_said(store: Store, corpus: Path, tmp_path: Path) -> None:

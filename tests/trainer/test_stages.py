@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,7 +40,9 @@ STEADY = ScheduleConfig(warmup_steps=0, decay=0.0)
 Metrics = list[dict[str, float]]
 
 
-def learn(folder: Path, steps: int = 30, permute: bool = False, gate: float = 0.5) -> tuple[str, Metrics]:
+def learn(
+    folder: Path, steps: int = 30, permute: bool = False, gate: float = 0.5, tick: Callable[[], None] = lambda: None
+) -> tuple[str, Metrics]:
     """RL from a fresh model: the digest of the weights, and the metrics of each step. `gate`: lower bound of IcePop's."""
     config = RLConfig(steps=steps, groups=6, attempts=16, icepop=(gate, 2.0))
     model = Transformer(MODEL, 1)
@@ -52,7 +51,12 @@ def learn(folder: Path, steps: int = 30, permute: bool = False, gate: float = 0.
     seen: Metrics = []
     optimizers = Optimizers(model, OptimConfig(lr=0.05, adam_lr=0.03))
     saving = SaveConfig(every_steps=1)
-    trainer = Trainer(model, optimizers, STEADY, steps, folder, saving, "{}", {"seed": 3}, lambda _, m: seen.append(m))
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        seen.append(metrics)
+        tick()
+
+    trainer = Trainer(model, optimizers, STEADY, steps, folder, saving, "{}", {"seed": 3}, report)
     trainer.resume(feed)
     trainer.run(feed)
     return checkpoint.weights_digest(model), seen
@@ -73,18 +77,12 @@ def test_the_gate_keeps_everything_out(tmp_path: Path) -> None:
     assert all(m["gate_fraction"] == 1 and m["loss"] == 0 for m in seen if "loss" in m)
 
 
-def test_rl_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_rl_resumes_bit_for_bit(tmp_path: Path, killed: Callable[..., bool]) -> None:
     whole, _ = learn(tmp_path / "whole", steps=12)
     assert learn(tmp_path / "again", steps=12)[0] == whole, "the same seed gives the same weights"
     rng = random.Random(1)
-    for _ in range(4):
-        child = os.fork()
-        if child == 0:
-            learn(tmp_path / "killed", steps=12)
-            os._exit(0)
-        time.sleep(rng.uniform(0.05, 0.2))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    for _ in range(3):
+        assert killed(lambda tick: learn(tmp_path / "killed", 12, tick=tick), rng.randint(1, 3), rng.uniform(0, 0.05))
     assert learn(tmp_path / "killed", steps=12)[0] == whole
 
 
