@@ -1,0 +1,110 @@
+"""The collector: what is lost, or answered by other weights, is rolled out anew; what stays lost never trains."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gymsmith.config import Settings
+from gymsmith.errors import InfrastructureError
+from gymsmith.schema import Job, Reward, Run, Segment, State, Trajectory, VersionSpan
+from gymsmith.store import Store
+from trainer.config import Recipe, parse
+from trainer.engine.scheduler import Engine
+from trainer.rl.collect import RETRIES, Collector
+
+RECIPE = {
+    "name": "test",
+    "tokenizer": {"vocab_size": 300},
+    "model": {"dim": 16, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "ffn_dim": 16, "max_positions": 320},
+    "engine": {"slots": 8, "context": 320},
+}
+
+Fate = Callable[[int, int], tuple[str, str]]
+"""(environment's number, try) -> (error, version) of its first attempt."""
+Gather = Callable[[Fate], tuple[list[list[Trajectory]], dict[str, int]]]
+
+
+class Hands(threading.Thread):
+    """Does rollout jobs without a sandbox, as `fate` wills."""
+
+    def __init__(self, store: Store, fate: Fate) -> None:
+        super().__init__(daemon=True)
+        self.store, self.fate = store, fate
+        self.tries: dict[str, int] = {}
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.01):
+            for queued in self.store.jobs(kind="rollout", state=State.QUEUED).items:
+                job = self.store.claim(queued.id, "hands")
+                if job is not None:
+                    self.work(job)
+
+    def work(self, job: Job) -> None:
+        items = job.payload["items"]
+        environment = items[0]["environment_id"]
+        again = self.tries[environment] = self.tries.get(environment, -1) + 1
+        error, version = self.fate(int(environment), again)
+        made = [
+            Trajectory(
+                id=f"{item['group']}/{item['attempt']}",
+                environment_id=environment,
+                run_id=job.payload["run_id"],
+                group=item["group"],
+                attempt=item["attempt"],
+                segments=[Segment(ids=[1, 2], mask=[0, 1], logprobs=[0.0, -1.0], versions=[_span(version)])],
+                reward=None if error and not item["attempt"] else Reward(value=1.0),
+                error="" if item["attempt"] else error,
+            )
+            for item in items
+        ]
+        self.store.put_trajectories(made, fence=(job.id, job.attempt))
+        self.store.finish(job.id, job.attempt, {"trajectories": [t.id for t in made]})
+
+
+def _span(version: str) -> VersionSpan:
+    return VersionSpan(version=version, start=1, end=2)
+
+
+@pytest.fixture
+def collect(tmp_path: Path) -> Iterator[Gather]:
+    """Groups of two attempts at three environments, and how often each environment was tried again."""
+    with Store.open(Settings(home=tmp_path / "home")) as store:
+        recipe = parse(Recipe, RECIPE, "test")
+
+        def gather(fate: Fate) -> tuple[list[list[Trajectory]], dict[str, int]]:
+            store.put_run(Run(id="run", kind="rl"))
+            engine = Engine(recipe.model, recipe.engine)
+            engine.version = "7"
+            hands = Hands(store, fate)
+            hands.start()
+            try:
+                with Collector(store, "run", engine, recipe, "tokenizer", 1, lambda: None) as collector:
+                    return collector.collect("rl", 7, ["0", "1", "2"], 2), hands.tries
+            finally:
+                hands.ended.set()
+                hands.join()
+
+        yield gather
+
+
+def test_groups_with_a_lost_attempt_or_other_weights_are_rolled_out_anew(collect: Gather) -> None:
+    ill = {(0, 0): ("EngineError: away", "7"), (2, 0): ("", "6")}
+    groups, again = collect(lambda number, tried: ill.get((number, tried), ("", "7")))
+    assert again == {"0": 1, "1": 0, "2": 1}
+    assert [[(t.environment_id, t.attempt, t.error) for t in g] for g in groups] == [[(e, 0, ""), (e, 1, "")] for e in "012"]
+
+
+def test_what_stays_lost_is_handed_out(collect: Gather) -> None:
+    groups, again = collect(lambda number, tried: ("SandboxError: broken" if number == 1 else "", "7"))
+    assert again == {"0": 0, "1": RETRIES - 1, "2": 0}
+    assert groups[1][0].error and groups[1][0].reward is None and groups[1][1].reward is not None
+
+
+def test_other_weights_are_never_taken(collect: Gather) -> None:
+    with pytest.raises(InfrastructureError, match="does another engine answer"):
+        collect(lambda number, tried: ("", "6"))
