@@ -7,7 +7,7 @@
     cheat:NAME   every dishonest attempt scores 0: those of the draft, and the general ones that make sense for it
     leak         neither hidden tests nor the solution lie in the environment or stand in the instruction
     looking      the instruction does not tell what has to be looked up
-    runtime      the tests take less than half of their time limit
+    runtime      the tests can be run in half of their time limit
 
 Each attempt runs in a fresh sandbox and is graded in another one. `level="controls"` is noop, oracle, leak, looking and runtime
 alone. A sandbox that fails us is asked again and never counts; only what the draft does can turn it down, with one of `REASONS`.
@@ -77,6 +77,14 @@ async def prove(
         async with slots:
             return await _asking_again(lambda: attempt_script(provider, image, task, script, unchanged=unchanged))
 
+    async def honest(script: str) -> Reward:
+        """An attempt that should score 1. One that ran into the time limit may have met a busy machine, so it is made again."""
+        for _ in range(RETRIES):
+            reward = await attempt(script)
+            if reward.value == 1.0 or reward.seconds < draft.spec.verifier_timeout_s:
+                break
+        return reward
+
     def proof() -> Proof:
         evidence = Evidence(
             environment_id=draft.id,
@@ -94,32 +102,27 @@ async def prove(
         reason, detail = failed.name, failed.detail
         return proof()
 
-    first = await asyncio.gather(attempt(None), attempt(task.solution))
+    first = await asyncio.gather(attempt(None), honest(task.solution))
     controls = ([first[0]], [first[1]])
     if first[0].value == 0.0 and first[1].value == 1.0:
-        more = await asyncio.gather(*(attempt(None) for _ in range(RUNS - 1)), *(attempt(task.solution) for _ in range(RUNS - 1)))
+        more = await asyncio.gather(*(attempt(None) for _ in range(RUNS - 1)), *(honest(task.solution) for _ in range(RUNS - 1)))
         controls[0].extend(more[: RUNS - 1])
         controls[1].extend(more[RUNS - 1 :])
     noop, oracle = _gate("noop", controls[0], 0.0), _gate("oracle", controls[1], 1.0)
     gates += [noop, oracle, *_tests_gates(draft, controls[0])]
-    slowest = max(r.seconds for r in controls[1])
+    fastest = min(r.seconds for r in controls[1])
     limit = draft.spec.verifier_timeout_s / 2
-    gates.append(
-        Gate(
-            name="runtime",
-            passed=slowest <= limit,
-            seconds=slowest,
-            detail=f"slowest of {len(controls[1])} runs; at most {limit:g} s",
-        )
-    )
+    said = f"fastest of {len(controls[1])} runs, for other load slows them; at most {limit:g} s"
+    gates.append(Gate(name="runtime", passed=fastest <= limit, seconds=fastest, detail=said))
     reason, detail = _controls_reason(gates)
     if reason or level == "controls":
         return proof()
 
     cheats = [*draft.cheats, *_general(draft, task)]
     names = [f"alternative-{n}" for n in range(1, len(draft.alternatives) + 1)] + [f"cheat:{name}" for name, _ in cheats]
-    scripts = [(text, None) for text in draft.alternatives] + [(text, controls[0][0]) for _, text in cheats]
-    results = await asyncio.gather(*(attempt(script, unchanged) for script, unchanged in scripts))
+    results = await asyncio.gather(
+        *(honest(text) for text in draft.alternatives), *(attempt(text, controls[0][0]) for _, text in cheats)
+    )
     for name, result in zip(names, results, strict=True):
         gates.append(_gate(name, [result], 1.0 if name.startswith("alternative") else 0.0))
     if len(cheats) < MIN_CHEATS:

@@ -189,7 +189,7 @@ def _draft(source: Tutorial, steps: Sequence[Step], window: Window, initial: Tre
         tool=ToolSpec(name="shell", timeout_s=20.0),
         max_turns=20,
         workdir=HOME,
-        verifier_timeout_s=30.0,
+        verifier_timeout_s=60.0,
         expected=expected,
     )
     return Draft(
