@@ -8,6 +8,8 @@ goes on from there.
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gymsmith import jobs
 from gymsmith.config import Settings
-from gymsmith.errors import Conflict, GymsmithError, InfrastructureError, NotFound, UserError, named
+from gymsmith.errors import Conflict, GymsmithError, InfrastructureError, NotFound, StoreError, UserError, named
 from gymsmith.ids import ulid
 from gymsmith.schema import EvalReport, Job, Run, State
 from gymsmith.store import Store
@@ -31,6 +33,9 @@ POLL_S = 0.1
 
 CONTEXT = {"keep_recent_k": None, "limit_tokens": 320, "observation_tokens": 56}
 """Context of a rollout that the caller did not choose: that of the demo's model."""
+
+LEAST_FREE_BYTES = 1 << 20
+"""Free space of the state folder below which nothing is waited for any more."""
 
 MAX_TURNS = 16
 """Actions of an evaluated episode: more than any reference solution takes, long chains included."""
@@ -79,8 +84,10 @@ class House:
                                 raise failure(label, job)
                     time.sleep(POLL_S if live else 0)
         except BaseException:
-            for job in live.values():
-                self.store.cancel(job.id)
+            # What brought us here is the news, not that a broken database takes no cancellation either.
+            with contextlib.suppress(StoreError):
+                for job in live.values():
+                    self.store.cancel(job.id)
             raise
         return ended
 
@@ -295,8 +302,14 @@ class Workers:
 
         Raises:
             InfrastructureError: our own workers cannot stay alive.
-            StoreError: the state folder cannot be used.
+            StoreError: the state folder cannot be used, or its disk is full.
         """
+        # On a full disk a worker cannot even write that its job failed, so whoever waits must see it.
+        if (free := shutil.disk_usage(self.settings.home).free) < LEAST_FREE_BYTES:
+            raise StoreError(
+                f"the disk of {self.settings.home} is full: {free} bytes are free and at least {LEAST_FREE_BYTES} are needed; "
+                "free some space, then the same command goes on from what was finished"
+            )
         if self.own is not None:
             self.own.check()
         elif not running(self.settings):
