@@ -65,15 +65,17 @@ class GroupPool:
     def take(self, limits: Limits) -> Group:
         """A group with these limits that no process is in. Raises: OSError."""
         free = self._free[limits]
-        if free:
+        while free:
             group = free.pop()
-            group.reset()
-            return group
+            # Someone else may have cleaned up below /sys/fs/cgroup; a worker must outlive that.
+            if all(folder.is_dir() for folder in group.folders):
+                group.reset()
+                return group
         self._made += 1
         folders = []
         for root in self._roots:
             folder = root / str(self._made)
-            folder.mkdir()
+            folder.mkdir(parents=True)
             folders.append(folder)
         for folder in folders:
             for name, value in self._settings(limits):
@@ -170,6 +172,8 @@ def kill_tree(folder: Path) -> None:
     """Kill whatever still runs in a directory of groups."""
     for listing in folder.rglob("cgroup.procs"):
         for word in _words(listing):
+            if word == "0":  # a process of another pid namespace; kill(0) would mean ourselves
+                continue
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(word), signal.SIGKILL)
 

@@ -20,7 +20,7 @@ _count = itertools.count(1)
 
 def register(state_dir: Path) -> tuple[str, Path]:
     """A new owner: its name, unique on this machine, and its existing directory."""
-    owner = f"{os.getpid()}-{start_time(os.getpid())}-{boot_id()}-{next(_count)}"
+    owner = f"{os.getpid()}-{start_time(os.getpid())}-{boot_id()}.{pid_namespace()}-{next(_count)}"
     folder = state_dir.absolute() / OWNERS / owner
     folder.mkdir(parents=True)
     return owner, folder
@@ -74,11 +74,20 @@ def sweep(state_dir: Path) -> list[str]:
 
 
 def alive(owner: str) -> bool:
-    """Whether the process of that name still runs. Names that are not ours count as alive: they are not ours to remove."""
+    """Whether the process of that name still runs. Names that are not ours, or whose process would be invisible to us because it
+    belongs to another pid namespace, count as alive: they are not ours to remove."""
     parts = owner.split("-")
     if len(parts) != 4 or not parts[0].isdigit():
         return True
-    return parts[2] == boot_id() and start_time(int(parts[0])) == parts[1]
+    boot, _, namespace = parts[2].partition(".")
+    if boot == boot_id() and namespace != pid_namespace():
+        return True
+    return boot == boot_id() and start_time(int(parts[0])) == parts[1]
+
+
+def pid_namespace() -> str:
+    """The inode of this process's pid namespace: pids mean something only within it."""
+    return str(os.stat("/proc/self/ns/pid").st_ino)
 
 
 def start_time(pid: int) -> str:
