@@ -128,9 +128,9 @@ class Trainer:
         Raises:
             NotFinite: the loss is NaN or infinite. Nothing of that update reaches the weights.
 
-        A step's seconds and save_seconds include the checkpoint before it, not the one after.
+        A step's seconds, cpu_seconds and save_seconds include the checkpoint before it, not the one after.
         """
-        started, save_s = time.perf_counter(), 0.0
+        started, cpu, save_s = time.perf_counter(), time.process_time(), 0.0
         while self.step < self.steps:
             seen: dict[str, list[float]] = defaultdict(list)
             for update in feed.updates(self.step):
@@ -141,9 +141,9 @@ class Trainer:
             metrics["tokens"] = float(self.tokens)
             if self.step == self.steps:
                 self.finish(self.model)
-            ended = time.perf_counter()
-            metrics |= {"seconds": ended - started, "save_seconds": save_s}
-            started, save_s = ended, 0.0
+            ended, used = time.perf_counter(), time.process_time()
+            metrics |= {"seconds": ended - started, "cpu_seconds": used - cpu, "save_seconds": save_s}
+            started, cpu, save_s = ended, used, 0.0
             # Told before it is saved: a run that goes on from this checkpoint never comes by this step again.
             self.report(self.step, metrics)
             if self.step % self.save.every_steps == 0 or self.step == self.steps:

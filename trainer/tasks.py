@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gymsmith import lifeline
-from gymsmith.errors import ConfigError, GymsmithError, InfrastructureError, UserError
+from gymsmith.errors import ConfigError, Fenced, GymsmithError, InfrastructureError, UserError
 from gymsmith.schema import JobContext, State
 
 POLL_S = 0.05
@@ -46,6 +46,11 @@ def train(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
         while child.poll() is None:
             ctx.check()
             time.sleep(POLL_S)
+    except Fenced:
+        # A worker that shuts down puts the job back, and the run goes on elsewhere; a cancelled one has ended.
+        if ctx.store.job(ctx.job.id).cancel:
+            ctx.store.update_run(run_id, state=State.CANCELLED)
+        raise
     finally:
         lifeline.stop([child], grace_s=3.0)
     if child.returncode == 0:

@@ -110,7 +110,7 @@ def test_kill_and_resume_is_bitwise(tmp_path: Path, killed: Callable[..., bool])
     whole = train(tmp_path / "whole", every=1000)
     rng = random.Random(4)
     hits = sum(
-        killed(lambda tick: train(tmp_path / "killed", tick=tick), rng.randint(1, 9), rng.uniform(0, 0.01)) for _ in range(5)
+        killed(lambda tick: train(tmp_path / "killed", tick=tick), rng.randint(2, 9), rng.uniform(0, 0.01)) for _ in range(5)
     )
     found = checkpoint.newest(tmp_path / "killed")
     assert hits == 5 and found is not None and 5 <= found.step < 60

@@ -42,6 +42,8 @@ class InitConfig(Strict):
     """Standard deviation of the token table."""
     smear_std: float = Field(default=0.25, gt=0)
     """Standard deviation of the tables of preceding tokens."""
+    logit_gain: float = 0.0
+    """Where a learned logit gain starts. A tied head over embeddings of size 0.5 wants exp(g) near 0.1."""
 
 
 class ModelConfig(Strict):

@@ -87,6 +87,8 @@ def initialise(model: Transformer, seed: int) -> None:
     nothing else."""
     init = model.config.init
     for name, parameter in model.named_parameters():
+        if name == "gain":
+            parameter.fill_(init.logit_gain)
         if parameter.ndim < 2:
             continue
         stream = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]
