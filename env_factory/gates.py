@@ -77,11 +77,11 @@ async def prove(
         async with slots:
             return await _asking_again(lambda: attempt_script(provider, image, task, script, unchanged=unchanged))
 
-    async def honest(script: str) -> Reward:
-        """An attempt that should score 1. One that ran into the time limit may have met a busy machine, so it is made again."""
+    async def control(script: str | None) -> Reward:
+        """An attempt that is no cheat. One that ran into the time limit may have met a busy machine, so it is made again."""
         for _ in range(RETRIES):
             reward = await attempt(script)
-            if reward.value == 1.0 or reward.seconds < draft.spec.verifier_timeout_s:
+            if reward.seconds < draft.spec.verifier_timeout_s:
                 break
         return reward
 
@@ -102,10 +102,10 @@ async def prove(
         reason, detail = failed.name, failed.detail
         return proof()
 
-    first = await asyncio.gather(attempt(None), honest(task.solution))
+    first = await asyncio.gather(control(None), control(task.solution))
     controls = ([first[0]], [first[1]])
     if first[0].value == 0.0 and first[1].value == 1.0:
-        more = await asyncio.gather(*(attempt(None) for _ in range(RUNS - 1)), *(honest(task.solution) for _ in range(RUNS - 1)))
+        more = await asyncio.gather(*(control(None) for _ in range(RUNS - 1)), *(control(task.solution) for _ in range(RUNS - 1)))
         controls[0].extend(more[: RUNS - 1])
         controls[1].extend(more[RUNS - 1 :])
     noop, oracle = _gate("noop", controls[0], 0.0), _gate("oracle", controls[1], 1.0)
@@ -121,7 +121,7 @@ async def prove(
     cheats = [*draft.cheats, *_general(draft, task)]
     names = [f"alternative-{n}" for n in range(1, len(draft.alternatives) + 1)] + [f"cheat:{name}" for name, _ in cheats]
     results = await asyncio.gather(
-        *(honest(text) for text in draft.alternatives), *(attempt(text, controls[0][0]) for _, text in cheats)
+        *(control(text) for text in draft.alternatives), *(attempt(text, controls[0][0]) for _, text in cheats)
     )
     for name, result in zip(names, results, strict=True):
         gates.append(_gate(name, [result], 1.0 if name.startswith("alternative") else 0.0))
