@@ -45,8 +45,10 @@ def main() -> None:
     for end in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(end, _terminated)
     try:
-        # Without standalone mode an Exit comes back as its code, and a command's own return value otherwise.
+        # Without standalone mode an Exit comes back as its code (Ctrl-C as 130), and a command's own return value otherwise.
         code = app(standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt
         sys.stdout.flush()
     except GymsmithError as error:
         raise SystemExit(_said(str(error), error.exit_code)) from None
@@ -55,7 +57,7 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of our output left, as `head` does; nothing more can be said on that pipe, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        raise SystemExit(1) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         advice = "free some space, or choose another state folder with --home; nothing half-written was kept"
@@ -66,7 +68,7 @@ def main() -> None:
             raise
         # Help that stands in for missing words has been printed; there is nothing to add.
         said = error.format_message()
-        raise SystemExit(_said(f"{said} Try --help.", usage) if said else usage) from None
+        raise SystemExit(_said(f"{said.rstrip('.')}. Try --help.", usage) if said else usage) from None
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
@@ -266,13 +268,13 @@ def env_show(
     if as_json:
         emit({"environment": environment.model_dump(mode="json"), "evidence": evidence and evidence.model_dump(mode="json")})
         return
+    members = folder.members(settings.home, environment.path)
     print(f"{environment.id}  {environment.status}  {environment.spec.name}")
     print(f"source {environment.source.uri}  licence {environment.source.licence or '-'}")
     print(f"\n{environment.instruction}\n")
     for gate in evidence.gates if evidence else ():
         rewards = " ".join(f"{r:g}" for r in gate.rewards)
         print(f"  {'ok ' if gate.passed else 'NO '} {gate.name:28s} {rewards:16s} {gate.detail[:70]}")
-    members = folder.members(settings.home, environment.path)
     print(f"\nfiles in {settings.home / environment.path}")
     for member in members:
         print(f"  {member.name}  {member.size}")

@@ -73,6 +73,8 @@ def state_folder(settings: Settings) -> Check:
     while not parent.exists():
         parent = parent.parent
     free_gib = shutil.disk_usage(parent).free / 2**30
+    if not parent.is_dir():
+        return Check("state folder", "broken", f"{home}: {parent} is no folder", "set GYMSMITH_HOME to a folder you may write")
     if not os.access(parent, os.W_OK):
         return Check("state folder", "broken", f"{home}: {parent} is not writable", "set GYMSMITH_HOME to a folder you may write")
     state = "ok" if free_gib >= 2 else "broken"
