@@ -133,7 +133,7 @@ def order(rng: random.Random, name: str, new: str, value: str, content: str) -> 
     body = text(content)
     kind = rng.choice(["rename", "copy", "write", "folder"])
     if kind == "rename":
-        changes = (Change(name, Kind.ABSENT), Change(new, Kind.TEXT, body))
+        changes: tuple[Change, ...] = (Change(name, Kind.ABSENT), Change(new, Kind.TEXT, body))
         return Order(f"rename {name} to {new}", f"mv {name} {new}", (f"cp {name} {new}", f"rm {name}"), changes, (name, new))
     if kind == "copy":
         changes = (Change(new, Kind.TEXT, body),)

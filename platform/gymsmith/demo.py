@@ -25,6 +25,9 @@ from gymsmith.attach import House, attached, evaluation
 from gymsmith.config import Settings
 from gymsmith.schema import EvalReport, Job, Run, State, now
 
+LONG_CHAIN = 9
+"""Level of the chain family with eight hops; RL sees at most two."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -39,8 +42,8 @@ class Plan:
     tutorials: int
     pool: int
     """Shell environments for teaching and RL."""
-    demonstrated: int
-    """How many of the pool's level-1 environments the teacher demonstrates; no other level is ever demonstrated."""
+    demonstrated: dict[str, int]
+    """How many of the pool's environments the teacher demonstrates, by level; the levels left out are never demonstrated."""
     prefer: bool
     """Preference-tune between SFT and RL."""
     held_out: int
@@ -69,7 +72,7 @@ class Plan:
             tutorial="file:examples",
             tutorials=10,
             pool=576,
-            demonstrated=192,
+            demonstrated={"1": 96, "2": 24},
             prefer=False,
             held_out=600,
             family=120,
@@ -92,7 +95,7 @@ class Plan:
             tutorial="file:examples",
             tutorials=3,
             pool=180,
-            demonstrated=60,
+            demonstrated={"1": 60, "2": 12},
             prefer=False,
             held_out=300,
             family=0,
@@ -217,7 +220,7 @@ class Story:
         if plan.family:
             orders["new family"] = orders["held-out"] | {"source": "shell:unseen", "n": plan.family}
         if plan.folding:
-            orders["long chains"] = orders["held-out"] | {"source": "shell:chain", "n": plan.folding, "levels": [8]}
+            orders["long chains"] = orders["held-out"] | {"source": "shell:chain", "n": plan.folding, "levels": [LONG_CHAIN]}
         return {
             name: self.house.submit("generate", payload, key=self.key(name), run_id=self.run.id)
             for name, payload in orders.items()
@@ -228,10 +231,12 @@ class Story:
         return sorted(admitted)
 
     def demonstrate(self, pool: list[str]) -> str:
-        """The teacher plays solutions of level-1 environments in real sandboxes; the run that holds the trajectories."""
+        """The teacher plays solutions of easy environments in real sandboxes; the run that holds the trajectories."""
         with self.phase("demonstrations") as result:
             if "seconds" not in result:
-                easy = [i for i in pool if self.house.store.environment(i).spec.labels["level"] == "1"][: self.plan.demonstrated]
+                levels = {i: self.house.store.environment(i).spec.labels["level"] for i in pool}
+                wanted = self.plan.demonstrated.items()
+                easy = [i for level, count in wanted for i in [e for e in pool if levels[e] == level][:count]]
                 run = self.house.start_run("rollout", name="demonstrations", seed=self.run.seed, parent=self.run.id)
                 items = [{"environment_id": i, "group": f"demo/{i}", "attempt": 0, "seed": 0} for i in easy]
                 tokenizer = self.house.store.run(self.phases["pretrain"]["run"]).summary["tokenizer"]
