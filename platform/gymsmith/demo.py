@@ -18,11 +18,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gymsmith import story_report
 from gymsmith.attach import House, attached, evaluation
 from gymsmith.config import Settings
+from gymsmith.errors import ConfigError
 from gymsmith.schema import EvalReport, Job, Run, State, now
 
 LONG_CHAIN = 9
@@ -39,6 +41,7 @@ class Plan:
     swe: int
     """SWE environments to admit from the package."""
     tutorial: str
+    """Folder of lessons, relative to the working directory."""
     tutorials: int
     pool: int
     """Shell environments for teaching and RL."""
@@ -69,10 +72,10 @@ class Plan:
             recipe="demo",
             package="pypi:inflection==0.5.1",
             swe=20,
-            tutorial="file:examples",
+            tutorial="examples",
             tutorials=10,
             pool=576,
-            demonstrated={"1": 96, "2": 24},
+            demonstrated={"1": 168, "2": 24},
             prefer=False,
             held_out=600,
             family=120,
@@ -81,7 +84,7 @@ class Plan:
             gain_points=25.0,
             floor=0.75,
             family_floor=0.60,
-            budget_s={"corpus": 20, "pretrain": 210, "proofs": 20, "sft": 15, "dpo": 15, "before": 40, "rl": 180, "after": 60},
+            budget_s={"corpus": 20, "pretrain": 120, "proofs": 90, "sft": 15, "before": 35, "rl": 200, "after": 70},
         )
 
     @classmethod
@@ -92,7 +95,7 @@ class Plan:
             recipe="demo_quick",
             package="pypi:inflection==0.5.1",
             swe=5,
-            tutorial="file:examples",
+            tutorial="examples",
             tutorials=3,
             pool=180,
             demonstrated={"1": 60, "2": 12},
@@ -104,7 +107,7 @@ class Plan:
             gain_points=15.0,
             floor=0.0,
             family_floor=0.0,
-            budget_s={"corpus": 10, "pretrain": 70, "proofs": 5, "sft": 10, "dpo": 5, "before": 15, "rl": 50, "after": 15},
+            budget_s={"corpus": 12, "pretrain": 50, "proofs": 20, "sft": 10, "before": 17, "rl": 55, "after": 16},
         )
 
 
@@ -207,7 +210,7 @@ class Story:
         orders: dict[str, dict[str, Any]] = {
             "shell pool": {"source": "shell:all", "kind": "shell", "n": plan.pool, "seed": seed, "split": "train"},
             "SWE": {"source": plan.package, "kind": "mutation", "n": plan.swe, "seed": seed},
-            "tutorial": {"source": plan.tutorial, "kind": "tutorial", "n": plan.tutorials, "seed": seed},
+            "tutorial": {"source": tutorial(plan), "kind": "tutorial", "n": plan.tutorials, "seed": seed},
             "held-out": {
                 "source": "shell:all",
                 "kind": "shell",
@@ -282,6 +285,18 @@ class Story:
             orders["unfolded"] = long
             orders["folded"] = long | {"name": "long chains, keep-recent-2", "context": long["context"] | {"keep_recent_k": 2}}
         return orders
+
+
+def tutorial(plan: Plan) -> str:
+    """The plan's tutorial as a source that any worker finds, whatever its working directory.
+
+    Raises:
+        ConfigError: the folder is not here; the lessons come with the repository.
+    """
+    folder = Path(plan.tutorial).resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"expected the lessons in {folder}, got nothing there; run the demo in a checkout of the repository")
+    return f"file:{folder}"
 
 
 def run(

@@ -148,16 +148,18 @@ def test_split_deals_all_and_repeats() -> None:
     assert split(scored[:1], 4, 1, 1) == [[scored[0]]]
 
 
-def test_curriculum_prefers_what_fails_and_repeats_itself() -> None:
-    families = {f"{family}{i}": family for family in ("easy", "hard") for i in range(10)}
+def test_curriculum_prefers_what_differs_and_repeats_itself() -> None:
+    families = {f"{family}{i}": family for family in ("easy", "mixed", "hard") for i in range(10)}
     one, two = (Curriculum(families, RLConfig(), 5) for _ in range(2))
     for _ in range(40):
         one.observe("easy", [1.0] * 8)
         one.observe("hard", [0.0] * 8)
+        one.observe("mixed", [1.0, 0.0] * 4)
     two.restore(one.state())
     drawn = [e for step in range(30) for e in one.draw(step, 16)]
-    share = sum(families[e] == "hard" for e in drawn) / len(drawn)
-    assert 0.8 < share < 0.92, "weights 1.2 against 0.2"
+    share = {family: sum(families[e] == family for e in drawn) / len(drawn) for family in ("easy", "mixed", "hard")}
+    assert 0.68 < share["mixed"] < 0.82, "weights 1.2 against 0.2 and 0.2"
+    assert share["easy"] > 0.05 and share["hard"] > 0.05, "the floor"
     assert drawn == [e for step in range(30) for e in two.draw(step, 16)]
     hard = [e for e in drawn if families[e] == "hard"][:10]
     assert sorted(hard) == sorted(e for e in families if families[e] == "hard"), "each once before any twice"

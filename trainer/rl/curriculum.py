@@ -1,5 +1,9 @@
-"""Chooses the environments of a step: cells (family and level) that still fail come more often, each environment once before
-any comes twice.
+"""Chooses the environments of a step: cells (family and level) whose attempts differ most come most often, each environment once
+before any comes twice.
+
+A group teaches only when its attempts differ, and with pass rate p a reward has variance p (1 - p); so a cell is drawn with
+weight floor + 4 p (1 - p) (learnability; Tzannetos et al., 2023). The floor keeps looking into what always fails and what always
+passes.
 
 Choice and seeds are counters over (seed, step, group, attempt): the same run draws the same, whatever happened in between.
 """
@@ -31,7 +35,8 @@ class Curriculum:
     def draw(self, step: int, count: int) -> list[str]:
         """Environment ids for the groups of a step."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
-        weights = np.array([self.config.cell_floor + 1 - self.rate[cell] for cell in self.cells])
+        rates = np.array([self.rate[cell] for cell in self.cells])
+        weights = self.config.cell_floor + 4 * rates * (1 - rates)
         chosen = rng.choice(len(self.cells), size=count, p=weights / weights.sum())
         return [self._next(self.cells[i]) for i in chosen]
 
