@@ -32,8 +32,10 @@ up: $(VENV)/.installed
 clean:
 	rm -rf $(VENV) sandboxes/_box build dist
 
+# The pip that comes with Debian 12 takes many minutes to resolve what a newer one resolves in seconds.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade 'pip>=25'
 
 $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	@echo "installing into $(VENV) (the first time takes a few minutes)"
