@@ -43,7 +43,8 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(PIP) --editable '.[train,sandbox]'
 	@touch $@
 
+# Everything is pinned, so there is nothing to resolve; a resolver takes minutes over the whole set.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what the tests need"
-	$(PIP) --editable '.[train,sandbox,browser,swe,postgres,dev]'
+	$(PIP) --no-deps --requirement constraints.txt
 	@touch $@
