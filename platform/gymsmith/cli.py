@@ -390,8 +390,10 @@ def rl(
     from gymsmith.attach import attached
 
     with attached(settings_for(home)) as house:
-        extra = [*(overrides or []), *(["permute_rewards=true"] if permute_rewards else [])]
-        run = house.train("rl", recipe=recipe, seed=seed, start=start, inputs={}, overrides=extra, run_id=run_id, quiet=as_json)
+        inputs = {"permute_rewards": True} if permute_rewards else {}
+        run = house.train(
+            "rl", recipe=recipe, seed=seed, start=start, inputs=inputs, overrides=overrides or [], run_id=run_id, quiet=as_json
+        )
     report_run(run, as_json)
 
 

@@ -25,7 +25,7 @@ from gymsmith import story_report
 from gymsmith.attach import House, attached, evaluation
 from gymsmith.config import Settings
 from gymsmith.errors import ConfigError
-from gymsmith.schema import EvalReport, Job, Run, State, now
+from gymsmith.schema import Job, Run, State, now
 
 LONG_CHAIN = 9
 """Level of the chain family with eight hops; RL sees at most two."""
@@ -190,7 +190,8 @@ class Story:
         with self.phase("proofs") as made:
             if "seconds" not in made:
                 made.update({name: job.result for name, job in self.house.watch(proofs, quiet=self.quiet).items()})
-        pool = self.pool(made["shell pool"]["admitted"])
+        # An order that does not depend on which environment was proved first.
+        pool = sorted(made["shell pool"]["admitted"])
         taught = self.stage("sft", start=pretrained, demonstrations_run=self.demonstrate(pool))
         before = self.evaluate("before", taught, made["held-out"]["admitted"])
         started = self.prefer(taught, pool)
@@ -228,10 +229,6 @@ class Story:
             name: self.house.submit("generate", payload, key=self.key(name), run_id=self.run.id)
             for name, payload in orders.items()
         }
-
-    def pool(self, admitted: list[str]) -> list[str]:
-        """The RL pool in an order that does not depend on who proved first."""
-        return sorted(admitted)
 
     def demonstrate(self, pool: list[str]) -> str:
         """The teacher plays solutions of easy environments in real sandboxes; the run that holds the trajectories."""
@@ -349,6 +346,3 @@ def serve(settings: Settings) -> None:
     with Supervisor(settings, workers=1) as supervisor:
         print(f"dashboard: {supervisor.url}  (Ctrl-C ends it)", flush=True)
         supervisor.run_forever()
-
-
-__all__ = ["EvalReport", "Plan", "Result", "run", "serve"]
