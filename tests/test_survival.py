@@ -17,7 +17,7 @@ from gymsmith.attach import House
 from gymsmith.config import Settings
 from gymsmith.rows.jobs import owner
 from gymsmith.schema import Job, Run, State, now
-from gymsmith.store import Store
+from gymsmith.store import Store, TrajectoryFilter
 from gymsmith.supervisor import Supervisor
 from gymsmith.taskdir import read
 from sandboxes import cgroups
@@ -157,7 +157,7 @@ def reinforce(place: Place, lesson: Lesson, *, seed: int = 5, steps: int = STEPS
     if disturb is not None:
         disturb(place, run)
     job = house.watch({"rl": job}, quiet=True)["rl"]
-    rows = house.store.trajectory_rows(run_id=run.id, limit=500).items
+    rows = house.store.trajectory_rows(TrajectoryFilter(run_id=run.id), limit=500).items
     told = [
         (
             *(t.group.removeprefix(run.id), t.attempt, t.environment_id, t.reward and t.reward.value, t.error),

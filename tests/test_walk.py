@@ -11,6 +11,7 @@ from context_mgmt.chat import Chat
 from gymsmith.attach import House, attached
 from gymsmith.config import Settings
 from gymsmith.schema import Run, State, Status
+from gymsmith.store import TrajectoryFilter
 from gymsmith.taskdir import read
 
 SMALL = ["pretrain.steps=40", "sft.epochs=2", "sft.demonstrations=4", "rl.steps=2", "rl.groups=3", "rl.attempts=4"]
@@ -67,7 +68,7 @@ def test_the_walk_of_one_environment(house: House) -> None:
     improved = train(house, "rl", start=taught.id, environments=made["admitted"])
     metrics = {(m.step, m.name): m.value for m in house.store.metrics(improved.id)}
     assert metrics[1, "episodes"] == metrics[2, "episodes"] == 12 and metrics[1, "errors"] == metrics[2, "errors"] == 0
-    rows = house.store.trajectory_rows(run_id=improved.id, limit=100).items
+    rows = house.store.trajectory_rows(TrajectoryFilter(run_id=improved.id), limit=100).items
     assert len(rows) == 24
     lived = house.store.trajectory(rows[0].id)
     versions = {span.version for s in lived.segments for span in s.versions}

@@ -16,9 +16,20 @@ from gymsmith.rows.events import Event, Events
 from gymsmith.rows.jobs import Jobs, Pulse, QueueDepth
 from gymsmith.rows.pages import Page
 from gymsmith.rows.runs import Runs
-from gymsmith.rows.trajectories import Trajectories, TrajectoryRow
+from gymsmith.rows.trajectories import Trajectories, TrajectoryFilter, TrajectoryRow
 
-__all__ = ["Event", "Outcomes", "Page", "Pulse", "QueueDepth", "Store", "Total", "TrajectoryRow", "process_store"]
+__all__ = [
+    "Event",
+    "Outcomes",
+    "Page",
+    "Pulse",
+    "QueueDepth",
+    "Store",
+    "Total",
+    "TrajectoryFilter",
+    "TrajectoryRow",
+    "process_store",
+]
 
 
 class Store(Environments, Runs, Trajectories, Jobs, Events, Counts):

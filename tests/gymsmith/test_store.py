@@ -38,7 +38,7 @@ from gymsmith.schema import (
     Trajectory,
     VersionSpan,
 )
-from gymsmith.store import Event, Store
+from gymsmith.store import Event, Store, TrajectoryFilter
 
 
 def an_environment(i: int, **changes: object) -> Environment:
@@ -202,10 +202,10 @@ def test_trajectories_come_back_bit_for_bit_in_the_order_asked(store: Store) -> 
     store.put_trajectories(made[3:])
     order = [made[i] for i in (6, 0, 7, 3)]
     assert store.trajectories([x.id for x in order]) == order
-    rows = store.trajectory_rows(run_id="run", failed=False).items
+    rows = store.trajectory_rows(TrajectoryFilter(run_id="run", failed=False)).items
     assert {r.id for r in rows} == {x.id for x in made[:7]}
     assert (rows[0].tokens, rows[0].commands, rows[0].reward) == (150, 1, 1.0)
-    assert [r.error for r in store.trajectory_rows(failed=True).items] == ["sandbox gone"]
+    assert [r.error for r in store.trajectory_rows(TrajectoryFilter(failed=True)).items] == ["sandbox gone"]
     with pytest.raises(NotFound, match="no trajectory 'nope'"):
         store.trajectories([made[0].id, "nope"])
 

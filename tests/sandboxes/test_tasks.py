@@ -19,7 +19,7 @@ from gymsmith import taskdir
 from gymsmith.config import Settings
 from gymsmith.errors import ConfigError, Fenced, InfrastructureError
 from gymsmith.schema import Environment, Job, Run, Status
-from gymsmith.store import Store
+from gymsmith.store import Store, TrajectoryFilter
 from gymsmith.worker import Context
 from sandboxes import tasks
 from sandboxes.worker import process_worker
@@ -122,7 +122,7 @@ def test_solutions_are_played_and_stored_in_item_order(store: Store) -> None:
     assert all(t.looked for t in kept) and result["seconds"]["wall"] > 0
     again = tasks.rollout(payload, context(store, "rollout", payload))
     assert again["trajectories"] == result["trajectories"], "a repeated job replaces, it does not double"
-    assert len(store.trajectory_rows(run_id="r1").items) == 8
+    assert len(store.trajectory_rows(TrajectoryFilter(run_id="r1")).items) == 8
 
 
 def test_an_engine_is_asked_in_its_format_and_answers_are_trained_exactly(store: Store) -> None:
@@ -167,7 +167,7 @@ def test_evaluation_reports_by_family(store: Store) -> None:
     assert (report.overall.n, report.overall.passed, report.mode, report.seed) == (4, 4, "greedy", 9)
     assert {name: score.n for name, score in report.groups.items()} == {FAMILY_A: 2, FAMILY_B: 2}
     assert report.passed_without_look == 0 and report.errors == 0 and report.mean_commands >= 1
-    assert len(store.trajectory_rows(run_id="r4").items) == 4
+    assert len(store.trajectory_rows(TrajectoryFilter(run_id="r4")).items) == 4
     with Engine("exit") as engine:
         payload |= {"policy": {"url": engine.url}, "tokenizer": "bytes.json", "context": {"limit_tokens": 900}}
         idle = store.report(tasks.evaluate(payload, context(store, "evaluate", payload))["report_id"])
@@ -181,7 +181,7 @@ def test_a_stale_attempt_stores_nothing(store: Store) -> None:
     stale = Context(ctx.job.model_copy(update={"attempt": ctx.job.attempt + 1}), store)
     with pytest.raises(Fenced):
         tasks.rollout(payload, stale)
-    assert not store.trajectory_rows(run_id="r5").items
+    assert not store.trajectory_rows(TrajectoryFilter(run_id="r5")).items
 
 
 def test_a_cancelled_job_stops_and_leaves_no_sandbox(store: Store) -> None:
@@ -229,7 +229,7 @@ def test_an_environment_without_its_image_is_an_error_beside_the_others(store: S
     payload = {"run_id": "r8", "name": "x", "environments": [environment.id, lost.id], "policy": {"kind": "solution"}}
     report = store.report(tasks.evaluate(payload, context(store, "evaluate", payload))["report_id"])
     assert (report.overall.n, report.overall.passed, report.errors) == (1, 1, 1)
-    (row,) = store.trajectory_rows(run_id="r8", failed=True).items
+    (row,) = store.trajectory_rows(TrajectoryFilter(run_id="r8", failed=True)).items
     assert row.error.startswith("ImageMissing") and row.reward is None
 
 

@@ -11,7 +11,7 @@ import torch
 
 from context_mgmt.chat import Chat
 from gymsmith.errors import ConfigError
-from gymsmith.store import Store
+from gymsmith.store import Store, TrajectoryFilter
 from trainer.data.documents import read_lines
 from trainer.data.packing import Item
 from trainer.loop import Piece, Update
@@ -81,7 +81,7 @@ def from_run(store: Store, run_id: str) -> list[list[Item]]:
     ids = []
     cursor = ""
     while True:
-        page = store.trajectory_rows(run_id=run_id, cursor=cursor, limit=500)
+        page = store.trajectory_rows(TrajectoryFilter(run_id=run_id), cursor=cursor, limit=500)
         ids += [row.id for row in page.items]
         cursor = page.cursor
         if not cursor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gymsmith import tokens
 from gymsmith.endpoints.envelope import Cursor, Envelope, IdempotencyKey, Limit, SettingsDep, StoreDep, order
 from gymsmith.errors import NotFound
 from gymsmith.schema import Job, Reward, Segment, Step, VersionSpan
-from gymsmith.store import Total, TrajectoryRow
+from gymsmith.store import Total, TrajectoryFilter, TrajectoryRow
 
 router = APIRouter(tags=["trajectories"])
 Offset = Annotated[int, Query(ge=0)]
@@ -75,33 +75,11 @@ class RolloutOrder(BaseModel):
 
 @router.get("/trajectories", operation_id="listTrajectories")
 def list_trajectories(
-    store: StoreDep,
-    run_id: str | None = None,
-    environment_id: str | None = None,
-    group: str | None = None,
-    policy_version: str | None = None,
-    finish: str | None = None,
-    min_reward: float | None = None,
-    max_reward: float | None = None,
-    looked: bool | None = None,
-    failed: bool | None = None,
-    cursor: Cursor = "",
-    limit: Limit = 50,
+    store: StoreDep, wanted: Annotated[TrajectoryFilter, Depends()], cursor: Cursor = "", limit: Limit = 50
 ) -> Envelope[TrajectoryRow]:
     """Trajectories, newest first. `failed` selects attempts lost to an infrastructure error."""
-    filters: dict[str, Any] = {
-        "run_id": run_id,
-        "environment_id": environment_id,
-        "group": group,
-        "policy_version": policy_version,
-        "finish": finish,
-        "min_reward": min_reward,
-        "max_reward": max_reward,
-        "looked": looked,
-        "failed": failed,
-    }
-    page = store.trajectory_rows(**filters, cursor=cursor, limit=limit)
-    return Envelope.of(page.items, page.cursor, store.trajectory_total(**filters))
+    page = store.trajectory_rows(wanted, cursor=cursor, limit=limit)
+    return Envelope.of(page.items, page.cursor, store.trajectory_total(wanted))
 
 
 @router.get("/trajectories/{trajectory_id}", operation_id="getTrajectory")

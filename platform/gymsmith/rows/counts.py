@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from gymsmith.rows import tables as t
 from gymsmith.rows.database import Database
 from gymsmith.rows.environments import _filters
+from gymsmith.rows.trajectories import EVERY, TrajectoryFilter
 from gymsmith.schema import State, Status, Word
 
 CAP = 10_000
@@ -132,37 +133,9 @@ class Counts:
         where = _equal((j.kind, kind), (j.state, state), (j.parent, parent), (j.run_id, run_id))
         return self._total(t.jobs, [*where, j.parent == ""] if top_level else where)
 
-    def trajectory_total(
-        self,
-        *,
-        run_id: str | None = None,
-        environment_id: str | None = None,
-        group: str | None = None,
-        policy_version: str | None = None,
-        finish: str | None = None,
-        min_reward: float | None = None,
-        max_reward: float | None = None,
-        looked: bool | None = None,
-        failed: bool | None = None,
-    ) -> Total:
+    def trajectory_total(self, wanted: TrajectoryFilter = EVERY) -> Total:
         """How many rows a list of `Store.trajectory_rows` has."""
-        r = t.trajectories.c
-        where = _equal(
-            (r.run_id, run_id),
-            (r.environment_id, environment_id),
-            (r.group, group),
-            (r.policy_version, policy_version),
-            (r.finish, finish),
-        )
-        if min_reward is not None:
-            where.append(r.reward >= min_reward)
-        if max_reward is not None:
-            where.append(r.reward <= max_reward)
-        if looked is not None:
-            where.append(r.looked == looked)
-        if failed is not None:
-            where.append(r.error != "" if failed else r.error == "")
-        return self._total(t.trajectories, where)
+        return self._total(t.trajectories, wanted.where())
 
     def report_total(self, run_id: str | None = None) -> Total:
         """How many evaluation reports."""

@@ -42,6 +42,36 @@ class TrajectoryRow(Word):
     created_at: datetime
 
 
+class TrajectoryFilter(Word):
+    """Which trajectories a list shows; None does not choose."""
+
+    run_id: str | None = None
+    environment_id: str | None = None
+    group: str | None = None
+    policy_version: str | None = None
+    finish: str | None = None
+    min_reward: float | None = None
+    max_reward: float | None = None
+    looked: bool | None = None
+    failed: bool | None = None
+    """Attempts lost to an error of ours, or all others."""
+
+    def where(self) -> list[sa.ColumnElement[bool]]:
+        """Conditions on the index rows, to be joined by AND."""
+        r = t.trajectories.c
+        equal = ("run_id", "environment_id", "group", "policy_version", "finish", "looked")
+        found = [r[name] == value for name in equal if (value := getattr(self, name)) is not None]
+        if self.min_reward is not None:
+            found.append(r.reward >= self.min_reward)
+        if self.max_reward is not None:
+            found.append(r.reward <= self.max_reward)
+        if self.failed is not None:
+            found.append(r.error != "" if self.failed else r.error == "")
+        return found
+
+
+EVERY = TrajectoryFilter()
+
 _COLUMNS = [t.trajectories.c[name] for name in TrajectoryRow.model_fields if name != "created_at"]
 
 
@@ -98,40 +128,9 @@ class Trajectories:
                 raise NotFound(f"no trajectory {i!r}; the page of its run lists what there is")
         return chunks.read(self.settings.trajectories_dir, [places[i] for i in ids])
 
-    def trajectory_rows(
-        self,
-        *,
-        run_id: str | None = None,
-        environment_id: str | None = None,
-        group: str | None = None,
-        policy_version: str | None = None,
-        finish: str | None = None,
-        min_reward: float | None = None,
-        max_reward: float | None = None,
-        looked: bool | None = None,
-        failed: bool | None = None,
-        cursor: str = "",
-        limit: int = 50,
-    ) -> Page[TrajectoryRow]:
-        """A page of index rows, newest first. `failed` selects attempts lost to an error of ours, or leaves them out."""
-        r = t.trajectories.c
-        equal = (
-            (r.run_id, run_id),
-            (r.environment_id, environment_id),
-            (r.group, group),
-            (r.policy_version, policy_version),
-            (r.finish, finish),
-        )
-        where: list[Any] = [column == value for column, value in equal if value is not None]
-        if min_reward is not None:
-            where.append(r.reward >= min_reward)
-        if max_reward is not None:
-            where.append(r.reward <= max_reward)
-        if looked is not None:
-            where.append(r.looked == looked)
-        if failed is not None:
-            where.append(r.error != "" if failed else r.error == "")
-        return newest_first(self.db, t.trajectories, _COLUMNS, where, _hand_out, cursor, limit)
+    def trajectory_rows(self, wanted: TrajectoryFilter = EVERY, *, cursor: str = "", limit: int = 50) -> Page[TrajectoryRow]:
+        """A page of index rows, newest first."""
+        return newest_first(self.db, t.trajectories, _COLUMNS, wanted.where(), _hand_out, cursor, limit)
 
 
 def _row(x: Trajectory, place: chunks.Place) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gymsmith.endpoints.envelope import SettingsDep, StoreDep, labels_of
 from gymsmith.endpoints.environments import Labels, Order
 from gymsmith.errors import UserError
 from gymsmith.schema import Environment, Evidence, Gate, Status
-from gymsmith.store import Store
+from gymsmith.store import Store, TrajectoryFilter
 
 router = APIRouter()
 PER_PAGE = 50
@@ -141,7 +141,7 @@ def files(request: Request, environment_id: str, store: StoreDep, settings: Sett
 def attempts(request: Request, environment_id: str, store: StoreDep, cursor: str = "") -> Response:
     """Who tried it."""
     environment = store.environment(environment_id)
-    rows = store.trajectory_rows(environment_id=environment_id, cursor=cursor, limit=ATTEMPTS)
+    rows = store.trajectory_rows(TrajectoryFilter(environment_id=environment_id), cursor=cursor, limit=ATTEMPTS)
     return _tab(request, store, environment, "trajectories", rows=rows.items, next=rows.cursor, first=bool(cursor))
 
 

@@ -12,7 +12,7 @@ from gymsmith import render, tokens
 from gymsmith.endpoints.envelope import SettingsDep, StoreDep
 from gymsmith.errors import NotFound
 from gymsmith.schema import Environment, Segment, Step, Trajectory
-from gymsmith.store import Store, TrajectoryRow
+from gymsmith.store import Store, TrajectoryFilter, TrajectoryRow
 
 router = APIRouter()
 PER_PAGE = 50
@@ -82,9 +82,8 @@ def listing(
 ) -> Response:
     """All attempts, newest first."""
     chosen = {"run_id": run_id, "policy_version": policy_version, "outcome": outcome}
-    filters: dict[str, Any] = {"run_id": run_id or None, "policy_version": policy_version or None}
-    filters |= OUTCOMES.get(outcome, {})
-    rows = store.trajectory_rows(**filters, cursor=cursor, limit=PER_PAGE)
+    wanted = TrajectoryFilter(run_id=run_id or None, policy_version=policy_version or None, **OUTCOMES.get(outcome, {}))
+    rows = store.trajectory_rows(wanted, cursor=cursor, limit=PER_PAGE)
 
     def url(**changed: str) -> str:
         pairs = {k: v for k, v in {**chosen, **changed}.items() if v}
@@ -96,7 +95,7 @@ def listing(
         "/trajectories",
         rows=rows.items,
         names=_names(store, rows.items),
-        total=store.trajectory_total(**filters),
+        total=store.trajectory_total(wanted),
         outcomes=store.trajectory_outcomes(run_id=run_id or None),
         chosen=chosen,
         url=url,
@@ -161,7 +160,7 @@ def token_view(
 def _page(request: Request, store: Store, x: Trajectory, template: str, tab: str, **context: Any) -> Response:
     siblings: list[TrajectoryRow] = []
     if x.group:
-        siblings = store.trajectory_rows(run_id=x.run_id, group=x.group, limit=SIBLINGS).items
+        siblings = store.trajectory_rows(TrajectoryFilter(run_id=x.run_id, group=x.group), limit=SIBLINGS).items
         siblings.sort(key=lambda row: (row.attempt, row.id))
     return render.page(
         request,

@@ -1,0 +1,1 @@
+"""What `gymsmith VERB` does, a file per group of verbs."""

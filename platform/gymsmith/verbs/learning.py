@@ -1,0 +1,151 @@
+"""`gymsmith rollout`, `gymsmith train`, `gymsmith rl`, `gymsmith run ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gymsmith.errors import UserError
+from gymsmith.verbs.terminal import Home, Json, Seed, emit, listed, one_of, settings_for
+
+app = typer.Typer(no_args_is_help=True, help="Look at runs: trainings, rollouts, evaluations, demos.")
+SESSIONS = 2000
+"""Shell sessions in a corpus that nobody gave."""
+Override = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change one knob of the recipe.")]
+
+
+def rollout(
+    env_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Environments to attempt.")],
+    checkpoint: Annotated[str, typer.Option(help="A checkpoint folder, or a run id (its newest checkpoint).")] = "",
+    solution: Annotated[bool, typer.Option("--solution", help="Play the reference solution instead of a model.")] = False,
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts at each environment.")] = 1,
+    seed: Seed = 1,
+    keep_recent_k: Annotated[int | None, typer.Option(min=1, help="Fold all but the last k observations.")] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Let a policy attempt environments in sandboxes and store the trajectories."""
+    from gymsmith.attach import attached
+
+    with attached(settings_for(home)) as house:
+        result = house.rollout(
+            env_ids,
+            checkpoint=checkpoint,
+            solution=solution,
+            attempts=attempts,
+            seed=seed,
+            keep_recent_k=keep_recent_k,
+            quiet=as_json,
+        )
+        trajectories = house.store.trajectories(result["trajectories"])
+    if as_json:
+        emit([t.model_dump(mode="json") for t in trajectories])
+        return
+    for t in trajectories:
+        verdict = "error: " + t.error if t.reward is None else f"reward {t.reward.value:g}"
+        print(f"{t.id}  {t.environment_id[:12]}  attempt {t.attempt}  {verdict}  {t.finish}")
+        for number, step in enumerate(t.steps, 1):
+            print(f"  {number}. $ {step.action}" + (f"   [refused: {step.refused}]" if step.refused else ""))
+            for line in step.observation.splitlines()[:8]:
+                print(f"       {line}")
+
+
+def train(
+    stage: Annotated[str, typer.Argument(help="pretrain, sft or dpo.")],
+    recipe: Annotated[str, typer.Option(help="A recipe of trainer/recipes or a TOML file.")] = "demo",
+    start: Annotated[str, typer.Option("--from", help="Run whose newest checkpoint to start from (sft, dpo).")] = "",
+    corpus: Annotated[str, typer.Option(help="pretrain: a corpus file; empty makes one.")] = "",
+    data: Annotated[str, typer.Option(help="sft: run with demonstrations; dpo: run with attempts.")] = "",
+    run_id: Annotated[str, typer.Option("--run", help="Continue this run from its newest checkpoint.")] = "",
+    overrides: Override = None,
+    seed: Seed = 1,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model by one stage. Interrupted, it resumes exactly with --run."""
+    from gymsmith.attach import attached
+
+    one_of("STAGE", stage, ("pretrain", "sft", "dpo"))
+    if corpus and not Path(corpus).is_file():
+        raise UserError(f"expected a corpus file at {corpus}, there is none; leave --corpus out to have one made")
+    inputs = {
+        "corpus": str(Path(corpus).resolve()) if corpus else "",
+        "demonstrations_run": data if stage == "sft" else "",
+        "pairs_run": data if stage == "dpo" else "",
+    }
+    with attached(settings_for(home)) as house:
+        if stage == "pretrain" and not corpus and not run_id:
+            order = {"seed": seed, "sessions": SESSIONS, "drills": 2.5}
+            inputs["corpus"] = house.run("corpus", order, label="corpus", quiet=as_json).result["path"]
+        run = house.train(
+            stage, recipe=recipe, seed=seed, start=start, inputs=inputs, overrides=overrides or [], run_id=run_id, quiet=as_json
+        )
+    report_run(run, as_json)
+
+
+def rl(
+    start: Annotated[str, typer.Option("--from", help="Run whose newest checkpoint to start from.")] = "",
+    recipe: Annotated[str, typer.Option(help="A recipe of trainer/recipes or a TOML file.")] = "demo",
+    permute_rewards: Annotated[
+        bool, typer.Option("--permute-rewards", help="Control arm: true rewards in a random order.")
+    ] = False,
+    run_id: Annotated[str, typer.Option("--run", help="Continue this run from its newest checkpoint.")] = "",
+    overrides: Override = None,
+    seed: Seed = 1,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Improve a model with agentic RL on the verified shell environments of the state folder."""
+    from gymsmith.attach import attached
+
+    with attached(settings_for(home)) as house:
+        inputs = {"permute_rewards": True} if permute_rewards else {}
+        run = house.train(
+            "rl", recipe=recipe, seed=seed, start=start, inputs=inputs, overrides=overrides or [], run_id=run_id, quiet=as_json
+        )
+    report_run(run, as_json)
+
+
+@app.command("list")
+def run_list(
+    kind: Annotated[str | None, typer.Option(help="pretrain, sft, dpo, rl, rollout, evaluate, demo, ...")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 30,
+    cursor: Annotated[str, typer.Option(help="Continue where the last page ended.")] = "",
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """List runs, newest first."""
+    from gymsmith.store import Store
+
+    with Store.open(settings_for(home)) as store:
+        page = store.runs(kind=kind, limit=limit, cursor=cursor)
+    if as_json:
+        emit({"items": [run.model_dump(mode="json") for run in page.items], "cursor": page.cursor})
+        return
+    for run in page.items:
+        print(f"{run.id}  {run.kind:9s}  {run.state:9s}  {run.name:28s}  {run.checkpoint}")
+    print(f"{len(page.items)} runs{listed(page.cursor)}")
+
+
+@app.command("show")
+def run_show(
+    run_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a run.")], home: Home = None, as_json: Json = False
+) -> None:
+    """Show one run: state, newest checkpoint, summary."""
+    from gymsmith.store import Store
+
+    with Store.open(settings_for(home)) as store:
+        run = store.run(run_id)
+    report_run(run, as_json)
+
+
+def report_run(run: Any, as_json: bool) -> None:
+    """Print what a finished run has to say."""
+    if as_json:
+        emit(run.model_dump(mode="json"))
+        return
+    print(f"run {run.id}  {run.state}  checkpoint {run.checkpoint}")
+    for key, value in run.summary.items():
+        print(f"  {key}: {value}")
