@@ -27,7 +27,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    home: Path = Path("~/.local/state/gymsmith")
+    home: Path = Field(default=Path("~/.local/state/gymsmith"), validate_default=True)
     """State folder: database, environments, images, trajectories, runs, logs. Local disk, never NFS with SQLite."""
     database_url: str = ""
     """SQLAlchemy URL; empty means sqlite:///HOME/gymsmith.db. PostgreSQL: postgresql+psycopg://user@host/name."""

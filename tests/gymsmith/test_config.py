@@ -29,6 +29,11 @@ def test_arguments_beat_environment_beats_file_beats_defaults(monkeypatch: pytes
     assert Settings.load(port=1003, host=None).port == 1003
 
 
+def test_the_default_state_folder_lies_in_the_home_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "someone"))
+    assert Settings.load().home == tmp_path / "someone/.local/state/gymsmith"
+
+
 def test_a_misspelt_setting_is_refused_with_the_right_name() -> None:
     Path("gymsmith.toml").write_text("max_sandbox = 3\n")
     with pytest.raises(ConfigError, match="did you mean 'max_sandboxes'"):
