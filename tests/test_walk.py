@@ -54,7 +54,7 @@ def test_the_walk_of_one_environment(house: House) -> None:
     items = [{"environment_id": i, "group": f"demo/{i}"} for i in made["admitted"]]
     payload = {"run_id": shown.id, "items": items, "policy": {"kind": "solution"}, "tokenizer": tokenizer}
     played = house.run("rollout", payload, quiet=True, run_id=shown.id).result
-    assert played["rewards"] == [1.0] * 4
+    assert played["rewards"] == [1.0] * 4 and house.store.run(shown.id).state is State.SUCCEEDED
     trajectory = house.store.trajectory(played["trajectories"][0])
     assert trajectory.looked and trajectory.reward is not None and set(trajectory.reward.tests) == set(task.spec.expected)
     chat = Chat.load(house.settings.tokenizers_dir / tokenizer)

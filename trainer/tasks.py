@@ -1,4 +1,4 @@
-"""The doors through which jobs enter: train and serve. Imports no torch; the work is done in a child process.
+"""The doors through which jobs enter: train, serve and export. Imports no torch; the work is done in a child process.
 
 A child per job, because a training process owns its threads and its memory, and may be killed without taking the worker along.
 """
@@ -6,6 +6,8 @@ A child per job, because a training process owns its threads and its memory, and
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from gymsmith.errors import ConfigError, Fenced, GymsmithError, InfrastructureEr
 from gymsmith.schema import JobContext, State
 
 POLL_S = 0.05
+EXPORT_S = 600
 THREADS = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """For children: no spinning threads beside the sandboxes. The learner raises its own count when a recipe asks for it."""
 
@@ -81,6 +84,25 @@ def serve(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
         lifeline.stop([child], grace_s=3.0)
         ctx.store.update_run(run_id, engine_url="", state=State.SUCCEEDED)
     raise _failure(child.returncode, ctx, run_id, log_file)
+
+
+def export(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Write a checkpoint as a Hugging Face folder: {"checkpoint", "folder"} -> {"folder"}.
+
+    Raises:
+        UserError: the folder exists, or the checkpoint does not; the message says which.
+        InfrastructureError: the process died.
+    """
+    _with_torch()
+    checkpoint, folder = ctx.settings.home / _needed(payload, "checkpoint"), Path(_needed(payload, "folder"))
+    command = [sys.executable, "-m", "trainer.export", "--checkpoint", str(checkpoint), "--out", str(folder)]
+    environment = {**os.environ, **ctx.settings.environment(), **THREADS}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=EXPORT_S, check=False)
+    if done.returncode:
+        kinds: dict[int, Callable[[str], GymsmithError]] = {1: GymsmithError, 2: UserError}
+        said = done.stderr.strip().rpartition("\n")[2]
+        raise kinds.get(done.returncode, InfrastructureError)(said or f"the export ended with code {done.returncode}")
+    return {"folder": str(folder)}
 
 
 def _with_torch() -> None:

@@ -159,7 +159,7 @@ def db_upgrade(home: Home = None) -> None:
     Store.migrate(settings_for(home))
 
 
-for verb in (environments.generate, learning.rollout, learning.train, learning.rl):
+for verb in (environments.generate, learning.rollout, learning.train, learning.rl, learning.export):
     app.command()(verb)
 for name, group in (("env", environments.app), ("run", learning.app), ("evaluate", evaluation.app), ("db", db_app)):
     app.add_typer(group, name=name)

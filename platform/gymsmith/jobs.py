@@ -41,6 +41,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "evaluate_swebench": ("evals", "sandboxes.tasks:evaluate_swebench"),
     "train": ("train", "trainer.tasks:train"),
     "serve": ("train", "trainer.tasks:serve"),
+    "export": ("train", "trainer.tasks:export"),
 }
 """Kind -> (queue, "module:function")."""
 

@@ -11,6 +11,7 @@ and exits.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import threading
@@ -24,9 +25,9 @@ from celery.signals import worker_shutting_down
 from gymsmith import jobs, lifeline
 from gymsmith import log as logs
 from gymsmith.config import Settings
-from gymsmith.errors import ConfigError, Fenced, GymsmithError, InfrastructureError, StoreError
+from gymsmith.errors import ConfigError, Fenced, GymsmithError, InfrastructureError, NotFound, StoreError
 from gymsmith.rows.jobs import owner
-from gymsmith.schema import Job
+from gymsmith.schema import Job, State
 from gymsmith.store import Store, process_store
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,10 @@ class Worker:
         context = self._held[job.id] = Context(job, self.store)
         start = time.monotonic()
         try:
+            self._follow(job, State.RUNNING)
             state = self._run(job, context)
+            if state != State.SUCCEEDED:
+                self._follow(job, State(state))
         except Fenced as e:
             state = "dropped"
             log.warning("event=job_dropped job=%s attempt=%d why=%s", job.id, job.attempt, e)
@@ -121,6 +125,14 @@ class Worker:
             "job.state", job_id=job.id, run_id=job.run_id, state=state, attempt=job.attempt, seconds=round(seconds, 4)
         )
 
+    def _follow(self, job: Job, state: State) -> None:
+        """A run of kind `rollout` is nothing but its job, so it goes as that goes; other runs know their state themselves."""
+        if job.kind != "rollout" or not job.run_id:
+            return
+        with contextlib.suppress(NotFound):
+            if self.store.run(job.run_id).kind == job.kind:
+                self.store.update_run(job.run_id, state=state)
+
     def _run(self, job: Job, context: Context) -> str:
         """Run the door and write how it ended. Raises Fenced when another attempt owns the job by then."""
         store, mine = self.store, (job.id, job.attempt)
@@ -128,6 +140,8 @@ class Worker:
             result = jobs.door_of(job.kind)(job.payload, context)
             if context._pending:
                 context.flush()
+            # Before the job, so that whoever waited for the job finds the run finished.
+            self._follow(job, State.SUCCEEDED)
             store.finish(*mine, result)
             return "succeeded"
         except Fenced:

@@ -174,6 +174,20 @@ def test_the_doors_train_serve_and_refuse(store: Store, corpus: Path) -> None:
     assert ended and store.run(served.id).engine_url == ""
 
 
+def test_a_checkpoint_leaves_as_a_hugging_face_folder_once(store: Store, corpus: Path, tmp_path: Path) -> None:
+    run = run_of(store, "pretrain")
+    ctx = context(store, "train", run)
+    tasks.train({"stage": "pretrain", "run_id": run.id, "config": {"recipe": RECIPE, "corpus": str(corpus)}}, ctx)
+    order = {"checkpoint": store.run(run.id).checkpoint, "folder": str(tmp_path / "model")}
+    assert tasks.export(order, ctx) == {"folder": order["folder"]}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "model").iterdir()}
+    with pytest.raises(UserError, match="not to exist"):
+        tasks.export(order, ctx)
+    with pytest.raises(UserError, match="none such"):
+        tasks.export(order | {"checkpoint": "none such", "folder": str(tmp_path / "other")}, ctx)
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_learners_own_error_comes_through(store: Store, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"segments": [["task", "x"')

@@ -1,4 +1,4 @@
-"""`gymsmith rollout`, `gymsmith train`, `gymsmith rl`, `gymsmith run ...`."""
+"""`gymsmith rollout`, `gymsmith train`, `gymsmith rl`, `gymsmith export`, `gymsmith run ...`."""
 
 from __future__ import annotations
 
@@ -106,6 +106,20 @@ def rl(
             "rl", recipe=recipe, seed=seed, start=start, inputs=inputs, overrides=overrides or [], run_id=run_id, quiet=as_json
         )
     report_run(run, as_json)
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or a run id (its newest checkpoint).")],
+    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model as a Hugging Face folder that `transformers` loads with equal logits."""
+    from gymsmith.attach import attached
+
+    with attached(settings_for(home)) as house:
+        made = house.export(checkpoint, folder, quiet=as_json)
+    emit({"folder": str(made)}) if as_json else print(made)
 
 
 @app.command("list")
