@@ -139,7 +139,7 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="loop: the RL loop through queue, HTTP and store.")] = "loop",
+    name: Annotated[str, typer.Argument(help="loop: the RL loop; sandboxes: sandboxes; render: rendering.")] = "loop",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the table to this file.")] = None,
     home: Home = None,
