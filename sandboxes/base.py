@@ -8,6 +8,7 @@ What a caller may rely on, whatever the provider:
 - A command's failure, death by signal, time-out or flood of output is *data* (`ExecResult`). An exception means that the
   sandbox could not be asked (`SandboxError` family) or must not be (`PolicyRefused`): never a made-up observation.
 - No code that a workload can influence runs between `freeze()` and `export()`; only the resident agent (PID 1) answers.
+- What a provider cannot do stands in its `Capabilities` and is refused with PolicyRefused when asked for all the same.
 - A sandbox is never reused after a workload ran in it.
 """
 
@@ -26,7 +27,7 @@ MAX_FRAME_BYTES = 64 * MIB
 """No message to or from the resident agent is longer than this; larger files go through a layer."""
 
 Role = Literal["workload", "build"]
-Isolation = Literal["namespace", "container"]
+Isolation = Literal["namespace", "container", "none"]
 CommandLine = str | Sequence[str]
 """A string is run by `/bin/sh -c`; a sequence is an argument vector, looked up on the command's PATH."""
 
@@ -97,6 +98,8 @@ class SandboxSpec:
     """The sandbox ends itself when it hears nothing from its owner for this long."""
     role: Role = "workload"
     network: Literal["none"] = "none"
+    trusted: bool = False
+    """Whoever wrote what runs inside may do what this process may do; a provider without isolation takes nothing else."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Free text for lists and reports; never interpreted."""
 
@@ -179,9 +182,102 @@ class Capabilities:
     prepared_upper: bool
     """`create(upper=...)` is honoured, so that image layers can be built."""
     seccomp: bool
+    shell: bool = True
+    """`Sandbox.shell` works: a terminal with a persistent shell."""
+    fork: bool = True
+    """`Sandbox.snapshot` and `Sandbox.fork` work."""
+    deadline_kills_tree: bool = True
+    """A time-out also kills processes that left the command's session and process group."""
     network: tuple[str, ...] = ("none",)
     notes: tuple[str, ...] = ()
     """What is missing on this machine and how to get it."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """A background job at one moment."""
+
+    output: bytes
+    """What it has printed so far (stdout and stderr merged), with the cap of `spawn`."""
+    omitted_bytes: int = 0
+    result: ExecResult | None = None
+    """What it did, once it has ended."""
+
+    @property
+    def running(self) -> bool:
+        return self.result is None
+
+
+class Job(Protocol):
+    """A command that runs while its caller does something else. It lives until it ends, is killed, or its sandbox ends."""
+
+    id: str
+
+    async def poll(self) -> JobState:
+        """How it stands now. Raises: SandboxGone, unless the job had ended before its sandbox did."""
+        ...
+
+    async def wait(self, timeout_s: float | None = None) -> JobState:
+        """How it stands at its end, or after `timeout_s` when it has not ended by then."""
+        ...
+
+    async def kill(self) -> None:
+        """Kill it and everything it started; returns when its first process is dead. Calling it again does nothing."""
+        ...
+
+
+class Shell(Protocol):
+    """A shell (bash where the image has it) on a terminal of its own: directory, variables and functions carry over.
+
+    What a line did is told by the shell process itself over a channel that the kernel vouches for: neither what commands
+    print nor what they write to inherited descriptors can end a line or give it an exit code.
+    """
+
+    id: str
+
+    async def run(self, line: str, *, timeout_s: float = 30.0, max_output_bytes: int = 65_536) -> ExecResult:
+        """Run `line` (any number of lines, as one script) and wait for its end. One at a time; a second one waits.
+
+        At the deadline everything that this line started dies; the shell goes on. Only when the shell itself is what does
+        not come to an end, it dies too. `output` is what came to the terminal, stdout and stderr merged, without echo.
+        Raises: ShellEnded (the shell has exited, in an earlier line or before), and as `Sandbox.exec`.
+        """
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Type `data` on the terminal: input of the command that runs. Raises: ShellEnded, SandboxGone."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """The shell has exited; open another one."""
+        ...
+
+    async def close(self) -> None:
+        """Kill the shell and everything below it. Calling it again does nothing."""
+        ...
+
+
+class Snapshot(Protocol):
+    """The file system of a sandbox at one moment, from which others can start. It lives in memory of this machine.
+
+    /dev/shm and processes are not part of it.
+    """
+
+    id: str
+    spec: SandboxSpec
+    """The spec of the sandbox it was taken from."""
+
+    async def start(self, spec: SandboxSpec | None = None) -> Sandbox:
+        """A new sandbox that begins with these files, of `spec` or the one it was taken from (the image must be the same).
+
+        Raises: as `Provider.create`; NotFound (discarded).
+        """
+        ...
+
+    async def discard(self) -> None:
+        """Forget it; sandboxes that began from it go on. Calling it again does nothing."""
+        ...
 
 
 @runtime_checkable
@@ -210,6 +306,49 @@ class Sandbox(Protocol):
         Raises: PolicyRefused (an argument that cannot be honoured), SandboxGone, ExecTimeout (the sandbox did not answer
         within timeout_s plus a grace; it has been destroyed).
         """
+        ...
+
+    async def spawn(
+        self,
+        command: CommandLine,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        max_output_bytes: int = 65_536,
+    ) -> Job:
+        """Start a command in the background, without a deadline. Raises as `exec`."""
+        ...
+
+    async def shell(
+        self,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        rows: int = 24,
+        cols: int = 80,
+    ) -> Shell:
+        """Open a persistent shell. Raises: PolicyRefused (`Capabilities.shell` is False, a bad argument), Capacity."""
+        ...
+
+    async def snapshot(self) -> Snapshot:
+        """Keep the file system as it is now. Every process stands still while it is copied, and goes on afterwards.
+
+        Raises: PolicyRefused (`Capabilities.fork` is False), Capacity (no room).
+        """
+        ...
+
+    async def fork(self, n: int = 1) -> list[Sandbox]:
+        """`n` new sandboxes of the same spec that begin with this one's files and are independent of it both ways."""
+        ...
+
+    async def kill_agents(self) -> None:
+        """Kill every process but PID 1, jobs and shells among them; commands may be run again afterwards."""
+        ...
+
+    async def renew(self, lease_s: float | None = None) -> None:
+        """Let the lease begin anew, with another length when one is given. Every other call renews it as well."""
         ...
 
     async def put(self, path: str, data: bytes, mode: int = 0o644, *, owner: str = "root") -> None:

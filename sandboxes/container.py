@@ -152,6 +152,8 @@ class ContainerProvider:
             upper_layer=False,
             prepared_upper=False,
             seccomp=True,
+            shell=False,
+            fork=False,
             notes=("what a container writes is limited by the engine's disk only",),
         )
 

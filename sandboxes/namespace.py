@@ -135,6 +135,8 @@ class NamespaceProvider:
             upper_layer=True,
             prepared_upper=True,
             seccomp=True,
+            shell=False,
+            fork=False,
             notes=tuple(notes),
         )
 

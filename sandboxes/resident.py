@@ -21,7 +21,11 @@ from sandboxes.base import (
     ExecResult,
     Exported,
     Image,
+    Job,
+    Sandbox,
     SandboxSpec,
+    Shell,
+    Snapshot,
     check_env,
     check_path,
     user_ids,
@@ -225,6 +229,43 @@ class ResidentSandbox:
         if len(chunks) > _LOOP_BYTES:
             return await asyncio.to_thread(write_layer, chunks, dest, self.owner_shift)
         return write_layer(chunks, dest, self.owner_shift)
+
+    async def spawn(
+        self,
+        command: CommandLine,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        max_output_bytes: int = 65_536,
+    ) -> Job:
+        raise self._cannot("spawn")
+
+    async def shell(
+        self,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        rows: int = 24,
+        cols: int = 80,
+    ) -> Shell:
+        raise self._cannot("shell")
+
+    async def snapshot(self) -> Snapshot:
+        raise self._cannot("snapshot")
+
+    async def fork(self, n: int = 1) -> list[Sandbox]:
+        raise self._cannot("fork")
+
+    async def kill_agents(self) -> None:
+        raise self._cannot("kill_agents")
+
+    async def renew(self, lease_s: float | None = None) -> None:
+        raise self._cannot("renew")
+
+    def _cannot(self, deed: str) -> PolicyRefused:
+        return PolicyRefused(f"{deed} is not offered by this provider; see its capabilities")
 
     async def _ask(self, kind: int, *parts: bytes) -> tuple[int, bytes, bytearray]:
         number, future = self.link.request(kind, *parts)

@@ -16,6 +16,7 @@
     └── InfrastructureError       ours to retry; never a reward of 0, never a rejection
         ├── SandboxError
         │   ├── SandboxGone       the sandbox died or was destroyed under us
+        │   ├── ShellEnded        a persistent shell has exited; the sandbox goes on
         │   ├── ExecTimeout       the sandbox did not answer (a command's own timeout is data, not this)
         │   ├── OutputLimit       a transfer was larger than the caller allowed
         │   ├── ImageMissing      the image is not in the store
@@ -148,6 +149,12 @@ class SandboxGone(SandboxError):
     """The sandbox died or was destroyed."""
 
     code = "sandbox-gone"
+
+
+class ShellEnded(SandboxError):
+    """A persistent shell has exited."""
+
+    code = "shell-ended"
 
 
 class ExecTimeout(SandboxError):
