@@ -60,6 +60,7 @@ class GroupPool:
         self.version = version
         self._roots = roots
         self._free: defaultdict[Limits, list[Group]] = defaultdict(list)
+        self._abandoned: list[Group] = []
         self._made = 0
 
     def take(self, limits: Limits) -> Group:
@@ -86,6 +87,14 @@ class GroupPool:
     def give(self, group: Group) -> None:
         """Take a group back whose last process is dead."""
         self._free[group.limits].append(group)
+
+    def abandon(self, group: Group) -> None:
+        """Take a group back in which processes may still be dying: nobody gets it again, `tidy` removes it."""
+        self._abandoned.append(group)
+
+    def tidy(self) -> None:
+        """Remove the abandoned groups that are empty by now."""
+        self._abandoned = [group for group in self._abandoned if not all([remove_tree(folder) for folder in group.folders])]
 
     def _settings(self, limits: Limits) -> list[tuple[str, str]]:
         quota = int(limits.cpus * _CPU_PERIOD_US)

@@ -19,9 +19,11 @@ from pathlib import Path
 
 from gymsmith.errors import Capacity, ImageMissing, SandboxError, SandboxGone
 from sandboxes import cgroups, reaper
+from sandboxes.admission import Admission, Need, Room
 from sandboxes.base import MIB, UID_SHIFT, Capabilities, Image, ImageSource, SandboxSpec, check_path, user_ids
 from sandboxes.launcher import DEAD, CreateRequest, Launcher, tmpfs_has_user_attributes
 from sandboxes.link import FAILED, HELLO, Link
+from sandboxes.registry import Registry, birth
 from sandboxes.resident import ResidentSandbox
 
 log = logging.getLogger(__name__)
@@ -37,15 +39,21 @@ class NamespaceSandbox(ResidentSandbox):
     def __init__(self, provider: NamespaceProvider, number: int, spec: SandboxSpec, image: Image, link: Link) -> None:
         super().__init__(f"{provider.owner}.{number}", spec, image, link)
         self.provider = provider
+        self.image = image
         self.number = number
         self.dead: asyncio.Future[int] = provider.loop.create_future()
         self.group: cgroups.Group | None = None
+        self.need: Need | None = None
         self.work = ""
         self.failure = ""
         self.owner_shift = UID_SHIFT if provider.mode == "root" else None
 
     def _oom_kills(self) -> int:
         return self.group.oom_kills() if self.group else 0
+
+    def adopt(self, spec: SandboxSpec) -> None:
+        super().adopt(spec)
+        self.provider.registry.changed(self.number, {"labels": dict(spec.labels)})
 
     async def destroy(self) -> None:
         self.link.close(f"sandbox {self.id} was destroyed")
@@ -60,13 +68,12 @@ class NamespaceProvider:
     name = "ns"
 
     def __init__(
-        self, images: ImageSource, owner: str, folder: Path, max_sandboxes: int, loop: asyncio.AbstractEventLoop
+        self, images: ImageSource, state_dir: Path, admission: Admission, janitor_s: float, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.images = images
         self.loop = loop
-        self.max_sandboxes = max_sandboxes
-        self.owner = owner
-        self._folder = folder
+        self.admission = admission
+        self.owner, self._folder, self.registry = reaper.enrol(state_dir)
         self._boxes: dict[int, NamespaceSandbox] = {}
         self._last = 0
         self._closed = False
@@ -77,26 +84,35 @@ class NamespaceProvider:
             self._drop_folder()
             raise
         self._launcher_alive = True
+        self._janitor = reaper.Janitor(self._beat, lambda: reaper.sweep(state_dir), janitor_s)
         self.mode = self._launcher.mode
         self._private_upper = self.mode == "root" or tmpfs_has_user_attributes()
 
     @classmethod
-    async def start(cls, images: ImageSource, state_dir: Path, *, max_sandboxes: int = 1000) -> NamespaceProvider:
-        """A provider whose left-overs lie below `state_dir`; sweeps those of dead owners first.
+    async def start(
+        cls,
+        images: ImageSource,
+        state_dir: Path,
+        *,
+        admission: Admission | None = None,
+        janitor_s: float = reaper.PERIOD_S,
+    ) -> NamespaceProvider:
+        """A provider whose left-overs lie below `state_dir`; sweeps those of dead owners first, and every `janitor_s` again.
 
+        admission: who may make a sandbox when; None: up to a thousand, as far as this machine has room.
         Raises: Capacity (no namespaces here; the message says why).
         """
-        try:
-            state_dir.mkdir(parents=True, exist_ok=True)
-            reaper.sweep(state_dir)
-            owner, folder = reaper.register(state_dir)
-        except OSError as error:
-            raise Capacity(f"sandboxes need a state folder that can be written, {state_dir} cannot: {error}") from error
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
         if soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return cls(images, owner, folder, max_sandboxes, asyncio.get_running_loop())
+        try:
+            state_dir.mkdir(parents=True, exist_ok=True)
+            await asyncio.to_thread(reaper.sweep, state_dir)
+            admission = admission or Admission(Room.of_machine(1000))
+            return cls(images, state_dir, admission, janitor_s, asyncio.get_running_loop())
+        except OSError as error:
+            raise Capacity(f"sandboxes need a state folder that can be written, {state_dir} cannot: {error}") from error
 
     def _launch(self) -> Launcher:
         scratch = self._folder / "scratch"
@@ -143,24 +159,48 @@ class NamespaceProvider:
     async def create(self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None) -> NamespaceSandbox:
         if self._closed:
             raise SandboxGone("the provider is closed; start another one")
-        if not self._launcher_alive:
-            log.warning("event=launcher_restarted owner=%s", self.owner)
-            self._launcher.close()
-            self._launcher = self._launch()
-            self._launcher_alive = True
-        if len(self._boxes) >= self.max_sandboxes:
-            raise Capacity(
-                f"at most {self.max_sandboxes} sandboxes may live at once, as many do; destroy some or raise max_sandboxes"
-            )
         image = self.images.resolve(spec.image)
-        self._last += 1
-        number = self._last
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        in_memory = spec.disk_bytes if upper is None and self._private_upper else _SHM_BYTES
+        need = Need(spec.memory_bytes + in_memory, spec.pids + _PID_ROOM)
+        await self.admission.admit(need)
+        box = None
+        try:
+            async with self.admission.lifecycle:
+                box, theirs = self._new(spec, image, need)
+                return await self._make(box, theirs, layers, upper)
+        finally:
+            if box is None:  # nobody has the reservation whose end would give it back
+                self.admission.release(need)
+
+    def _new(self, spec: SandboxSpec, image: Image, need: Need) -> tuple[NamespaceSandbox, socket.socket]:
+        """A sandbox that is registered but not made yet, and its end of the link. From here on `_bury` gives back `need`."""
+        if self._closed:
+            raise SandboxGone("the provider is closed; start another one")
+        number = self._last = self._last + 1
+        try:
+            if not self.registry.intact():
+                self._fenced()
+            if not self._launcher_alive:
+                log.warning("event=launcher_restarted owner=%s", self.owner)
+                self._launcher.close()
+                self._launcher = self._launch()
+                self._launcher_alive = True
+            self.registry.born(number, birth(spec))
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            self.registry.died(number)
+            raise Capacity(f"cannot prepare a sandbox: {error}") from error
         box = NamespaceSandbox(self, number, spec, image, Link(ours, self.loop))
+        box.need = need
         self._boxes[number] = box
+        return box, theirs
+
+    async def _make(
+        self, box: NamespaceSandbox, theirs: socket.socket, layers: Sequence[Path], upper: Path | None
+    ) -> NamespaceSandbox:
         try:
             with theirs:
-                await self._ask(box, image, layers, upper, theirs)
+                await self._ask(box, layers, upper, theirs)
             async with asyncio.timeout(_CREATE_S):
                 kind, payload = await box.link.hello
         except BaseException as error:
@@ -172,14 +212,12 @@ class NamespaceProvider:
             raise
         if kind != HELLO:
             await box.destroy()
-            raise _start_error(kind, payload, spec.image)
+            raise _start_error(kind, payload, box.spec.image)
         return box
 
-    async def _ask(
-        self, box: NamespaceSandbox, image: Image, layers: Sequence[Path], upper: Path | None, sandbox_end: socket.socket
-    ) -> None:
+    async def _ask(self, box: NamespaceSandbox, layers: Sequence[Path], upper: Path | None, sandbox_end: socket.socket) -> None:
         """Send the request; on an error before it was sent the sandbox counts as dead."""
-        spec = box.spec
+        spec, image = box.spec, box.image
         descriptors: list[int] = []
         try:
             if upper is None and not self._private_upper:
@@ -266,8 +304,29 @@ class NamespaceProvider:
             reaper.remove_work(self._folder, box.work)
             box.work = ""
         box.link.close(f"sandbox {box.id} ended")
+        self.registry.died(box.number)
+        if box.need is not None:
+            self.admission.release(box.need)
+            box.need = None
         if not box.dead.done():
             box.dead.set_result(status)
+
+    def _beat(self) -> None:
+        """What the janitor does for the living."""
+        if not self.registry.intact():
+            self._fenced()
+        self.registry.beat()
+        if self._groups is not None:
+            self._groups.tidy()
+
+    def _fenced(self) -> None:
+        """Our folder is gone: we were taken for dead, or somebody cleaned up. What we hold may be damaged, so it ends."""
+        log.warning("event=fenced owner=%s sandboxes=%d", self.owner, len(self._boxes))
+        self._launcher_died()
+        self._launcher.close()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.registry.close()
+        self.registry = Registry(self._folder)
 
     def _launcher_died(self) -> None:
         """With the launcher all sandboxes are dead. The next `create` starts another one."""
@@ -276,13 +335,16 @@ class NamespaceProvider:
         self._launcher_alive = False
         self.loop.remove_reader(self._launcher.control.fileno())
         for box in list(self._boxes.values()):
-            box.group = None  # its processes are only just being killed: nobody else may have it
+            if box.group is not None and self._groups is not None:
+                self._groups.abandon(box.group)  # its processes are only just being killed: nobody else may have it
+            box.group = None
             self._bury(box, 9)
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        await self._janitor.close()
         await asyncio.gather(*(box.destroy() for box in list(self._boxes.values())))
         if self._launcher_alive:
             self._launcher_alive = False
@@ -293,6 +355,7 @@ class NamespaceProvider:
     def _drop_folder(self) -> None:
         if self._groups is not None:
             self._groups.close()
+        self.registry.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

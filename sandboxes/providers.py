@@ -7,6 +7,7 @@ import logging
 
 from gymsmith.config import Settings
 from gymsmith.errors import Capacity
+from sandboxes.admission import Admission, Room
 from sandboxes.base import ImageSource, Provider
 from sandboxes.launcher import probe
 
@@ -40,8 +41,12 @@ async def open_provider(settings: Settings, images: ImageSource) -> Provider:
 async def _namespaces(settings: Settings, images: ImageSource) -> Provider:
     from sandboxes.namespace import NamespaceProvider
 
+    return await NamespaceProvider.start(images, settings.sandboxes_dir, admission=_admission(settings))
+
+
+def _admission(settings: Settings) -> Admission:
     # Image builds and verifiers need no slot of a worker, so there is room beside the slots.
-    return await NamespaceProvider.start(images, settings.sandboxes_dir, max_sandboxes=2 * settings.max_sandboxes)
+    return Admission(Room.of_machine(2 * settings.max_sandboxes, settings.overcommit))
 
 
 async def _containers(settings: Settings, images: ImageSource) -> Provider:

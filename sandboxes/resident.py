@@ -62,6 +62,15 @@ class ResidentSandbox:
         self._encoded: dict[int, tuple[int, bytes]] = {}
         self._oom_seen = 0
 
+    @property
+    def alive(self) -> bool:
+        """It can still be asked."""
+        return self.link.closed is None
+
+    def adopt(self, spec: SandboxSpec) -> None:
+        """From here on this warm sandbox, which nobody has used, is what `spec` asked for; only labels may differ."""
+        self.spec = spec
+
     async def exec(
         self,
         command: CommandLine,

@@ -43,6 +43,8 @@ class Settings(BaseModel):
     """Sandbox provider; auto takes namespaces where the kernel allows them, else Docker."""
     max_sandboxes: int = Field(default=128, ge=1)
     """Sandboxes alive at once in one worker process."""
+    overcommit: float = Field(default=16.0, ge=1.0)
+    """Sum of the limits of all sandboxes of a worker over what the machine has; limits are worst cases."""
     lease_s: float = Field(default=30.0, gt=0)
     """A job whose worker is silent for so long goes to another worker."""
     heartbeat_s: float = Field(default=10.0, gt=0)

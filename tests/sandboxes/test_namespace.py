@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gymsmith.errors import Capacity, ImageMissing, SandboxError, SandboxGone
+from sandboxes.admission import Admission, Room
 from sandboxes.base import CAPABILITY_TABLE, MIB, UID_SHIFT, Image, SandboxSpec
 from sandboxes.namespace import NamespaceProvider
 from sandboxes.probe import HostUsr
@@ -210,7 +211,8 @@ def test_a_lost_launcher_is_replaced(house: House, tmp_path: Path) -> None:
 
 def test_no_room_is_said(house: House, tmp_path: Path) -> None:
     async def act() -> None:
-        small = await NamespaceProvider.start(house.provider.images, tmp_path, max_sandboxes=1)  # type: ignore[attr-defined]
+        one = Admission(Room.of_machine(1), wait_s=0.1)
+        small = await NamespaceProvider.start(house.provider.images, tmp_path, admission=one)  # type: ignore[attr-defined]
         box = await small.create(SandboxSpec(image="base"))
         with pytest.raises(Capacity, match="at most 1"):
             await small.create(SandboxSpec(image="base"))
