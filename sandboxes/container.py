@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,13 @@ from typing import Any, TypeVar
 
 from gymsmith.errors import Capacity, ImageMissing, PolicyRefused, SandboxGone
 from sandboxes import reaper
+from sandboxes.admission import Admission, Need, Room
 from sandboxes.base import CAPABILITY_TABLE, MIB, UID_SHIFT, Capabilities, ImageSource, SandboxSpec, check_path, user_ids
 from sandboxes.cgroups import read_oom_kills
 from sandboxes.changes import layer_records
 from sandboxes.launcher import find_binary
 from sandboxes.link import HELLO, PUT, REMOVE, Link
+from sandboxes.registry import Registry, birth
 from sandboxes.resident import ResidentSandbox
 
 log = logging.getLogger(__name__)
@@ -61,10 +64,16 @@ class ContainerSandbox(ResidentSandbox):
 
     provider: ContainerProvider
     container: str
+    number: int
+    need: Need | None = None
     oom_file: Path | None = None
 
     def _oom_kills(self) -> int:
         return read_oom_kills(self.oom_file) if self.oom_file else 0
+
+    def adopt(self, spec: SandboxSpec) -> None:
+        super().adopt(spec)
+        self.provider.registry.changed(self.number, {"labels": dict(spec.labels)})
 
     async def destroy(self) -> None:
         self.link.close(f"sandbox {self.id} was destroyed")
@@ -100,13 +109,15 @@ class ContainerProvider:
 
     name = "docker"
 
-    def __init__(self, images: ImageSource, owner: str, folder: Path, client: Any, runtime: str | None, base_image: str) -> None:
+    def __init__(
+        self, images: ImageSource, state_dir: Path, client: Any, runtime: str | None, base_image: str, admission: Admission
+    ) -> None:
         self.images = images
         self.client = client
         """The engine's `docker.APIClient`, which also builds images."""
         self.base_image = base_image
-        self.owner = owner
-        self._folder = folder
+        self.admission = admission
+        self.owner, self._folder, self.registry = reaper.enrol(state_dir)
         self._runtime = runtime
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(4, "docker")
@@ -115,13 +126,21 @@ class ContainerProvider:
         self._program = str(find_binary())
         self._last = 0
         self._closed = False
+        self._janitor = reaper.Janitor(self._beat, lambda: (sweep(client), reaper.sweep(state_dir)))
 
     @classmethod
     async def start(
-        cls, images: ImageSource, state_dir: Path, *, runtime: str | None = None, base_image: str = "debian:12-slim"
+        cls,
+        images: ImageSource,
+        state_dir: Path,
+        *,
+        runtime: str | None = None,
+        base_image: str = "debian:12-slim",
+        admission: Admission | None = None,
     ) -> ContainerProvider:
         """A provider on the engine that DOCKER_HOST names, by default the local one; removes containers of dead owners.
 
+        admission: who may make a container when; None: up to a thousand, as far as this machine has room.
         runtime: an OCI runtime known to the engine, such as "runsc". base_image: what `FROM gymsmith/host` means there.
         Raises: Capacity (no engine answers, or no docker package).
         """
@@ -134,10 +153,10 @@ class ContainerProvider:
         try:
             client = await loop.run_in_executor(None, lambda: docker.from_env(timeout=120).api)
             await loop.run_in_executor(None, sweep, client)
+            await loop.run_in_executor(None, reaper.sweep, state_dir)
         except Exception as error:  # the package raises several unrelated families when no engine listens
             raise Capacity(f"a Docker Engine must answer, none does ({error}); install docker.io and start dockerd") from error
-        owner, folder = reaper.register(state_dir)
-        return cls(images, owner, folder, client, runtime, base_image)
+        return cls(images, state_dir, client, runtime, base_image, admission or Admission(Room.of_machine(1000)))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -158,6 +177,25 @@ class ContainerProvider:
         )
 
     async def create(self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None) -> ContainerSandbox:
+        need = Need(spec.memory_bytes + spec.disk_bytes, spec.pids + 1)
+        await self.admission.admit(need)
+        number = self._last = self._last + 1
+        box: ContainerSandbox | None = None
+        try:
+            async with self.admission.lifecycle:
+                try:
+                    self.registry.born(number, birth(spec))
+                except OSError as error:
+                    raise Capacity(f"cannot prepare a sandbox: {error}") from error
+                box = await self._create(number, spec, layers, upper)
+                box.need = need
+                return box
+        finally:
+            if box is None:  # nobody has the reservation whose end would give it back
+                self.registry.died(number)
+                self.admission.release(need)
+
+    async def _create(self, number: int, spec: SandboxSpec, layers: Sequence[Path], upper: Path | None) -> ContainerSandbox:
         if self._closed:
             raise SandboxGone("the provider is closed; start another one")
         if upper is not None:
@@ -167,12 +205,11 @@ class ContainerProvider:
             raise ImageMissing(f"image {spec.image} must be known to the engine, it is not; build it with the docker provider")
         workdir = check_path("workdir", spec.workdir or image.workdir)
         owner = user_ids(spec.user or image.user)
-        self._last += 1
-        name = f"gymsmith-{self.owner}-{self._last}"
+        name = f"gymsmith-{self.owner}-{number}"
         container, sock, pid = await self._engine(lambda: self._launch(name, spec, str(image.engine_ref), workdir, owner))
         link = ContainerLink(sock, self._loop)
-        box = ContainerSandbox(f"{self.owner}.{self._last}", spec, image, link)
-        box.provider, box.container = self, container
+        box = ContainerSandbox(f"{self.owner}.{number}", spec, image, link)
+        box.provider, box.container, box.number = self, container, number
         box.has_upper = False
         box.owner_shift = UID_SHIFT if os.geteuid() == 0 else None
         self._boxes[container] = box
@@ -243,8 +280,29 @@ class ContainerProvider:
         """End a container; the same future for every caller."""
         if container not in self._removing:
             self._removing[container] = asyncio.ensure_future(self._engine(lambda: self._remove(container)))
-            self._boxes.pop(container, None)
+            box = self._boxes.pop(container, None)
+            if box is not None:
+                self._removing[container].add_done_callback(lambda _: self._removed(box))
         return self._removing[container]
+
+    def _removed(self, box: ContainerSandbox) -> None:
+        self.registry.died(box.number)
+        if box.need is not None:
+            self.admission.release(box.need)
+            box.need = None
+
+    def _beat(self) -> None:
+        """What the janitor does for the living."""
+        if not self.registry.intact():
+            # we were taken for dead, or somebody cleaned up: what we hold may be damaged, so it ends
+            log.warning("event=fenced owner=%s sandboxes=%d", self.owner, len(self._boxes))
+            for box in list(self._boxes.values()):
+                box.link.close(f"sandbox {box.id} was fenced off")
+                self.remove(box.container)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self.registry.close()
+            self.registry = Registry(self._folder)
+        self.registry.beat()
 
     def _remove(self, container: str) -> None:
         import docker
@@ -265,11 +323,15 @@ class ContainerProvider:
         return self._loop.run_in_executor(self._threads, work)
 
     async def close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
+        await self._janitor.close()
         await asyncio.gather(*(box.destroy() for box in list(self._boxes.values())))
         self._threads.shutdown()
         self.client.close()
-        self._folder.rmdir()
+        self.registry.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def sweep(client: Any) -> list[str]:
