@@ -15,11 +15,13 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gymsmith.errors import GymsmithError, SandboxGone
-from sandboxes.base import Capabilities, Provider, Sandbox, SandboxSpec
+from sandboxes.admission import Admission
+from sandboxes.base import Capabilities, Sandbox, SandboxSpec
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +35,35 @@ _BACK_OFF_S = 1.0
 _MOST_BACK_OFF_S = 60.0
 
 
+class Warmable(Sandbox, Protocol):
+    """A sandbox that can wait on a shelf."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def adopt(self, spec: SandboxSpec) -> None: ...
+
+
+class Maker(Protocol):
+    """A provider whose sandboxes can wait on a shelf."""
+
+    name: str
+    admission: Admission
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def create(self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None) -> Warmable: ...
+
+    async def close(self) -> None: ...
+
+
 class _Shelf:
     """Warm sandboxes of one kind, and how many of them are asked for."""
 
     def __init__(self, spec: SandboxSpec, half_life_s: float) -> None:
-        self.spec = spec
-        self.warm: deque[tuple[Sandbox, float]] = deque()
+        self.spec = replace(spec, labels={"warm": "yes"})
+        self.warm: deque[tuple[Warmable, float]] = deque()
         """With the time at which each was made, oldest first."""
         self.asked = time.monotonic()
         self.refill: asyncio.Task[None] | None = None
@@ -73,9 +98,9 @@ class WarmPool:
     """A provider whose sandboxes may be there before they are asked for. Belongs to the event loop that made it."""
 
     def __init__(
-        self, provider: Any, *, max_warm: int = MAX_WARM, ttl_s: float = TTL_S, refills_per_s: float = REFILLS_PER_S
+        self, provider: Maker, *, max_warm: int = MAX_WARM, ttl_s: float = TTL_S, refills_per_s: float = REFILLS_PER_S
     ) -> None:
-        self.provider: Provider = provider
+        self.provider = provider
         self.admission = provider.admission
         self.admission.make_room = self._give_one_up
         self.name = self.provider.name
@@ -111,7 +136,7 @@ class WarmPool:
                 box.adopt(spec)
                 self._fill(shelf)
                 return box
-            self._end(box)
+            self._end(box)  # it ended on its shelf; this gives back what it had
         self.misses += 1
         try:
             return await self.provider.create(spec)
@@ -183,7 +208,7 @@ class WarmPool:
                 self._end(shelf.warm.popleft()[0])
                 return
 
-    def _end(self, box: Sandbox) -> None:
+    def _end(self, box: Warmable) -> None:
         task = asyncio.get_running_loop().create_task(box.destroy())
         self._ending.add(task)
         task.add_done_callback(self._ended)

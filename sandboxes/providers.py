@@ -9,7 +9,6 @@ from gymsmith.config import Settings
 from gymsmith.errors import Capacity
 from sandboxes.admission import Admission, Room
 from sandboxes.base import ImageSource, Provider
-from sandboxes.egress import Egress
 from sandboxes.launcher import probe
 
 log = logging.getLogger(__name__)
@@ -42,9 +41,7 @@ async def open_provider(settings: Settings, images: ImageSource) -> Provider:
 async def _namespaces(settings: Settings, images: ImageSource) -> Provider:
     from sandboxes.namespace import NamespaceProvider
 
-    provider = await NamespaceProvider.start(images, settings.sandboxes_dir, admission=_admission(settings))
-    provider.egress = Egress.of(settings)
-    return provider
+    return await NamespaceProvider.start(images, settings.sandboxes_dir, admission=_admission(settings))
 
 
 def _admission(settings: Settings) -> Admission:
@@ -55,6 +52,6 @@ def _admission(settings: Settings) -> Admission:
 async def _containers(settings: Settings, images: ImageSource) -> Provider:
     from sandboxes.container import ContainerProvider
 
-    provider = await ContainerProvider.start(images, settings.sandboxes_dir, base_image=settings.docker_base_image)
-    provider.egress = Egress.of(settings)
-    return provider
+    return await ContainerProvider.start(
+        images, settings.sandboxes_dir, base_image=settings.docker_base_image, admission=_admission(settings)
+    )
