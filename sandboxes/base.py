@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Literal, Protocol, runtime_checkable
 
 from gymsmith.errors import PolicyRefused
+from sandboxes.network import OFFLINE, NetworkPolicy
 
 MIB = 1024 * 1024
 MAX_FRAME_BYTES = 64 * MIB
@@ -97,7 +98,8 @@ class SandboxSpec:
     lease_s: float = 3600.0
     """The sandbox ends itself when it hears nothing from its owner for this long."""
     role: Role = "workload"
-    network: Literal["none"] = "none"
+    network: NetworkPolicy = OFFLINE
+    """What may be reached; by default nothing."""
     trusted: bool = False
     """Whoever wrote what runs inside may do what this process may do; a provider without isolation takes nothing else."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -115,8 +117,8 @@ class SandboxSpec:
                 raise PolicyRefused(f"{name} must be between {low} and {high}, got {value}; change it in the sandbox spec")
         if self.role not in ("workload", "build"):
             raise PolicyRefused(f'role must be "workload" or "build", got {self.role!r}')
-        if self.network != "none":
-            raise PolicyRefused(f'network must be "none", got {self.network!r}; put what the task needs into its image')
+        if not isinstance(self.network, NetworkPolicy):
+            raise PolicyRefused(f"network must be a NetworkPolicy, got {self.network!r}; leave it out for none")
         if not self.image:
             raise PolicyRefused("image must be the id of an image, got an empty string")
         if self.workdir is not None:
@@ -188,7 +190,8 @@ class Capabilities:
     """`Sandbox.snapshot` and `Sandbox.fork` work."""
     deadline_kills_tree: bool = True
     """A time-out also kills processes that left the command's session and process group."""
-    network: tuple[str, ...] = ("none",)
+    network: tuple[str, ...] = ("none", "index", "proxy")
+    """Modes of NetworkPolicy that it can give."""
     notes: tuple[str, ...] = ()
     """What is missing on this machine and how to get it."""
 

@@ -8,21 +8,25 @@ itself when its stream closes, thus also when this process is killed; what the e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
 import socket
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gymsmith.errors import Capacity, ImageMissing, PolicyRefused, SandboxGone
+from gymsmith.errors import Capacity, ImageMissing, PolicyRefused, SandboxError, SandboxGone
 from sandboxes import reaper
 from sandboxes.admission import Admission, Need, Room
 from sandboxes.base import CAPABILITY_TABLE, MIB, UID_SHIFT, Capabilities, ImageSource, SandboxSpec, check_path, user_ids
 from sandboxes.cgroups import read_oom_kills
 from sandboxes.changes import layer_records
+from sandboxes.egress import MODES, Egress, checked_listener
 from sandboxes.launcher import find_binary
 from sandboxes.link import HELLO, PUT, REMOVE, Link
 from sandboxes.registry import Registry, birth
@@ -32,6 +36,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 LABEL = "gymsmith.owner"
 PROGRAM = "/.gymsmith-box"
+HANDOVER = "/.gymsmith-handover"
+"""Where a container whose network policy is not none sees, for a moment, a socket of this process."""
 _START_S = 60.0
 _BATCH_BYTES = 8 * MIB
 
@@ -67,6 +73,43 @@ class ContainerSandbox(ResidentSandbox):
     number: int
     need: Need | None = None
     oom_file: Path | None = None
+    pid: int = 0
+    """Of its PID 1, on this host."""
+    handover: Path | None = None
+    """The directory shown at HANDOVER."""
+
+    async def listener(self, port: int) -> socket.socket:
+        """As ResidentSandbox, over a socket in a shown directory, because the engine's streams carry no descriptors."""
+        assert self.handover is not None
+        folder = os.open(self.handover, os.O_PATH | os.O_DIRECTORY)
+        door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            place = f"/proc/self/fd/{folder}/s"
+            door.bind(place)
+            os.chmod(place, 0o666)  # the container's root may be another id of this host; who comes is checked below
+            door.listen(1)
+            door.setblocking(False)
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(_START_S):
+                _, (channel, _) = await asyncio.gather(self._hand_over(port, f"{HANDOVER}/s"), loop.sock_accept(door))
+            with channel:
+                peer = int.from_bytes(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+                if peer != self.pid:
+                    raise SandboxError(f"the listening socket of sandbox {self.id} must come from process {self.pid}, not {peer}")
+                channel.setblocking(True)
+                channel.settimeout(_START_S)
+                _, came, _, _ = socket.recv_fds(channel, 1, 1)
+            if len(came) != 1:
+                raise SandboxError(f"sandbox {self.id} must hand over one listening socket, it handed over {len(came)}")
+            return checked_listener(came[0], port)
+        except TimeoutError:
+            raise SandboxError(f"sandbox {self.id} must hand over a listening socket, it did not") from None
+        finally:
+            door.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink("s", dir_fd=folder)
+            os.close(folder)
+            os.rmdir(self.handover)  # what the container still sees is empty and can never be anything else
 
     def _oom_kills(self) -> int:
         return read_oom_kills(self.oom_file) if self.oom_file else 0
@@ -119,6 +162,8 @@ class ContainerProvider:
         self.admission = admission
         self.owner, self._folder, self.registry = reaper.enrol(state_dir)
         self._runtime = runtime
+        self.egress = Egress()
+        """What network policies other than none are served from; set it before the first sandbox."""
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(4, "docker")
         self._boxes: dict[str, ContainerSandbox] = {}
@@ -173,6 +218,8 @@ class ContainerProvider:
             seccomp=True,
             shell=False,
             fork=False,
+            # another kernel's sockets, as gVisor's, cannot be handed to this process
+            network=MODES if self._runtime in (None, "runc", "crun") else ("none",),
             notes=("what a container writes is limited by the engine's disk only",),
         )
 
@@ -205,8 +252,14 @@ class ContainerProvider:
             raise ImageMissing(f"image {spec.image} must be known to the engine, it is not; build it with the docker provider")
         workdir = check_path("workdir", spec.workdir or image.workdir)
         owner = user_ids(spec.user or image.user)
+        self.egress.check(spec.network)
+        if spec.network.mode not in self.capabilities.network:
+            raise PolicyRefused(f"network {spec.network.mode} needs the engine's own runtime, it is {self._runtime}; use none")
         name = f"gymsmith-{self.owner}-{number}"
-        container, sock, pid = await self._engine(lambda: self._launch(name, spec, str(image.engine_ref), workdir, owner))
+        handover = None if spec.network.mode == "none" else Path(tempfile.mkdtemp(prefix="handover.", dir=self._folder))
+        container, sock, pid = await self._engine(
+            lambda: self._launch(name, spec, str(image.engine_ref), workdir, owner, handover)
+        )
         link = ContainerLink(sock, self._loop)
         box = ContainerSandbox(f"{self.owner}.{number}", spec, image, link)
         box.provider, box.container, box.number = self, container, number
@@ -219,6 +272,8 @@ class ContainerProvider:
             if kind != HELLO:
                 raise Capacity(f"a container must say hello, it said {kind}")
             box.oom_file = _oom_file(pid)
+            box.pid, box.handover = pid, handover
+            await box.open_network(self.egress)
             for layer in reversed(layers):
                 await box.apply(layer)
         except (SandboxGone, TimeoutError) as error:
@@ -232,11 +287,14 @@ class ContainerProvider:
         return box
 
     def _launch(
-        self, name: str, spec: SandboxSpec, image: str, workdir: str, owner: tuple[int, int]
+        self, name: str, spec: SandboxSpec, image: str, workdir: str, owner: tuple[int, int], handover: Path | None
     ) -> tuple[str, socket.socket, int]:
         """Create, attach and start; runs in a thread."""
         import docker
 
+        mounts = [docker.types.Mount(PROGRAM, self._program, type="bind", read_only=True)]
+        if handover is not None:
+            mounts.append(docker.types.Mount(HANDOVER, os.path.abspath(handover), type="bind", read_only=True))
         row = CAPABILITY_TABLE["container"]["build" if spec.role == "build" else "resident"]
         host = self.client.create_host_config(
             auto_remove=True,
@@ -251,7 +309,7 @@ class ContainerProvider:
             cpu_quota=max(1000, int(spec.cpus * 100_000)),
             ulimits=[{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": 4096, "Hard": 4096}],
             log_config={"type": "none", "config": {}},
-            mounts=[docker.types.Mount(PROGRAM, self._program, type="bind", read_only=True)],
+            mounts=mounts,
             runtime=self._runtime,
         )
         labels = {**{f"gymsmith.{key}": value for key, value in spec.labels.items()}, LABEL: self.owner}

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 
 from gymsmith.errors import SandboxGone
 from sandboxes.base import MAX_FRAME_BYTES
 
-EXEC, PUT, GET, KILL, FREEZE, EXPORT, REMOVE = 1, 2, 3, 4, 5, 6, 7
+EXEC, PUT, GET, KILL, FREEZE, EXPORT, REMOVE, LISTEN = 1, 2, 3, 4, 5, 6, 7, 40
 HELLO, FAILED, EXIT, REPLY, CHUNK = 64, 65, 66, 67, 68
 _FRAME = struct.Struct("<III")
 _PUT = struct.Struct("<4IQ")
@@ -30,6 +31,12 @@ class Link:
         self._waiting: dict[int, asyncio.Future[tuple[int, bytes]]] = {}
         self._chunks: dict[int, bytearray] = {}
         self._last_id = 0
+        self.awaiting_descriptor = False
+        """The next answer may bring one; at any other time the kernel drops what comes with bytes."""
+        self.descriptors: list[int] = []
+        """Those that came; whoever asked for one takes it out and owns it."""
+        self.closing: Callable[[], None] | None = None
+        """Called once when it closes, whoever closes it."""
         self.closed: str | None = None
         """Why it is closed; None while it is open."""
         sock.setblocking(False)
@@ -64,6 +71,8 @@ class Link:
         if self.closed is not None:
             return
         self.closed = reason
+        if self.closing is not None:
+            self.closing()
         self._loop.remove_reader(self._sock.fileno())
         if self._unsent:
             self._loop.remove_writer(self._sock.fileno())
@@ -105,7 +114,11 @@ class Link:
 
     def _readable(self) -> None:
         try:
-            data = self._sock.recv(262_144)
+            if self.awaiting_descriptor:
+                data, came, _, _ = socket.recv_fds(self._sock, 262_144, 1)
+                self.descriptors += came
+            else:
+                data = self._sock.recv(262_144)
         except BlockingIOError:
             return
         except OSError as error:

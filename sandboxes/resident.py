@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,9 @@ from sandboxes.base import (
     user_ids,
 )
 from sandboxes.changes import write_layer
-from sandboxes.link import EXEC, EXIT, EXPORT, FREEZE, GET, KILL, PUT, Link, put_record
+from sandboxes.egress import Egress, checked_listener
+from sandboxes.link import EXEC, EXIT, EXPORT, FREEZE, GET, KILL, LISTEN, PUT, Link, put_record
+from sandboxes.network import Gate
 
 EXEC_SPLIT, EXEC_BUILD = 1, 2
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -58,7 +61,9 @@ class ResidentSandbox:
         self.user = spec.user or image.user
         self.link = link
         self.frozen = False
-        self._environment = {"PATH": PATH, "LANG": "C.UTF-8", **image.env, **spec.env}
+        self.gate: Gate | None = None
+        """The way out that its network policy gives it; None: there is none."""
+        self._environment = {"PATH": PATH, "LANG": "C.UTF-8", **image.env, **spec.network.environment, **spec.env}
         self._encoded: dict[int, tuple[int, bytes]] = {}
         self._oom_seen = 0
 
@@ -220,6 +225,8 @@ class ResidentSandbox:
             return
         await self._ask(FREEZE)
         self.frozen = True
+        if self.gate is not None:
+            self.gate.close()
 
     async def export(self, paths: Sequence[str], dest: Path, *, max_bytes: int = 64 * MIB, max_files: int = 10_000) -> Exported:
         if not self.frozen:
@@ -275,6 +282,30 @@ class ResidentSandbox:
 
     def _cannot(self, deed: str) -> PolicyRefused:
         return PolicyRefused(f"{deed} is not offered by this provider; see its capabilities")
+
+    async def open_network(self, egress: Egress) -> None:
+        """Give a new sandbox what its policy names; for providers, before anybody else has it. Raises: SandboxError."""
+        self.gate = await egress.open(self, self.spec.network)
+        if self.gate is not None:
+            self.link.closing = self.gate.close
+
+    async def listener(self, port: int) -> socket.socket:
+        """A socket that listens on the sandbox's own loopback. Raises: SandboxError."""
+        self.link.awaiting_descriptor = True
+        try:
+            await self._hand_over(port, "")
+        finally:
+            self.link.awaiting_descriptor = False
+            came, self.link.descriptors = self.link.descriptors, []
+        if len(came) != 1:
+            raise SandboxError(f"sandbox {self.id} must hand over one listening socket, it handed over {len(came)}")
+        return checked_listener(came[0], port)
+
+    async def _hand_over(self, port: int, place: str) -> None:
+        _, payload, _ = await self._ask(LISTEN, struct.pack("<I", port), place.encode() + b"\0")
+        code = struct.unpack_from("<i", payload)[0]
+        if code:
+            raise SandboxError(f"sandbox {self.id} must listen on 127.0.0.1:{port}, it cannot: {os.strerror(code)}")
 
     async def _ask(self, kind: int, *parts: bytes) -> tuple[int, bytes, bytearray]:
         number, future = self.link.request(kind, *parts)

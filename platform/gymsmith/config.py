@@ -49,6 +49,8 @@ class Settings(BaseModel):
     """A job whose worker is silent for so long goes to another worker."""
     heartbeat_s: float = Field(default=10.0, gt=0)
     """How often a worker extends the leases of its jobs."""
+    proxy_internal: str = ""
+    """Networks of this installation's own, such as 10.1.0.0/16, that sandboxes with an allow-list may reach by listed names."""
     docker_base_image: str = "debian:12-slim"
     """What `FROM gymsmith/host` becomes under the Docker provider."""
     chromium: str = ""

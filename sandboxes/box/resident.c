@@ -107,6 +107,12 @@ static void handle(const struct frame *frame, const char *payload, const struct 
         else
             reply_errno(frame->id, EPERM);
         break;
+    case F_LISTEN:
+        if (frozen)
+            reply_errno(frame->id, EPERM);
+        else
+            listen_hand_over(frame->id, payload, frame->length, box, queue_start == queue_end);
+        break;
     default:
         reply_errno(frame->id, ENOSYS);
     }
