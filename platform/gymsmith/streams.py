@@ -160,7 +160,7 @@ async def _stream(
                     yield _message("end", job.model_dump(mode="json"), last, known)
                     return
                 if (job.state, job.attempt) != shown:
-                    # Not every change of the row is an event (a reaper's is none), so the row itself is looked at, too.
+                    # The events of several processes may come in another order than they happened; the row is the truth.
                     shown = (job.state, job.attempt)
                     yield _message("job.state", {"job_id": job.id, "state": job.state.value, "attempt": job.attempt}, last, known)
             if time.monotonic() - spoke >= HEARTBEAT_S:

@@ -121,9 +121,6 @@ class Worker:
             self._held.pop(job.id, None)
         seconds = time.monotonic() - start
         log.info("event=job_ended job=%s kind=%s attempt=%d state=%s seconds=%.3f", job.id, job.kind, job.attempt, state, seconds)
-        self.store.emit(
-            "job.state", job_id=job.id, run_id=job.run_id, state=state, attempt=job.attempt, seconds=round(seconds, 4)
-        )
 
     def _follow(self, job: Job, state: State) -> None:
         """A run of kind `rollout` is nothing but its job, so it goes as that goes; other runs know their state themselves."""

@@ -217,6 +217,44 @@ def test_a_failed_job_can_be_revived_and_a_running_one_is_left_alone(store: Stor
     assert claimed and claimed.attempt == 2
 
 
+def test_every_change_of_state_is_told(store: Store) -> None:
+    job = put(store, max_attempts=3, run_id="r")
+    store.claim(job.id, "a")
+    store.fail(job.id, 1, "no luck", retry=True)
+    store.claim(job.id, "a")
+    store.release(job.id, 2)
+    store.claim(job.id, "a", lease_s=-1.0)
+    store.lapsed()
+    store.claim(job.id, "a")
+    store.finish(job.id, 4, {})
+    with pytest.raises(Fenced):
+        store.finish(job.id, 4, {})
+    parent = put(store)
+    child = put(store, parent=parent.id)
+    store.claim(parent.id, "a")
+    store.cancel(parent.id)
+    store.cancelled(parent.id, 1)
+    store.revive(child.id)
+    store.flush_events()
+    told: dict[str, list[tuple[str, int]]] = {}
+    for event in store.events_after(0):
+        assert event.kind == "job.state" and event.run_id == ("r" if event.job_id == job.id else "")
+        told.setdefault(event.job_id, []).append((event.data["state"], event.data["attempt"]))
+    assert told[job.id] == [
+        ("queued", 0),
+        ("running", 1),
+        ("queued", 1),
+        ("running", 2),
+        ("queued", 2),
+        ("running", 3),
+        ("queued", 3),
+        ("running", 4),
+        ("succeeded", 4),
+    ]
+    assert told[parent.id] == [("queued", 0), ("running", 1), ("running", 1), ("cancelled", 1)]
+    assert told[child.id] == [("queued", 0), ("cancelled", 0), ("queued", 0)]
+
+
 def test_queue_depths(store: Store) -> None:
     first = put(store)
     put(store)

@@ -54,9 +54,7 @@ async def get_job(
 @router.post("/jobs/{job_id}:cancel", operation_id="cancelJob", status_code=202)
 def cancel_job(job_id: str, store: StoreDep) -> Job:
     """Ask a job and all that it made to stop; doing so twice is harmless."""
-    job = store.cancel(job_id)
-    store.emit("job.state", job_id=job.id, run_id=job.run_id, state=job.state.value, cancel=True)
-    return job
+    return store.cancel(job_id)
 
 
 @router.get("/jobs/{job_id}/events", operation_id="followJob", response_class=Response)

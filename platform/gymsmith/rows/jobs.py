@@ -7,7 +7,8 @@
 
 `attempt` is the fencing token: claim raises it, and every later write of a worker names the attempt it claimed. A write with a
 stale one changes nothing and raises Fenced. Each write is one UPDATE that checks and changes at once, so no race is left between
-the two.
+the two. Every change of state is also an event, written soon after the row: a live page reads the row again when one comes, so
+events of several processes may stand in another order than they happened.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gymsmith.config import Settings
 from gymsmith.errors import Conflict, Fenced, NotFound
 from gymsmith.rows import tables as t
 from gymsmith.rows.database import Database
+from gymsmith.rows.events import Events
 from gymsmith.rows.pages import Page, newest_first
 from gymsmith.schema import Job, State, now
 
@@ -56,7 +58,7 @@ class QueueDepth:
     """Age of the oldest queued job, seconds."""
 
 
-class Jobs:
+class Jobs(Events):
     """Part of the Store."""
 
     db: Database
@@ -87,6 +89,9 @@ class Jobs:
                         "use a new key for a new job"
                     )
                 out.append((old, False))
+        for job, new in out:
+            if new:
+                self._changed(job.id, job.run_id, job.state, job.attempt)
         return out
 
     def job(self, job_id: str) -> Job:
@@ -125,7 +130,10 @@ class Jobs:
         now_us = t.to_us(now())
         with self.db.write() as c:
             row = c.execute(_CLAIM, {"i": job_id, "o": owner, "now": now_us, "lease": now_us + self._lease_us(lease_s)}).first()
-        return None if row is None else _hand_out(row)
+        if row is None:
+            return None
+        self._changed(row.id, row.run_id, State.RUNNING, row.attempt)
+        return _hand_out(row)
 
     def heartbeat(self, job_id: str, attempt: int, lease_s: float | None = None) -> bool:
         """Extend one lease; True when the job was asked to stop.
@@ -180,10 +188,13 @@ class Jobs:
         """
         with self.db.write() as c:
             row = hold(c, job_id, attempt)
-            if retry and attempt < row.max_attempts and not row.cancel:
+            again = retry and attempt < row.max_attempts and not row.cancel
+            if again:
                 pause_s = min(0.25 * 2**attempt, _MAX_RETRY_S)
                 c.execute(sa.update(t.jobs).where(_J.id == job_id).values(error=error, **_queued(pause_s)))
-                return State.QUEUED
+        if again:
+            self._changed(job_id, row.run_id, State.QUEUED, attempt, error=error[:200])
+            return State.QUEUED
         self._end(job_id, attempt, State.FAILED, {"code": code} if code else {}, error)
         return State.FAILED
 
@@ -194,8 +205,9 @@ class Jobs:
             Fenced: another attempt owns the job.
         """
         with self.db.write() as c:
-            hold(c, job_id, attempt)
+            row = hold(c, job_id, attempt)
             c.execute(sa.update(t.jobs).where(_J.id == job_id).values(max_attempts=_J.max_attempts + 1, **_queued(0.0)))
+        self._changed(job_id, row.run_id, State.QUEUED, attempt)
 
     def abandon(self, owner: str) -> int:
         """End the leases of a worker that is known to be dead, so that its jobs go on at once; how many there were."""
@@ -211,7 +223,10 @@ class Jobs:
         attempts = _J.attempt + Job.model_fields["max_attempts"].default
         with self.db.write() as c:
             n = c.execute(sa.update(t.jobs).where(_J.id == job_id, ended_badly).values(max_attempts=attempts, **values)).rowcount
-        return self.job(job_id), n == 1
+        job = self.job(job_id)
+        if n:
+            self._changed(job.id, job.run_id, State.QUEUED, job.attempt)
+        return job, n == 1
 
     def to_cancel(self, ids: Sequence[str]) -> list[str]:
         """Those of these running jobs that were asked to stop."""
@@ -225,16 +240,21 @@ class Jobs:
             NotFound: there is no such job.
         """
         end = {"state": State.CANCELLED.value, "finished_us": t.to_us(now()), "cancel": True}
+        told = (_J.id, _J.run_id, _J.state, _J.attempt)
+        changed: list[Any] = []
         with self.db.write() as c:
             wave = [job_id]
             while wave:
-                c.execute(sa.update(t.jobs).where(_J.id.in_(wave), _J.state == State.RUNNING.value).values(cancel=True))
-                c.execute(sa.update(t.jobs).where(_J.id.in_(wave), _J.state == State.QUEUED.value).values(**end))
+                for state, values in ((State.RUNNING, {"cancel": True}), (State.QUEUED, end)):
+                    update = sa.update(t.jobs).where(_J.id.in_(wave), _J.state == state.value).values(**values).returning(*told)
+                    changed += c.execute(update).all()
                 wave = list(
                     c.execute(
                         sa.select(_J.id).where(_J.parent.in_(wave), _J.state.in_(("queued", "running")), ~_J.cancel)
                     ).scalars()
                 )
+        for row in changed:
+            self._changed(row.id, row.run_id, State(row.state), row.attempt, cancel=True)
         return self.job(job_id)
 
     def cancelled(self, job_id: str, attempt: int) -> None:
@@ -257,18 +277,18 @@ class Jobs:
             if not c.execute(_ANY_LAPSED, {"now": now_us}).first():
                 return []
         out = []
+        changed = []
         with self.db.write() as c:
             for row in c.execute(_LAPSED, {"now": now_us}).all():
                 update = sa.update(t.jobs).where(_J.id == row.id)
-                if row.cancel:
-                    c.execute(update.values(state=State.CANCELLED.value, finished_us=now_us, lease_us=None))
-                elif row.attempt >= row.max_attempts:
-                    error = f"its worker died or fell silent in each of {row.attempt} attempts; see the workers' logs"
-                    c.execute(
-                        update.values(state=State.FAILED.value, finished_us=now_us, lease_us=None, error=row.error or error)
-                    )
-                else:
+                state = State.CANCELLED if row.cancel else State.FAILED if row.attempt >= row.max_attempts else State.QUEUED
+                changed.append((row, state))
+                if state is State.QUEUED:
                     c.execute(update.values(**{**_queued(0.0), "due_us": now_us}))
+                    continue
+                error = f"its worker died or fell silent in each of {row.attempt} attempts; see the workers' logs"
+                values = {"error": row.error or error} if state is State.FAILED else {}
+                c.execute(update.values(state=state.value, finished_us=now_us, lease_us=None, **values))
             overtaken: dict[str, int] = {}
             for due in c.execute(_DUE, {"now": now_us}).all():
                 waits_its_turn = False
@@ -280,6 +300,8 @@ class Jobs:
                 c.execute(_POSTPONE, {"i": due.id, "due": now_us + pause_us, "p": due.publishes + (not waits_its_turn)})
                 if not waits_its_turn:
                     out.append((due.id, due.queue))
+        for row, state in changed:
+            self._changed(row.id, row.run_id, state, row.attempt, why="its worker died or fell silent")
         return out
 
     def states(self, ids: Sequence[str]) -> dict[str, State]:
@@ -345,8 +367,14 @@ class Jobs:
             "now": t.to_us(now()),
         }
         with self.db.write() as c:
-            if c.execute(_END, values).rowcount == 0:
-                raise _fenced(job_id, attempt)
+            row = c.execute(_END, values).first()
+        if row is None:
+            raise _fenced(job_id, attempt)
+        self._changed(job_id, row.run_id, state, attempt, seconds=round((values["now"] - row.started_us) / 1e6, 4))
+
+    def _changed(self, job_id: str, run_id: str, state: State, attempt: int, **more: Any) -> None:
+        """Tell who watches; after the transaction, or a reader would find the row as it was."""
+        self.emit("job.state", job_id=job_id, run_id=run_id, state=state.value, attempt=attempt, **more)
 
     def _lease_us(self, lease_s: float | None) -> int:
         return int((self.settings.lease_s if lease_s is None else lease_s) * 1e6)
@@ -378,7 +406,7 @@ def _bound(name: str, kind: Any = None) -> Any:
 
 
 _OWNED = (_J.id == _bound("i"), _J.attempt == _bound("a"), _J.state == State.RUNNING.value)
-_HOLD = sa.select(_J.max_attempts, _J.progress, _J.cancel).where(*_OWNED).with_for_update()
+_HOLD = sa.select(_J.max_attempts, _J.progress, _J.cancel, _J.run_id).where(*_OWNED).with_for_update()
 _CLAIM = (
     sa.update(t.jobs)
     .where(
@@ -402,13 +430,14 @@ _END = (
     sa.update(t.jobs)
     .where(*_OWNED)
     .values(state=_bound("s"), result=_bound("r", t.Json), error=_bound("e"), finished_us=_bound("now"), lease_us=None)
+    .returning(_J.run_id, _J.started_us)
 )
 _ANY_LAPSED = sa.union_all(
     sa.select(sa.literal(1)).where(_J.state == State.RUNNING.value, _J.lease_us < _bound("now")),
     sa.select(sa.literal(1)).where(_J.state == State.QUEUED.value, _J.due_us <= _bound("now")),
 )
 _LAPSED = (
-    sa.select(_J.id, _J.cancel, _J.attempt, _J.max_attempts, _J.error)
+    sa.select(_J.id, _J.run_id, _J.cancel, _J.attempt, _J.max_attempts, _J.error)
     .where(_J.state == State.RUNNING.value, _J.lease_us < _bound("now"))
     .limit(_SWEEP)
     .with_for_update(skip_locked=True)

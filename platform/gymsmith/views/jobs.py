@@ -85,8 +85,7 @@ def detail(request: Request, job_id: str, store: StoreDep) -> Response:
 @router.post("/jobs/{job_id}/cancel")
 def cancel(job_id: str, store: StoreDep) -> Response:
     """The button."""
-    job = store.cancel(job_id)
-    store.emit("job.state", job_id=job.id, run_id=job.run_id, state=job.state.value, cancel=True)
+    store.cancel(job_id)
     return RedirectResponse(f"/jobs/{job_id}", status_code=303)
 
 
