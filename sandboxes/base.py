@@ -350,6 +350,10 @@ class Sandbox(Protocol):
         """Kill every process but PID 1, jobs and shells among them; commands may be run again afterwards."""
         ...
 
+    async def disconnect(self) -> None:
+        """Take away what its network policy gave it, for good; open connections are cut. Calling it again does nothing."""
+        ...
+
     async def renew(self, lease_s: float | None = None) -> None:
         """Let the lease begin anew, with another length when one is given. Every other call renews it as well."""
         ...

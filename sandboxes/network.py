@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gymsmith.errors import PolicyRefused
+from gymsmith.schema import TaskSpec
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,15 @@ class NetworkPolicy:
 
 
 OFFLINE = NetworkPolicy()
+
+
+def policy_of(spec: TaskSpec, *, verifying: bool = False) -> NetworkPolicy:
+    """What a task lets its agent's sandbox reach, or the one that verifies. Raises: PolicyRefused."""
+    if verifying and not spec.verifier_network:
+        return OFFLINE
+    if spec.network == "allowlist":
+        return NetworkPolicy("proxy", hosts=spec.allowed_hosts)
+    return NetworkPolicy("index", packages=spec.packages) if spec.packages else OFFLINE
 
 
 def split_pin(pin: str) -> tuple[str, str]:

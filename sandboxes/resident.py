@@ -289,6 +289,10 @@ class ResidentSandbox:
         if self.gate is not None:
             self.link.closing = self.gate.close
 
+    async def disconnect(self) -> None:
+        if self.gate is not None:
+            self.gate.close()
+
     async def listener(self, port: int) -> socket.socket:
         """A socket that listens on the sandbox's own loopback. Raises: SandboxError."""
         self.link.awaiting_descriptor = True

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Word(BaseModel):
@@ -64,6 +64,29 @@ class ToolSpec(Word):
     max_output_bytes: int = 16384
 
 
+class Service(Word):
+    """A long-running program that belongs to a task (a daemon, a database).
+
+    The host starts it before the agent's first action, and again, from this declaration, before the tests of a verifier: what
+    the agent left running is dead by then. It never runs as the tests' user.
+    """
+
+    name: str
+    command: str
+    """Line for /bin/sh that stays in the foreground; runs in the task's working directory."""
+    user: str = "agent"
+    ready: str = ""
+    """Line for /bin/sh that succeeds once the service answers; run as the service's user, again and again. Empty: at once."""
+    ready_timeout_s: float = Field(default=10.0, gt=0.0)
+
+    @field_validator("user")
+    @classmethod
+    def _not_the_tests(cls, user: str) -> str:
+        if user in ("tester", "1001", "1001:1001"):
+            raise ValueError('a service must not run as "tester", who owns the tests; name another user, such as "agent"')
+        return user
+
+
 class TaskSpec(Word):
     """What `task.toml` says: everything about a task that is not its text or its files."""
 
@@ -85,6 +108,13 @@ class TaskSpec(Word):
     protected: tuple[str, ...] = ()
     """Glob patterns (relative to an artifact root) that are never carried: tests, conftest.py, *.pth, ..."""
     verifier_mode: Literal["separate", "shared"] = "separate"
+    """`separate`: the artifacts, in a fresh sandbox. `shared`: the agent's own file system, once every process there is dead."""
+    services: tuple[Service, ...] = ()
+    """Started in this order, in the agent's sandbox and in the verifier's."""
+    report: Literal["stdout", "descriptor", "reward"] = "stdout"
+    """Where the hidden tests tell their results. `stdout`: lines on standard output; only for tests that let nothing of the
+    agent's write there. `descriptor`: the same lines on descriptor 3; what is printed counts for nothing. `reward`: Harbor's
+    reward file (tasks that were imported; a test that runs the agent's code as itself cannot be told from that code)."""
     verifier_timeout_s: float = 60.0
     expected: tuple[str, ...] = ()
     """Ids of the hidden tests that must each be reported passed exactly once; kept on the host."""
@@ -93,7 +123,22 @@ class TaskSpec(Word):
     memory_mb: int = 512
     pids: int = 128
     cpus: float = 1.0
-    network: Literal["no-network"] = "no-network"
+    network: Literal["no-network", "allowlist"] = "no-network"
+    """What the agent's sandbox may reach while it runs, in Harbor's words."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Under `allowlist`: "name" or "*.name", with ":port" where that is not 80 or 443; reached through a proxy, never directly."""
+    packages: tuple[str, ...] = ()
+    """Under `no-network`: "name" or "name==version" of Python packages that an offline index offers, dependencies included."""
+    verifier_network: bool = False
+    """The verifier's sandbox may reach the same; by default it reaches nothing."""
+
+    @model_validator(mode="after")
+    def _one_way_out(self) -> TaskSpec:
+        if (self.network == "allowlist") != bool(self.allowed_hosts):
+            raise ValueError(f"allowed_hosts go with network = allowlist, got {self.network} and {list(self.allowed_hosts)}")
+        if self.packages and self.network == "allowlist":
+            raise ValueError("packages come from an offline index: set network to no-network, or leave packages empty")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

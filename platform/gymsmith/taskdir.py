@@ -55,8 +55,11 @@ _HARBOR: dict[str, tuple[tuple[str, ...], str]] = {
     "memory_mb": (("environment",), "memory_mb"),
     "workdir": (("environment",), "workdir"),
     "network": (("environment",), "network_mode"),
+    "allowed_hosts": (("environment",), "allowed_hosts"),
     "artifacts": ((), "artifacts"),
 }
+_OPTIONAL = frozenset({"allowed_hosts"})
+"""Fields that a folder may leave out under Harbor's key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,10 @@ def _document(task: Task) -> dict[str, Any]:
         table[key] = int(value) if name == "cpus" and float(value).is_integer() else value
     document.setdefault("metadata", {})["gymsmith"] = {"spec": fields, "source": task.source.model_dump(mode="json")}
     document["metadata"]["category"] = task.spec.kind
-    document["agent"]["network_mode"] = document["verifier"]["network_mode"] = task.spec.network
+    for phase, open_ in (("agent", True), ("verifier", task.spec.verifier_network)):
+        document[phase]["network_mode"] = task.spec.network if open_ else "no-network"
+        if open_ and task.spec.allowed_hosts:
+            document[phase]["allowed_hosts"] = list(task.spec.allowed_hosts)
     return document
 
 
@@ -226,7 +232,8 @@ def _from_document(document: dict[str, Any], path: Path) -> tuple[TaskSpec, Sour
             table: Any = document
             for step in tables:
                 table = table[step]
-            fields[name] = table[key]
+            if name not in _OPTIONAL or key in table:
+                fields[name] = table[key]
         return TaskSpec.model_validate(fields), Source.model_validate(ours["source"])
     except (KeyError, TypeError) as error:
         raise SourceError(f"{path} lacks {error}; expected a task written by gymsmith (schema {SCHEMA_VERSION})") from error
