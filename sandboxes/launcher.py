@@ -24,7 +24,7 @@ from sandboxes.base import UID_SHIFT
 from sandboxes.box_build import BINARY, SOURCES, CannotCompile, compile_box
 
 Mode = Literal["root", "subordinate", "single"]
-PROTOCOL = 1
+PROTOCOL = 2
 CREATE, KILL = 1, 2
 MAP_ME, READY, DEAD, BROKEN = 16, 17, 18, 19
 CREATE_BUILD = 1

@@ -20,6 +20,7 @@ static int out_fd;
 static char *queue; /* replies that the host has not taken yet */
 static size_t queue_start, queue_end, queue_room;
 static int frozen;
+static int64_t lease_us;
 
 int64_t now_us(void) {
     struct timespec t;
@@ -93,8 +94,49 @@ static void handle(const struct frame *frame, const char *payload, const struct 
     case F_GET:
         files_get(frame->id, payload, frame->length);
         break;
+    case F_PEEK:
+        exec_peek(frame->id, payload, frame->length);
+        break;
     case F_KILL:
         exec_kill(frame->id);
+        shell_interrupt(frame->id);
+        break;
+    case F_KILL_ALL:
+        exec_kill_everything();
+        reply_errno(frame->id, 0);
+        break;
+    case F_LEASE: {
+        uint32_t seconds;
+        if (frame->length != sizeof seconds) {
+            reply_errno(frame->id, EPROTO);
+            break;
+        }
+        memcpy(&seconds, payload, sizeof seconds);
+        lease_us = (int64_t)seconds * 1000000;
+        reply_errno(frame->id, 0);
+        break;
+    }
+    case F_SHELL:
+        if (frozen)
+            reply_errno(frame->id, EPERM);
+        else
+            shell_open(frame->id, payload, frame->length, box);
+        break;
+    case F_LINE:
+        shell_line(frame->id, payload, frame->length);
+        break;
+    case F_TYPE:
+        shell_type(frame->id, payload, frame->length);
+        break;
+    case F_CLOSE:
+        shell_close(frame->id, payload, frame->length);
+        break;
+    case F_STILL:
+        reply_errno(frame->id, stop_everything());
+        break;
+    case F_MOVE:
+        move_everything();
+        reply_errno(frame->id, 0);
         break;
     case F_FREEZE:
         frozen = 1;
@@ -177,7 +219,7 @@ _Noreturn void resident_run(const struct box *box) {
     if (getpid() != 1)
         _exit(2); /* elsewhere "every process but me" would be somebody else's processes */
     sigset_t set;
-    struct pollfd polls[2 + 4 * MAX_EXECS];
+    struct pollfd polls[4 + 4 * MAX_EXECS + 2 * MAX_SHELLS];
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
     sigprocmask(SIG_BLOCK, &set, NULL);
@@ -191,7 +233,8 @@ _Noreturn void resident_run(const struct box *box) {
     files_make_workdir(box);
     uint32_t protocol = PROTOCOL;
     reply(0, F_HELLO, &protocol, sizeof protocol, NULL, 0);
-    int64_t lease_us = (int64_t)box->lease_s * 1000000, heard = now_us();
+    lease_us = (int64_t)box->lease_s * 1000000;
+    int64_t heard = now_us();
     for (;;) {
         int used = 0;
         polls[used++] = (struct pollfd){signals, POLLIN, 0};
@@ -204,7 +247,11 @@ _Noreturn void resident_run(const struct box *box) {
         }
         int pipes = used;
         used = exec_poll_set(polls, used);
-        int64_t now = now_us(), until = heard + lease_us, deadline = exec_next_deadline();
+        int terminals = used;
+        used = shell_poll_set(polls, used);
+        int64_t now = now_us(), until = heard + lease_us, deadline = exec_next_deadline(), line = shell_next_deadline();
+        if (line < deadline)
+            deadline = line;
         if (deadline < until)
             until = deadline;
         int wait = until <= now ? 0 : until - now > 1000000000 ? 1000000 : (int)((until - now + 999) / 1000);
@@ -214,7 +261,8 @@ _Noreturn void resident_run(const struct box *box) {
             _exit(0); /* nobody reads us any more */
         if (queue_start < queue_end)
             flush_queue();
-        exec_poll_done(polls, pipes, used);
+        exec_poll_done(polls, pipes, terminals);
+        shell_poll_done(polls, terminals, used);
         if (polls[0].revents) {
             struct signalfd_siginfo info[16];
             while (read(signals, info, sizeof info) > 0)
@@ -223,6 +271,7 @@ _Noreturn void resident_run(const struct box *box) {
         }
         now = now_us();
         exec_check_deadlines(now);
+        shell_check_deadlines(now);
         if (polls[1].revents & (POLLIN | POLLHUP | POLLERR)) {
             heard = now;
             if (!read_frames(box->socket_in, box))

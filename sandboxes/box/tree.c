@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -15,7 +16,11 @@
 
 struct process {
     pid_t pid, parent;
+    char state;
 };
+
+static pid_t already_stopped[MAX_TREE]; /* by somebody inside, before stop_everything */
+static int already_count;
 
 static int list_processes(struct process *list) {
     DIR *directory = opendir("/proc");
@@ -37,7 +42,7 @@ static int list_processes(struct process *list) {
         /* the name between brackets may hold anything; what follows the last bracket is the kernel's */
         if (!(close_bracket = strrchr(text, ')')) || strlen(close_bracket) < 4)
             continue;
-        list[count++] = (struct process){atoi(entry->d_name), atoi(close_bracket + 4)};
+        list[count++] = (struct process){atoi(entry->d_name), atoi(close_bracket + 4), close_bracket[2]};
     }
     if (directory)
         closedir(directory);
@@ -72,4 +77,53 @@ void kill_tree(pid_t top) {
     }
     for (int k = members - 1; k >= 0; k--)
         kill(tree[k], SIGKILL);
+}
+
+/* The processes whose parent this is, at most `room`; how many. */
+int list_children(pid_t parent, pid_t *list, int room) {
+    static struct process all[MAX_TREE];
+    int count = 0, found = list_processes(all);
+    for (int i = 0; i < found && count < room; i++)
+        if (all[i].parent == parent && all[i].state != 'Z')
+            list[count++] = all[i].pid;
+    return count;
+}
+
+/* Stop every process but PID 1 and wait until all stand still. 0, or ETIMEDOUT: then they move again. */
+int stop_everything(void) {
+    static struct process list[MAX_TREE];
+    int64_t until = now_us() + 2000000;
+    already_count = 0;
+    int count = list_processes(list);
+    for (int i = 0; i < count; i++)
+        if (list[i].state == 'T')
+            already_stopped[already_count++] = list[i].pid;
+    for (;;) {
+        int moving = 0;
+        kill(-1, SIGSTOP);
+        count = list_processes(list);
+        for (int i = 0; i < count; i++)
+            moving += list[i].pid != 1 && !strchr("TtZX", list[i].state);
+        if (!moving)
+            return 0;
+        if (now_us() > until) {
+            move_everything();
+            return ETIMEDOUT;
+        }
+        usleep(500);
+    }
+}
+
+/* The youngest first: a shell should not see a child standing still that goes on a moment later. */
+void move_everything(void) {
+    static struct process list[MAX_TREE];
+    int count = list_processes(list);
+    for (int i = count - 1; i >= 0; i--) {
+        int keep = list[i].pid == 1;
+        for (int k = 0; k < already_count && !keep; k++)
+            keep = already_stopped[k] == list[i].pid;
+        if (!keep)
+            kill(list[i].pid, SIGCONT);
+    }
+    already_count = 0;
 }
