@@ -1,0 +1,199 @@
+"""One tab: a browser context with one page, which renders documents of one trust domain, one after the other.
+
+What is served is the document's own files, under a made-up origin, and nothing else: each other request is refused and reported.
+Scripts of the page run until its time (`browser_js/clock.js`) has moved by SETTLE_MS, then they are switched off; measuring
+happens in a JavaScript world of its own, where nothing is as the page has redefined it. Deadlines are kept by `browser_watch.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import mimetypes
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from gymsmith.errors import SandboxGone
+from sandboxes import browser_metrics
+from sandboxes.browser_result import Document, Metrics, Refusal
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, BrowserContext, CDPSession, Dialog, Page, Route
+
+ORIGIN = "https://page.invalid"
+"""`invalid` never resolves (RFC 6761)."""
+SETTLE_MS = 1000
+"""How far a page's clock moves: time-outs, intervals and animation frames of its first second happen."""
+LIMITS = {"nodes": 50_000, "boxes": 2000, "texts": 1000, "characters": 500}
+FLOOD = 200
+"""Refused requests, dialogs or windows of one document at which it is stopped."""
+REPORTED = 50
+TILES = 64
+"""Columns of the grid in which empty areas are found."""
+_HEADERS = {
+    # a font of its own could show other letters than the text says, or none
+    "Content-Security-Policy": "font-src 'none'; object-src 'none'",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@lru_cache
+def script(name: str) -> str:
+    """A file of browser_js/."""
+    return (Path(__file__).parent / "browser_js" / name).read_text(encoding="utf-8")
+
+
+class Tab:
+    """Belongs to one trust domain for as long as it lives. `alarm` is set when the page must be stopped, and says why."""
+
+    def __init__(self, context: BrowserContext, page: Page, session: CDPSession, frame: str) -> None:
+        self.page = page
+        self.session = session
+        self.alarm: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.crashed = asyncio.Event()
+        self.refused: list[Refusal] = []
+        self.refused_count = self.dialogs = self.popups = 0
+        self._context = context
+        self._frame = frame
+        self._document: Document | None = None
+        self._chores: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def open(cls, browser: Browser, width: int, height: int) -> Tab:
+        """A fresh context with an empty page."""
+        context = await browser.new_context(
+            viewport={"width": width, "height": height},
+            device_scale_factor=1,
+            locale="en-US",
+            timezone_id="UTC",
+            color_scheme="light",
+            reduced_motion="reduce",
+            service_workers="block",
+            accept_downloads=False,
+        )
+        await context.add_init_script(script("clock.js"))
+        page = await context.new_page()
+        session = await context.new_cdp_session(page)
+        frame = (await session.send("Page.getFrameTree"))["frameTree"]["frame"]["id"]
+        tab = cls(context, page, session, frame)
+        await context.route("**/*", tab._serve)
+        context.on("page", tab._popup)
+        page.on("dialog", tab._dialog)
+        page.on("crash", lambda _: tab._crash())
+        page.on("websocket", lambda socket: tab._refuse(socket.url, "websocket"))
+        return tab
+
+    async def show(self, document: Document) -> None:
+        """Load a document and let its first second pass; then its scripts stand still."""
+        self._document = document
+        self.refused, self.refused_count, self.dialogs, self.popups = [], 0, 0, 0
+        if self.page.viewport_size != {"width": document.width, "height": document.height}:
+            await self.page.set_viewport_size({"width": document.width, "height": document.height})
+        await asyncio.gather(
+            self.session.send("Emulation.setScriptExecutionDisabled", {"value": False}),
+            self.session.send("Storage.clearDataForOrigin", {"origin": ORIGIN, "storageTypes": "all"}),
+        )
+        await self.page.goto(f"{ORIGIN}/{document.entry}", wait_until="load", timeout=0)
+        for frame in self.page.frames[:20]:
+            with contextlib.suppress(Exception):  # a frame may be gone by now, or have fought the clock: then it stays as it is
+                await frame.evaluate("ms => window.__gymsmith_run?.(ms)", SETTLE_MS)
+        await self.session.send("Emulation.setScriptExecutionDisabled", {"value": True})
+
+    async def settle(self) -> tuple[dict[str, Any], int]:
+        """End animations and look at the document: (what metrics.js saw, the isolated world to go on in)."""
+        import json
+
+        world = await self.session.send("Page.createIsolatedWorld", {"frameId": self._frame, "worldName": "gymsmith"})
+        number = int(world["executionContextId"])
+        return json.loads(await self._call(number, script("metrics.js"), LIMITS)), number
+
+    async def screenshot(self) -> str:
+        """The viewport as base64 PNG."""
+        shot = await self.session.send(
+            "Page.captureScreenshot", {"format": "png", "optimizeForSpeed": True, "captureBeyondViewport": False}
+        )
+        return str(shot["data"])
+
+    async def measure(self, shown: str, seen: dict[str, Any], world: int, ours: Page) -> Metrics:
+        """The metrics, with the help of a blank page of our own. Spoils the document."""
+        await self._call(world, script("hide_text.js"), LIMITS["nodes"])
+        bare = await self.screenshot()
+        tile = max(4, seen["viewport"][0] // TILES)
+        query = {"shown": shown, "bare": bare, "texts": browser_metrics.pixel_query(seen), "tile": tile}
+        return browser_metrics.measure(seen, await ours.evaluate(script("pixels.js"), query))
+
+    async def close(self) -> None:
+        """Close the context. Raises what the browser says, also when it is gone."""
+        await self._context.close()
+
+    async def _call(self, world: int, function: str, argument: Any) -> Any:
+        answer = await self.session.send(
+            "Runtime.callFunctionOn",
+            {
+                "functionDeclaration": function,
+                "executionContextId": world,
+                "arguments": [{"value": argument}],
+                "awaitPromise": True,
+                "returnByValue": True,
+            },
+        )
+        if "exceptionDetails" in answer:
+            details = answer["exceptionDetails"]
+            raise SandboxGone(f"a script of ours must end well in the page, it said {details.get('exception', details)}")
+        return answer["result"].get("value")
+
+    async def _serve(self, route: Route) -> None:
+        url = urlsplit(route.request.url)
+        document = self._document
+        name = unquote(url.path).lstrip("/")
+        with contextlib.suppress(Exception):  # the request may be gone with its page
+            if document is not None and f"{url.scheme}://{url.netloc}" == ORIGIN and name in document.files:
+                kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+                charset = "; charset=utf-8" if kind.startswith("text/") or kind.endswith(("javascript", "json")) else ""
+                await route.fulfill(status=200, headers={**_HEADERS, "Content-Type": kind + charset}, body=document.files[name])
+                return
+            self._refuse(route.request.url, route.request.resource_type)
+            await route.abort("blockedbyclient")
+
+    def _refuse(self, url: str, kind: str) -> None:
+        self.refused_count += 1
+        if len(self.refused) < REPORTED:
+            self.refused.append(Refusal(url=url[:300], kind=kind))
+        self._flooded(self.refused_count, "refused requests")
+
+    def _popup(self, page: Page) -> None:
+        self.popups += 1
+        self._chore(page.close())
+        self._flooded(self.popups, "windows")
+
+    def _dialog(self, dialog: Dialog) -> None:
+        self.dialogs += 1
+        self._chore(dialog.dismiss())
+        self._flooded(self.dialogs, "dialogs")
+
+    def _crash(self) -> None:
+        self.crashed.set()
+        if not self.alarm.done():
+            self.alarm.set_result("its renderer died")
+
+    def _flooded(self, count: int, what: str) -> None:
+        if count >= FLOOD and not self.alarm.done():
+            self.alarm.set_result(f"{FLOOD} {what}")
+
+    def _chore(self, work: Any) -> None:
+        async def do() -> None:
+            with contextlib.suppress(Exception):  # what it was about is gone already
+                await work
+
+        task = asyncio.ensure_future(do())
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+
+def decoded(shot: str) -> bytes:
+    """The PNG of a screenshot."""
+    return base64.b64decode(shot)
