@@ -126,7 +126,7 @@ class TaskSpec(Word):
     network: Literal["no-network", "allowlist"] = "no-network"
     """What the agent's sandbox may reach while it runs, in Harbor's words."""
     allowed_hosts: tuple[str, ...] = ()
-    """Under `allowlist`: "name" or "*.name", with ":port" where that is not 80 or 443; reached through a proxy, never directly."""
+    """Under `allowlist`: "name" or "*.name", ":port" where that is not 80 or 443; reached by a proxy, never directly."""
     packages: tuple[str, ...] = ()
     """Under `no-network`: "name" or "name==version" of Python packages that an offline index offers, dependencies included."""
     verifier_network: bool = False
