@@ -21,6 +21,7 @@ from gymsmith.errors import Capacity, ImageMissing, SandboxError, SandboxGone
 from sandboxes import cgroups, reaper
 from sandboxes.admission import Admission, Need, Room
 from sandboxes.base import MIB, UID_SHIFT, Capabilities, Image, ImageSource, SandboxSpec, check_path, user_ids
+from sandboxes.egress import Egress
 from sandboxes.launcher import DEAD, CreateRequest, Launcher, tmpfs_has_user_attributes
 from sandboxes.link import FAILED, HELLO, Link
 from sandboxes.registry import Registry, birth
@@ -74,6 +75,8 @@ class NamespaceProvider:
         self.loop = loop
         self.admission = admission
         self.owner, self._folder, self.registry = reaper.enrol(state_dir)
+        self.egress = Egress()
+        """What network policies other than none are served from; set it before the first sandbox."""
         self._boxes: dict[int, NamespaceSandbox] = {}
         self._last = 0
         self._closed = False
@@ -160,6 +163,7 @@ class NamespaceProvider:
         if self._closed:
             raise SandboxGone("the provider is closed; start another one")
         image = self.images.resolve(spec.image)
+        self.egress.check(spec.network)
         in_memory = spec.disk_bytes if upper is None and self._private_upper else _SHM_BYTES
         need = Need(spec.memory_bytes + in_memory, spec.pids + _PID_ROOM)
         await self.admission.admit(need)
@@ -213,6 +217,11 @@ class NamespaceProvider:
         if kind != HELLO:
             await box.destroy()
             raise _start_error(kind, payload, box.spec.image)
+        try:
+            await box.open_network(self.egress)
+        except BaseException:
+            await box.destroy()
+            raise
         return box
 
     async def _ask(self, box: NamespaceSandbox, layers: Sequence[Path], upper: Path | None, sandbox_end: socket.socket) -> None:

@@ -9,6 +9,7 @@ from gymsmith.config import Settings
 from gymsmith.errors import Capacity
 from sandboxes.admission import Admission, Room
 from sandboxes.base import ImageSource, Provider
+from sandboxes.egress import Egress
 from sandboxes.launcher import probe
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ async def open_provider(settings: Settings, images: ImageSource) -> Provider:
 async def _namespaces(settings: Settings, images: ImageSource) -> Provider:
     from sandboxes.namespace import NamespaceProvider
 
-    return await NamespaceProvider.start(images, settings.sandboxes_dir, admission=_admission(settings))
+    provider = await NamespaceProvider.start(images, settings.sandboxes_dir, admission=_admission(settings))
+    provider.egress = Egress.of(settings)
+    return provider
 
 
 def _admission(settings: Settings) -> Admission:
@@ -52,6 +55,8 @@ def _admission(settings: Settings) -> Admission:
 async def _containers(settings: Settings, images: ImageSource) -> Provider:
     from sandboxes.container import ContainerProvider
 
-    return await ContainerProvider.start(
+    provider = await ContainerProvider.start(
         images, settings.sandboxes_dir, base_image=settings.docker_base_image, admission=_admission(settings)
     )
+    provider.egress = Egress.of(settings)
+    return provider
