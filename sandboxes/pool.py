@@ -1,10 +1,12 @@
 """Warm sandboxes: made before anybody asks, so that taking one costs nothing.
 
 `WarmPool` is a provider in front of another. A shelf holds sandboxes of one image and one spec (labels apart), as many as were
-lately asked for within a second. One task refills each shelf, one sandbox at a time, never faster than the rate and never while
-somebody waits for room; a shelf that nobody asks is emptied. What is taken never comes back: no sandbox is used twice.
+lately asked for within a second, once they were asked for again. One task refills each shelf, one sandbox at a time, never faster
+than the rate and never while somebody waits for room; a shelf that nobody asks is emptied. What is taken never comes back: no
+sandbox is used twice.
 
-Whether that pays depends on what a cold start costs: see `docs/benchmarks/sandboxes.md`.
+It pays where a start is slow (a container engine: a third of a second) or somebody waits for it. It does not where starts take a
+millisecond or two of a processor that is busy anyway: made before or made now, the work is the same.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gymsmith.errors import GymsmithError, SandboxGone
 from sandboxes.admission import Admission
@@ -44,6 +46,7 @@ class Warmable(Sandbox, Protocol):
     def adopt(self, spec: SandboxSpec) -> None: ...
 
 
+@runtime_checkable
 class Maker(Protocol):
     """A provider whose sandboxes can wait on a shelf."""
 
@@ -71,11 +74,14 @@ class _Shelf:
         self._half_life_s = half_life_s
         self._window = deque[float]()
         self._peak = 0.0
+        self._first = self.asked
+        self._again = False
 
     def ask(self) -> None:
         """Somebody asks for one."""
         now = time.monotonic()
         self._peak, self.asked = self._faded(now), now
+        self._again = self._again or now - self._first > _WINDOW_S
         self._window.append(now)
         while self._window[0] < now - _WINDOW_S:
             self._window.popleft()
@@ -84,11 +90,14 @@ class _Shelf:
     def expect(self, count: int) -> None:
         """So many will be asked for at once."""
         now = time.monotonic()
-        self._peak, self.asked = max(self._faded(now), count), now
+        self._peak, self.asked, self._again = max(self._faded(now), count), now, True
 
     def wanted(self) -> int:
-        """How many should be warm: the most that were asked for within a second, fading by half in each half-life."""
-        return math.ceil(self._faded(time.monotonic()) - 0.25)
+        """How many should be warm: the most that were asked for within a second, fading by half in each half-life.
+
+        None after a first burst: many environments are visited once in a long while, and what was made for them would be wasted.
+        """
+        return math.ceil(self._faded(time.monotonic()) - 0.25) if self._again else 0
 
     def _faded(self, now: float) -> float:
         return self._peak * 0.5 ** ((now - self.asked) / self._half_life_s)

@@ -43,6 +43,8 @@ class Settings(BaseModel):
     """Sandbox provider; auto takes namespaces where the kernel allows them, else Docker."""
     max_sandboxes: int = Field(default=128, ge=1)
     """Sandboxes alive at once in one worker process."""
+    warm_sandboxes: int = Field(default=-1, ge=-1)
+    """Sandboxes that a worker keeps ready at most; -1: 32 with Docker, none with namespaces, which start in milliseconds."""
     overcommit: float = Field(default=16.0, ge=1.0)
     """Sum of the limits of all sandboxes of a worker over what the machine has; limits are worst cases."""
     lease_s: float = Field(default=30.0, gt=0)
