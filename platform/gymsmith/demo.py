@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class Plan:
             tutorial="examples",
             tutorials=10,
             pool=576,
-            demonstrated={"1": 168, "2": 24},
+            demonstrated={"1": 144, "2": 18, "3": 6},
             prefer=False,
             held_out=600,
             family=120,
@@ -84,7 +85,7 @@ class Plan:
             gain_points=25.0,
             floor=0.75,
             family_floor=0.60,
-            budget_s={"corpus": 20, "pretrain": 120, "proofs": 90, "sft": 15, "before": 35, "rl": 200, "after": 70},
+            budget_s={"corpus": 20, "pretrain": 120, "proofs": 90, "sft": 15, "before": 35, "rl": 250, "after": 70},
         )
 
     @classmethod
@@ -98,7 +99,7 @@ class Plan:
             tutorial="examples",
             tutorials=3,
             pool=180,
-            demonstrated={"1": 60, "2": 12},
+            demonstrated={"1": 60, "2": 12, "3": 6},
             prefer=False,
             held_out=300,
             family=0,
@@ -234,9 +235,7 @@ class Story:
         """The teacher plays solutions of easy environments in real sandboxes; the run that holds the trajectories."""
         with self.phase("demonstrations") as result:
             if "seconds" not in result:
-                levels = {i: self.house.store.environment(i).spec.labels["level"] for i in pool}
-                wanted = self.plan.demonstrated.items()
-                easy = [i for level, count in wanted for i in [e for e in pool if levels[e] == level][:count]]
+                easy = self.easy(pool)
                 run = self.house.start_run("rollout", name="demonstrations", seed=self.run.seed, parent=self.run.id)
                 items = [{"environment_id": i, "group": f"demo/{i}", "attempt": 0, "seed": 0} for i in easy]
                 tokenizer = self.house.store.run(self.phases["pretrain"]["run"]).summary["tokenizer"]
@@ -250,6 +249,19 @@ class Story:
                 self.house.run("rollout", payload, label="demonstrations", quiet=self.quiet, run_id=run.id)
                 result.update(run=run.id, count=len(items))
         return str(result["run"])
+
+    def easy(self, pool: list[str]) -> list[str]:
+        """What the teacher demonstrates: of each level as many environments as planned, family by family in turn."""
+        cells: dict[str, dict[str, list[str]]] = {}
+        for i in pool:
+            labels = self.house.store.environment(i).spec.labels
+            cells.setdefault(labels["level"], {}).setdefault(labels["family"], []).append(i)
+        chosen: list[str] = []
+        for level, count in self.plan.demonstrated.items():
+            families = [members for _, members in sorted(cells[level].items())]
+            turns = [i for turn in zip_longest(*families) for i in turn if i is not None]
+            chosen += turns[:count]
+        return chosen
 
     def prefer(self, taught: str, pool: list[str]) -> str:
         """Preference tuning, where the plan has it, on passed against failed attempts. The run to go on from."""
