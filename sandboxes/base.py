@@ -27,6 +27,8 @@ MIB = 1024 * 1024
 MAX_FRAME_BYTES = 64 * MIB
 """No message to or from the resident agent is longer than this; larger files go through a layer."""
 
+MAX_LEASE_S = 30 * 86_400
+
 Role = Literal["workload", "build"]
 Isolation = Literal["namespace", "container", "none"]
 CommandLine = str | Sequence[str]
@@ -111,7 +113,7 @@ class SandboxSpec:
             ("pids", self.pids, 4, 100_000),
             ("cpus", self.cpus, 0.01, 4096),
             ("disk_bytes", self.disk_bytes, MIB, 1 << 50),
-            ("lease_s", self.lease_s, 1, 30 * 86_400),
+            ("lease_s", self.lease_s, 1, MAX_LEASE_S),
         ):
             if not low <= value <= high:
                 raise PolicyRefused(f"{name} must be between {low} and {high}, got {value}; change it in the sandbox spec")

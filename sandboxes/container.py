@@ -18,19 +18,32 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gymsmith.errors import Capacity, ImageMissing, PolicyRefused, SandboxError, SandboxGone
 from sandboxes import reaper
 from sandboxes.admission import Admission, Need, Room
-from sandboxes.base import CAPABILITY_TABLE, MIB, UID_SHIFT, Capabilities, ImageSource, SandboxSpec, check_path, user_ids
+from sandboxes.base import (
+    CAPABILITY_TABLE,
+    MIB,
+    UID_SHIFT,
+    Capabilities,
+    ImageSource,
+    Sandbox,
+    SandboxSpec,
+    Snapshot,
+    check_path,
+    user_ids,
+)
 from sandboxes.cgroups import read_oom_kills
 from sandboxes.changes import layer_records
+from sandboxes.control import Control
 from sandboxes.egress import MODES, Egress, checked_listener
 from sandboxes.launcher import find_binary
 from sandboxes.link import HELLO, PUT, REMOVE, Link
 from sandboxes.registry import Registry, birth
 from sandboxes.resident import ResidentSandbox
+from sandboxes.snapshot import Kept, KeptSnapshot
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,6 +53,13 @@ HANDOVER = "/.gymsmith-handover"
 """Where a container whose network policy is not none sees, for a moment, a socket of this process."""
 _START_S = 60.0
 _BATCH_BYTES = 8 * MIB
+
+
+class Start(NamedTuple):
+    """The image that a snapshot is, instead of the one that the spec names."""
+
+    reference: str
+    kept: Kept
 
 
 class ContainerLink(Link):
@@ -77,6 +97,8 @@ class ContainerSandbox(ResidentSandbox):
     """Of its PID 1, on this host."""
     handover: Path | None = None
     """The directory shown at HANDOVER."""
+    kept: tuple[Kept, ...] = ()
+    """The snapshot it started from."""
 
     async def listener(self, port: int) -> socket.socket:
         """As ResidentSandbox, over a socket in a shown directory, because the engine's streams carry no descriptors."""
@@ -118,6 +140,10 @@ class ContainerSandbox(ResidentSandbox):
         super().adopt(spec)
         self.provider.registry.changed(self.number, {"labels": dict(spec.labels)})
 
+    async def snapshot(self) -> Snapshot:
+        async with self.standing_still():
+            return await self.provider.snapshot(self)
+
     async def destroy(self) -> None:
         self.link.close(f"sandbox {self.id} was destroyed")
         await asyncio.shield(self.provider.remove(self.container))
@@ -142,7 +168,7 @@ class ContainerSandbox(ResidentSandbox):
             await self._do(PUT, batch)
 
     async def _do(self, kind: int, parts: list[bytes]) -> None:
-        _, payload, _ = await self._ask(kind, *parts)
+        _, payload, _ = await self.ask(kind, *parts)
         if payload[:4] != b"\0\0\0\0":
             raise self._refusal(payload, "apply a layer")
 
@@ -168,9 +194,11 @@ class ContainerProvider:
         self._threads = ThreadPoolExecutor(4, "docker")
         self._boxes: dict[str, ContainerSandbox] = {}
         self._removing: dict[str, asyncio.Future[None]] = {}
+        self._dropping: list[asyncio.Future[None]] = []
         self._program = str(find_binary())
         self._last = 0
         self._closed = False
+        self._control = Control(self._folder, self._of_number)
         self._janitor = reaper.Janitor(self._beat, lambda: (sweep(client), reaper.sweep(state_dir)))
 
     @classmethod
@@ -216,14 +244,17 @@ class ContainerProvider:
             upper_layer=False,
             prepared_upper=False,
             seccomp=True,
-            shell=False,
-            fork=False,
             # another kernel's sockets, as gVisor's, cannot be handed to this process
             network=MODES if self._runtime in (None, "runc", "crun") else ("none",),
             notes=("what a container writes is limited by the engine's disk only",),
         )
 
     async def create(self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None) -> ContainerSandbox:
+        return await self._admitted(spec, tuple(layers), upper, None)
+
+    async def _admitted(
+        self, spec: SandboxSpec, layers: tuple[Path, ...], upper: Path | None, start: Start | None
+    ) -> ContainerSandbox:
         need = Need(spec.memory_bytes + spec.disk_bytes, spec.pids + 1)
         await self.admission.admit(need)
         number = self._last = self._last + 1
@@ -234,7 +265,7 @@ class ContainerProvider:
                     self.registry.born(number, birth(spec))
                 except OSError as error:
                     raise Capacity(f"cannot prepare a sandbox: {error}") from error
-                box = await self._create(number, spec, layers, upper)
+                box = await self._create(number, spec, layers, upper, start)
                 box.need = need
                 return box
         finally:
@@ -242,13 +273,16 @@ class ContainerProvider:
                 self.registry.died(number)
                 self.admission.release(need)
 
-    async def _create(self, number: int, spec: SandboxSpec, layers: Sequence[Path], upper: Path | None) -> ContainerSandbox:
+    async def _create(
+        self, number: int, spec: SandboxSpec, layers: Sequence[Path], upper: Path | None, start: Start | None
+    ) -> ContainerSandbox:
         if self._closed:
             raise SandboxGone("the provider is closed; start another one")
         if upper is not None:
             raise PolicyRefused("upper must be None with the docker provider; build the image with the engine")
         image = self.images.resolve(spec.image)
-        if image.engine_ref is None:
+        reference = start.reference if start is not None else image.engine_ref
+        if reference is None:
             raise ImageMissing(f"image {spec.image} must be known to the engine, it is not; build it with the docker provider")
         workdir = check_path("workdir", spec.workdir or image.workdir)
         owner = user_ids(spec.user or image.user)
@@ -257,15 +291,16 @@ class ContainerProvider:
             raise PolicyRefused(f"network {spec.network.mode} needs the engine's own runtime, it is {self._runtime}; use none")
         name = f"gymsmith-{self.owner}-{number}"
         handover = None if spec.network.mode == "none" else Path(tempfile.mkdtemp(prefix="handover.", dir=self._folder))
-        container, sock, pid = await self._engine(
-            lambda: self._launch(name, spec, str(image.engine_ref), workdir, owner, handover)
-        )
+        container, sock, pid = await self._engine(lambda: self._launch(name, spec, reference, workdir, owner, handover))
         link = ContainerLink(sock, self._loop)
         box = ContainerSandbox(f"{self.owner}.{number}", spec, image, link)
         box.provider, box.container, box.number = self, container, number
         box.has_upper = False
         box.owner_shift = UID_SHIFT if os.geteuid() == 0 else None
         self._boxes[container] = box
+        if start is not None:
+            start.kept.hold()
+            box.kept = (start.kept,)
         try:
             async with asyncio.timeout(_START_S):
                 kind, _ = await link.hello
@@ -334,6 +369,32 @@ class ContainerProvider:
             self._remove(container)
             raise Capacity(f"the engine could not start a container: {error.explanation or error}") from error
 
+    async def snapshot(self, box: ContainerSandbox) -> Snapshot:
+        """Have the engine make an image of a container that stands still. Raises: Capacity."""
+        import docker
+
+        labels = [f"LABEL {LABEL}={self.owner}"]
+        try:
+            made = await self._engine(lambda: self.client.commit(box.container, changes=labels))
+        except docker.errors.APIError as error:
+            raise Capacity(f"the engine cannot take a snapshot of sandbox {box.id}: {error.explanation or error}") from error
+        reference = made["Id"]
+        kept = Kept(lambda: self._drop_image(reference))
+
+        async def start(spec: SandboxSpec) -> Sandbox:
+            return await self._admitted(spec, (), None, Start(reference, kept))
+
+        return KeptSnapshot(reference, box.spec, kept, start)
+
+    def _drop_image(self, reference: str) -> None:
+        import docker
+
+        def drop() -> None:
+            with contextlib.suppress(docker.errors.APIError):  # what cannot be removed now goes with the next sweep
+                self.client.remove_image(reference, force=True)
+
+        self._dropping.append(self._engine(drop))
+
     def remove(self, container: str) -> asyncio.Future[None]:
         """End a container; the same future for every caller."""
         if container not in self._removing:
@@ -344,10 +405,16 @@ class ContainerProvider:
         return self._removing[container]
 
     def _removed(self, box: ContainerSandbox) -> None:
+        kept, box.kept = box.kept, ()
+        for snapshot in kept:
+            snapshot.let_go()
         self.registry.died(box.number)
         if box.need is not None:
             self.admission.release(box.need)
             box.need = None
+
+    def _of_number(self, number: int) -> ContainerSandbox | None:
+        return next((box for box in self._boxes.values() if box.number == number), None)
 
     def _beat(self) -> None:
         """What the janitor does for the living."""
@@ -359,7 +426,9 @@ class ContainerProvider:
                 self.remove(box.container)
             self._folder.mkdir(parents=True, exist_ok=True)
             self.registry.close()
+            self._control.close()
             self.registry = Registry(self._folder)
+            self._control = Control(self._folder, self._of_number)
         self.registry.beat()
 
     def _remove(self, container: str) -> None:
@@ -385,7 +454,9 @@ class ContainerProvider:
             return
         self._closed = True
         await self._janitor.close()
+        self._control.close()
         await asyncio.gather(*(box.destroy() for box in list(self._boxes.values())))
+        await asyncio.gather(*self._dropping)
         self._threads.shutdown()
         self.client.close()
         self.registry.close()
@@ -393,12 +464,19 @@ class ContainerProvider:
 
 
 def sweep(client: Any) -> list[str]:
-    """Remove the containers of dead owners; their ids."""
+    """Remove the containers of dead owners, and their snapshots; the ids of the containers."""
+    import docker
+
     swept = []
     for entry in client.containers(all=True, filters={"label": LABEL}):
         if not reaper.alive(entry["Labels"][LABEL]):
-            client.remove_container(entry["Id"], force=True, v=True)
+            with contextlib.suppress(docker.errors.NotFound):  # somebody else sweeps as well
+                client.remove_container(entry["Id"], force=True, v=True)
             swept.append(entry["Id"])
+    for image in client.images(filters={"label": LABEL}):
+        if not reaper.alive(image["Labels"][LABEL]):
+            with contextlib.suppress(docker.errors.APIError):  # a container that is just ending may still need it
+                client.remove_image(image["Id"], force=True)
     return swept
 
 

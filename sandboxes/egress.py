@@ -9,13 +9,15 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from gymsmith.config import Settings
 from gymsmith.errors import Capacity, ConfigError, SandboxError
 from sandboxes.index_server import IndexService, PackageCache
 from sandboxes.network import PORTS, Gate, NetworkPolicy, Service
 from sandboxes.proxy import Network, ProxyService, Resolve, system_resolve
+
+if TYPE_CHECKING:
+    from gymsmith.config import Settings
 
 MODES = ("none", "index", "proxy")
 

@@ -25,10 +25,11 @@ from sandboxes.box_build import BINARY, SOURCES, CannotCompile, compile_box
 
 Mode = Literal["root", "subordinate", "single"]
 PROTOCOL = 2
-CREATE, KILL = 1, 2
-MAP_ME, READY, DEAD, BROKEN = 16, 17, 18, 19
+CREATE, KILL, SNAPSHOT, DISCARD = 1, 2, 3, 4
+MAP_ME, READY, DEAD, BROKEN, COPIED = 16, 17, 18, 19, 20
 CREATE_BUILD = 1
 _CREATE = struct.Struct("<12I4Q")
+_SNAPSHOT = struct.Struct("<4I2Q")
 _EVENT = struct.Struct("<IIi")
 _START_S = 20.0
 
@@ -71,7 +72,8 @@ class CreateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What the launcher tells: `kind` DEAD (value: wait status) or BROKEN (value: errno, with a text)."""
+    """What the launcher tells: `kind` DEAD (value: wait status), COPIED (of a snapshot; value: errno) or BROKEN (value: errno,
+    with a text)."""
 
     kind: int
     id: int
@@ -82,8 +84,9 @@ class Event:
 class Launcher:
     """A running launcher. Dies with this process, and every sandbox with it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, mode: Mode) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, mode: Mode, scratch: Path) -> None:
         self.mode = mode
+        self._scratch = scratch
         self.control = control
         self._process = process
 
@@ -102,7 +105,7 @@ class Launcher:
                 pass_fds=[theirs.fileno()], env={}, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-        launcher = cls(process, ours, mode)
+        launcher = cls(process, ours, mode, scratch)
         try:
             launcher._greet()
         except BaseException:
@@ -138,6 +141,18 @@ class Launcher:
     def kill(self, sandbox: int) -> None:
         """End a sandbox; DEAD follows. Unknown and dead ones are ignored."""
         self.control.send(struct.pack("<II", KILL, sandbox))
+
+    def snapshot(self, sandbox: int, number: int, disk_bytes: int, inodes: int) -> None:
+        """Copy what a sandbox has written to a new snapshot; COPIED with its number follows."""
+        self.control.send(_SNAPSHOT.pack(SNAPSHOT, sandbox, number, 0, disk_bytes, inodes))
+
+    def discard(self, number: int) -> None:
+        """Drop a snapshot; sandboxes that stand on it keep what they need."""
+        self.control.send(struct.pack("<II", DISCARD, number))
+
+    def snapshot_folder(self, number: int) -> Path:
+        """Where the launcher, and nobody else, sees a snapshot: a layer for `request`."""
+        return self._scratch / "snapshots" / str(number)
 
     def receive(self) -> Event:
         """The next event. Raises BlockingIOError when there is none, SandboxError when the launcher is gone."""

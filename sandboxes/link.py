@@ -15,6 +15,7 @@ from gymsmith.errors import SandboxGone
 from sandboxes.base import MAX_FRAME_BYTES
 
 EXEC, PUT, GET, KILL, FREEZE, EXPORT, REMOVE, LISTEN = 1, 2, 3, 4, 5, 6, 7, 40
+PEEK, KILL_ALL, LEASE, SHELL, LINE, TYPE, CLOSE, STILL, MOVE = 8, 9, 10, 11, 12, 13, 14, 15, 16
 HELLO, FAILED, EXIT, REPLY, CHUNK = 64, 65, 66, 67, 68
 _FRAME = struct.Struct("<III")
 _PUT = struct.Struct("<4IQ")

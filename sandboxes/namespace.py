@@ -8,6 +8,7 @@ leaves on disk lies below one owner directory, made before the first sandbox, an
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import resource
@@ -17,18 +18,21 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from gymsmith.errors import Capacity, ImageMissing, SandboxError, SandboxGone
+from gymsmith.errors import Capacity, ImageMissing, PolicyRefused, SandboxError, SandboxGone
 from sandboxes import cgroups, reaper
 from sandboxes.admission import Admission, Need, Room
-from sandboxes.base import MIB, UID_SHIFT, Capabilities, Image, ImageSource, SandboxSpec, check_path, user_ids
+from sandboxes.base import MIB, UID_SHIFT, Capabilities, Image, ImageSource, Sandbox, SandboxSpec, Snapshot, check_path, user_ids
+from sandboxes.control import Control
 from sandboxes.egress import Egress
-from sandboxes.launcher import DEAD, CreateRequest, Launcher, tmpfs_has_user_attributes
+from sandboxes.launcher import COPIED, DEAD, CreateRequest, Launcher, tmpfs_has_user_attributes
 from sandboxes.link import FAILED, HELLO, Link
 from sandboxes.registry import Registry, birth
 from sandboxes.resident import ResidentSandbox
+from sandboxes.snapshot import Kept, KeptSnapshot
 
 log = logging.getLogger(__name__)
 _CREATE_S = 30.0
+_COPY_S = 120.0
 _SHM_BYTES = 64 * MIB
 _PID_ROOM = 8
 """Processes beside spec.pids, which is the limit of each user inside: the resident agent, and a command of another user."""
@@ -47,6 +51,10 @@ class NamespaceSandbox(ResidentSandbox):
         self.need: Need | None = None
         self.work = ""
         self.failure = ""
+        self.layers: tuple[Path, ...] = ()
+        """Above the image's, topmost first."""
+        self.kept: tuple[Kept, ...] = ()
+        """The snapshots among its layers."""
         self.owner_shift = UID_SHIFT if provider.mode == "root" else None
 
     def _oom_kills(self) -> int:
@@ -55,6 +63,12 @@ class NamespaceSandbox(ResidentSandbox):
     def adopt(self, spec: SandboxSpec) -> None:
         super().adopt(spec)
         self.provider.registry.changed(self.number, {"labels": dict(spec.labels)})
+
+    async def snapshot(self) -> Snapshot:
+        if not self.provider.capabilities.fork:
+            raise PolicyRefused("snapshots need a kernel whose tmpfs has user attributes (Linux 6.6), or root; run as root")
+        async with self.standing_still():
+            return await self.provider.snapshot(self)
 
     async def destroy(self) -> None:
         self.link.close(f"sandbox {self.id} was destroyed")
@@ -78,7 +92,9 @@ class NamespaceProvider:
         self.egress = Egress()
         """What network policies other than none are served from; set it before the first sandbox."""
         self._boxes: dict[int, NamespaceSandbox] = {}
+        self._copies: dict[int, asyncio.Future[int]] = {}
         self._last = 0
+        self._last_copy = 0
         self._closed = False
         self._groups = cgroups.open_pool(self.owner)
         try:
@@ -87,6 +103,7 @@ class NamespaceProvider:
             self._drop_folder()
             raise
         self._launcher_alive = True
+        self._control = Control(self._folder, self._boxes.get)
         self._janitor = reaper.Janitor(self._beat, lambda: reaper.sweep(state_dir), janitor_s)
         self.mode = self._launcher.mode
         self._private_upper = self.mode == "root" or tmpfs_has_user_attributes()
@@ -154,14 +171,18 @@ class NamespaceProvider:
             upper_layer=True,
             prepared_upper=True,
             seccomp=True,
-            shell=False,
-            fork=False,
+            fork=self._private_upper,
             notes=tuple(notes),
         )
 
     async def create(self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None) -> NamespaceSandbox:
         if self._closed:
             raise SandboxGone("the provider is closed; start another one")
+        return await self._create(spec, tuple(layers), upper, ())
+
+    async def _create(
+        self, spec: SandboxSpec, layers: tuple[Path, ...], upper: Path | None, kept: tuple[Kept, ...]
+    ) -> NamespaceSandbox:
         image = self.images.resolve(spec.image)
         self.egress.check(spec.network)
         in_memory = spec.disk_bytes if upper is None and self._private_upper else _SHM_BYTES
@@ -171,7 +192,10 @@ class NamespaceProvider:
         try:
             async with self.admission.lifecycle:
                 box, theirs = self._new(spec, image, need)
-                return await self._make(box, theirs, layers, upper)
+                for snapshot in kept:
+                    snapshot.hold()
+                box.layers, box.kept = layers, kept
+                return await self._make(box, theirs, upper)
         finally:
             if box is None:  # nobody has the reservation whose end would give it back
                 self.admission.release(need)
@@ -199,12 +223,10 @@ class NamespaceProvider:
         self._boxes[number] = box
         return box, theirs
 
-    async def _make(
-        self, box: NamespaceSandbox, theirs: socket.socket, layers: Sequence[Path], upper: Path | None
-    ) -> NamespaceSandbox:
+    async def _make(self, box: NamespaceSandbox, theirs: socket.socket, upper: Path | None) -> NamespaceSandbox:
         try:
             with theirs:
-                await self._ask(box, layers, upper, theirs)
+                await self._ask(box, upper, theirs)
             async with asyncio.timeout(_CREATE_S):
                 kind, payload = await box.link.hello
         except BaseException as error:
@@ -224,7 +246,7 @@ class NamespaceProvider:
             raise
         return box
 
-    async def _ask(self, box: NamespaceSandbox, layers: Sequence[Path], upper: Path | None, sandbox_end: socket.socket) -> None:
+    async def _ask(self, box: NamespaceSandbox, upper: Path | None, sandbox_end: socket.socket) -> None:
         """Send the request; on an error before it was sent the sandbox counts as dead."""
         spec, image = box.spec, box.image
         descriptors: list[int] = []
@@ -238,6 +260,7 @@ class NamespaceProvider:
                 limits = cgroups.Limits(spec.memory_bytes + in_memory, spec.pids + _PID_ROOM, spec.cpus)
                 box.group = self._groups.take(limits)
                 descriptors = box.group.descriptors()
+                self.registry.changed(box.number, {"group": box.group.name})
             request = CreateRequest(
                 id=box.number,
                 build=spec.role == "build",
@@ -245,12 +268,12 @@ class NamespaceProvider:
                 lease_s=int(spec.lease_s),
                 workdir=check_path("workdir", box.workdir),
                 workdir_owner=user_ids(box.user),
-                layers=[os.path.abspath(layer) for layer in (*layers, *image.layers)],
+                layers=[os.path.abspath(layer) for layer in (*box.layers, *image.layers)],
                 binds=image.binds,
                 upper=str(upper or ""),
                 work=box.work,
                 disk_bytes=spec.disk_bytes if upper is None else _SHM_BYTES,
-                inodes=max(1024, spec.disk_bytes // 2048),
+                inodes=_inodes(spec),
                 data_bytes=0 if self._groups is not None else spec.memory_bytes,
                 file_bytes=0 if upper is None else spec.disk_bytes,
                 group_version=self._groups.version if self._groups is not None else 0,
@@ -273,6 +296,52 @@ class NamespaceProvider:
             for descriptor in descriptors:
                 os.close(descriptor)
 
+    async def snapshot(self, box: NamespaceSandbox) -> Snapshot:
+        """Keep what a sandbox that stands still has written. Raises: Capacity, SandboxGone."""
+        number = self._last_copy = self._last_copy + 1
+        copied = self._copies[number] = self.loop.create_future()
+        try:
+            self._launcher.snapshot(box.number, number, box.spec.disk_bytes + MIB, _inodes(box.spec) + 64)
+            async with asyncio.timeout(_COPY_S):
+                error = await copied
+        except (OSError, TimeoutError) as failure:
+            self._drop_copy(self._launcher, number)
+            raise Capacity(f"cannot take a snapshot of sandbox {box.id}: {failure or 'it took too long'}") from failure
+        finally:
+            del self._copies[number]
+        if error == errno.ESRCH:
+            raise SandboxGone(f"sandbox {box.id} ended")
+        if error:
+            raise Capacity(f"cannot take a snapshot of sandbox {box.id}: {os.strerror(error)}")
+        launcher = self._launcher
+
+        kept = Kept(lambda: self._drop_copy(launcher, number))
+        layers = (launcher.snapshot_folder(number), *box.layers)
+        below = box.kept
+        for snapshot in below:
+            snapshot.hold()
+
+        async def start(spec: SandboxSpec) -> Sandbox:
+            if launcher is not self._launcher or not self._launcher_alive:
+                raise SandboxGone(f"snapshot {number} went with the launcher that held it; take another one")
+            return await self._create(spec, layers, None, (kept, *below))
+
+        def drop_all() -> None:
+            for snapshot in (kept, *below):
+                snapshot.let_go()
+
+        return KeptSnapshot(f"{self.owner}.s{number}", box.spec, Kept(drop_all), start)
+
+    def _drop_copy(self, launcher: Launcher, number: int) -> None:
+        if launcher is not self._launcher or not self._launcher_alive:
+            return  # it went with its launcher
+        try:
+            launcher.discard(number)
+        except BlockingIOError:
+            self.loop.call_later(0.01, self._drop_copy, launcher, number)
+        except OSError:
+            self._launcher_died()
+
     def kill(self, number: int) -> None:
         """Have the launcher end a sandbox."""
         try:
@@ -291,6 +360,11 @@ class NamespaceProvider:
             except OSError:
                 self._launcher_died()
                 return
+            if event.kind == COPIED:
+                copied = self._copies.get(event.id)
+                if copied is not None and not copied.done():
+                    copied.set_result(event.value)
+                continue
             box = self._boxes.get(event.id)
             if event.kind == DEAD:
                 if box is not None:
@@ -317,6 +391,9 @@ class NamespaceProvider:
         if box.need is not None:
             self.admission.release(box.need)
             box.need = None
+        kept, box.kept = box.kept, ()
+        for snapshot in kept:
+            snapshot.let_go()
         if not box.dead.done():
             box.dead.set_result(status)
 
@@ -335,7 +412,9 @@ class NamespaceProvider:
         self._launcher.close()
         self._folder.mkdir(parents=True, exist_ok=True)
         self.registry.close()
+        self._control.close()
         self.registry = Registry(self._folder)
+        self._control = Control(self._folder, self._boxes.get)
 
     def _launcher_died(self) -> None:
         """With the launcher all sandboxes are dead. The next `create` starts another one."""
@@ -348,12 +427,16 @@ class NamespaceProvider:
                 self._groups.abandon(box.group)  # its processes are only just being killed: nobody else may have it
             box.group = None
             self._bury(box, 9)
+        for copied in self._copies.values():
+            if not copied.done():
+                copied.set_result(errno.ESRCH)
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         await self._janitor.close()
+        self._control.close()
         await asyncio.gather(*(box.destroy() for box in list(self._boxes.values())))
         if self._launcher_alive:
             self._launcher_alive = False
@@ -366,6 +449,10 @@ class NamespaceProvider:
             self._groups.close()
         self.registry.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _inodes(spec: SandboxSpec) -> int:
+    return max(1024, spec.disk_bytes // 2048)
 
 
 def _start_error(kind: int, payload: bytes, image: str) -> SandboxError:

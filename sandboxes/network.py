@@ -19,10 +19,12 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gymsmith.errors import PolicyRefused
-from gymsmith.schema import TaskSpec
+
+if TYPE_CHECKING:
+    from gymsmith.schema import TaskSpec
 
 log = logging.getLogger(__name__)
 

@@ -7,16 +7,18 @@ ended. Payloads mirror `box/box.h`. A reply is data from PID 1, which workloads 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
-from gymsmith.errors import Capacity, ExecTimeout, OutputLimit, PolicyRefused, SandboxError
+from gymsmith.errors import Capacity, ExecTimeout, OutputLimit, PolicyRefused, SandboxError, SandboxGone
 from sandboxes.base import (
     MAX_FRAME_BYTES,
+    MAX_LEASE_S,
     MIB,
     CommandLine,
     ExecResult,
@@ -27,14 +29,33 @@ from sandboxes.base import (
     SandboxSpec,
     Shell,
     Snapshot,
-    check_env,
     check_path,
     user_ids,
 )
 from sandboxes.changes import write_layer
+from sandboxes.checks import check_forks, check_run, check_terminal, encoded, words_of
 from sandboxes.egress import Egress, checked_listener
-from sandboxes.link import EXEC, EXIT, EXPORT, FREEZE, GET, KILL, LISTEN, PUT, Link, put_record
+from sandboxes.job import ResidentJob
+from sandboxes.link import (
+    EXEC,
+    EXIT,
+    EXPORT,
+    FREEZE,
+    GET,
+    KILL,
+    KILL_ALL,
+    LEASE,
+    LISTEN,
+    MOVE,
+    PUT,
+    SHELL,
+    STILL,
+    Link,
+    put_record,
+)
 from sandboxes.network import Gate
+from sandboxes.outcome import decode
+from sandboxes.shell import ResidentShell
 
 EXEC_SPLIT, EXEC_BUILD = 1, 2
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -43,8 +64,7 @@ GRACE_S = 5.0
 TRANSFER_S = 120.0
 _LOOP_BYTES = 256 * 1024  # larger trees are written by a thread, so that other sandboxes are not kept waiting
 _EXEC = struct.Struct("<8I")
-_EXIT = struct.Struct("<i6I4xQQQQ")
-_CHDIR_FAILED = 1 << 16
+CHDIR_FAILED = 1 << 16
 
 
 class ResidentSandbox:
@@ -66,6 +86,7 @@ class ResidentSandbox:
         self._environment = {"PATH": PATH, "LANG": "C.UTF-8", **image.env, **spec.network.environment, **spec.env}
         self._encoded: dict[int, tuple[int, bytes]] = {}
         self._oom_seen = 0
+        self._standing_still: asyncio.Event | None = None
 
     @property
     def alive(self) -> bool:
@@ -88,15 +109,11 @@ class ResidentSandbox:
         max_output_bytes: int = 65_536,
         split: bool = False,
     ) -> ExecResult:
-        words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
-        self._check(words, cwd, timeout_s, max_output_bytes, stdin)
-        uid, gid = user_ids(user or self.user)
-        count, environment = self._environment_of(uid, env)
-        flags = (EXEC_SPLIT if split else 0) | (EXEC_BUILD if self.spec.role == "build" else 0)
-        texts = [cwd or self.workdir, *words]
-        head = _EXEC.pack(int(timeout_s * 1000), max_output_bytes, uid, gid, flags, len(words), count, len(stdin))
-        body = "\0".join(texts).encode("utf-8", "surrogateescape")
-        number, future = self.link.request(EXEC, head, body, b"\0", environment, stdin)
+        words = words_of(command)
+        check_run(words, cwd, env, stdin, timeout_s, max_output_bytes)
+        await self.settled()
+        flags = EXEC_SPLIT if split else 0
+        number, future = self._begin(words, cwd, env, user, stdin, max(1, int(timeout_s * 1000)), max_output_bytes, flags)
         try:
             async with asyncio.timeout(timeout_s + GRACE_S):
                 kind, payload = await future
@@ -109,65 +126,149 @@ class ResidentSandbox:
             self.link.forget(number)
             self.link.tell(KILL, number)
             raise
-        if kind != EXIT:
-            raise self._refusal(payload, "run a command")
-        return self._result(payload, words[0], cwd or self.workdir, max_output_bytes)
+        return self._result(kind, payload, words[0], cwd, max_output_bytes)
 
-    def _check(self, words: list[str], cwd: str | None, timeout_s: float, max_output_bytes: int, stdin: bytes) -> None:
-        if not words or not words[0]:
-            raise PolicyRefused("command must name a program, got nothing")
-        for word in words:
-            if "\0" in word:
-                raise PolicyRefused(f"command must not contain NUL, got {word[:100]!r}")
-        if sum(map(len, words)) + len(stdin) > MAX_FRAME_BYTES - MIB:
-            raise PolicyRefused(f"command and stdin must stay below {MAX_FRAME_BYTES - MIB} bytes; put a file instead")
-        if not 0 < timeout_s <= 7 * 86_400:
-            raise PolicyRefused(f"timeout_s must be between 0 and {7 * 86_400}, got {timeout_s}")
-        if not 0 <= max_output_bytes <= 16 * MIB:
-            raise PolicyRefused(f"max_output_bytes must be between 0 and {16 * MIB}, got {max_output_bytes}")
-        if cwd is not None:
-            check_path("cwd", cwd)
+    async def spawn(
+        self,
+        command: CommandLine,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        max_output_bytes: int = 65_536,
+    ) -> Job:
+        words = words_of(command)
+        check_run(words, cwd, env, b"", 1, max_output_bytes)
+        await self.settled()
+        number, future = self._begin(words, cwd, env, user, b"", 0, max_output_bytes, 0)
+        return ResidentJob(
+            self, number, future, lambda kind, payload: self._result(kind, payload, words[0], cwd, max_output_bytes)
+        )
+
+    def _begin(
+        self,
+        words: list[str],
+        cwd: str | None,
+        env: Mapping[str, str] | None,
+        user: str | None,
+        stdin: bytes,
+        timeout_ms: int,
+        max_output_bytes: int,
+        flags: int,
+    ) -> tuple[int, asyncio.Future[tuple[int, bytes]]]:
+        uid, gid = user_ids(user or self.user)
+        count, environment = self._environment_of(uid, env)
+        if self.spec.role == "build":
+            flags |= EXEC_BUILD
+        head = _EXEC.pack(timeout_ms, max_output_bytes, uid, gid, flags, len(words), count, len(stdin))
+        body = encoded("command", "\0".join([cwd or self.workdir, *words]))
+        return self.link.request(EXEC, head, body, b"\0", environment, stdin)
+
+    async def shell(
+        self,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        rows: int = 24,
+        cols: int = 80,
+    ) -> Shell:
+        check_terminal(rows, cols)
+        check_run((), cwd, env, b"", 1, 0)
+        await self.settled()
+        uid, gid = user_ids(user or self.user)
+        count, environment = self._environment_of(uid, {"TERM": "dumb", **(env or {}), "PS1": ""})
+        flags = EXEC_BUILD if self.spec.role == "build" else 0
+        head = _EXEC.pack(rows << 16 | cols, 65_536, uid, gid, flags, 0, count, 0)
+        place = encoded("cwd", cwd or self.workdir) + b"\0"
+        number, future = self.link.request(SHELL, head, place, environment)
+        try:
+            async with asyncio.timeout(TRANSFER_S):
+                _, payload = await future
+        except TimeoutError:
+            await self.destroy()
+            raise ExecTimeout(f"sandbox {self.id} must open a shell within {TRANSFER_S} s, it did not; destroyed") from None
+        code = struct.unpack_from("<i", payload)[0]
+        if code & CHDIR_FAILED:
+            reason = os.strerror(code & ~CHDIR_FAILED)
+            raise PolicyRefused(f"cwd must be a directory that the user may enter, got {cwd or self.workdir} ({reason})")
+        if code == errno.ENOENT:
+            raise PolicyRefused(f"image {self.spec.image} has neither bash nor sh; run programs with exec")
+        if code:
+            raise self._refusal(payload, "open a shell")
+        return ResidentShell(self, number)
+
+    async def settled(self) -> None:
+        """Wait until no snapshot is being taken: what starts or writes now would be half in it."""
+        while self._standing_still is not None:
+            await self._standing_still.wait()
+
+    @contextlib.asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
+        """No process but PID 1 moves, nothing is started or written through this object, until the block ends."""
+        await self.settled()
+        self._standing_still = asyncio.Event()
+        try:
+            _, payload, _ = await self.ask(STILL)
+            if payload[:4] != b"\0\0\0\0":
+                raise Capacity(f"the processes of sandbox {self.id} must stop for a snapshot, they did not within 2 s")
+            try:
+                yield
+            finally:
+                with contextlib.suppress(SandboxGone):
+                    await self.ask(MOVE)
+        finally:
+            moving, self._standing_still = self._standing_still, None
+            moving.set()
+
+    async def snapshot(self) -> Snapshot:
+        raise NotImplementedError
+
+    async def fork(self, n: int = 1) -> list[Sandbox]:
+        check_forks(n)
+        snapshot = await self.snapshot()
+        try:
+            made = await asyncio.gather(*(snapshot.start() for _ in range(n)), return_exceptions=True)
+        finally:
+            await snapshot.discard()
+        boxes = [box for box in made if not isinstance(box, BaseException)]
+        for failure in made:
+            if isinstance(failure, BaseException):
+                await asyncio.gather(*(box.destroy() for box in boxes))
+                raise failure
+        return boxes
+
+    async def kill_agents(self) -> None:
+        await self.settled()
+        await self.ask(KILL_ALL)
+
+    async def renew(self, lease_s: float | None = None) -> None:
+        length = self.spec.lease_s if lease_s is None else lease_s
+        if not isinstance(length, int | float) or not 1 <= length <= MAX_LEASE_S:
+            raise PolicyRefused(f"lease_s must be between 1 and {MAX_LEASE_S}, got {length!r:.100}")
+        await self.ask(LEASE, struct.pack("<I", int(length)))
 
     def _environment_of(self, uid: int, extra: Mapping[str, str] | None) -> tuple[int, bytes]:
         if not extra and uid in self._encoded:
             return self._encoded[uid]
         merged = {"HOME": "/root" if uid == 0 else "/tmp", **self._environment}
         if extra:
-            check_env(extra)
             merged.update(extra)
-        encoded = "".join(f"{key}={value}\0" for key, value in merged.items()).encode("utf-8", "surrogateescape")
+        block = encoded("env", "".join(f"{key}={value}\0" for key, value in merged.items()))
         if not extra:
-            self._encoded[uid] = len(merged), encoded
-        return len(merged), encoded
+            self._encoded[uid] = len(merged), block
+        return len(merged), block
 
-    def _result(self, payload: bytes, program: str, cwd: str, limit: int) -> ExecResult:
-        (status, start_error, timed_out, out_length, err_length, out_head, err_head,
-         out_total, err_total, wall_us, cpu_us) = _EXIT.unpack_from(payload)  # fmt: skip
-        if start_error:
-            reason = os.strerror(start_error & ~_CHDIR_FAILED)
-            what = f"cannot enter directory {cwd}" if start_error & _CHDIR_FAILED else f"cannot start {program}"
-            missing = start_error == errno.ENOENT
-            text = f"{what}: {reason}\n".encode(errors="surrogateescape")[: max(limit, 0)]
-            return ExecResult(127 if missing else 126, None, text, wall_s=wall_us / 1e6)
-        middle = _EXIT.size + out_length
-        output, lost = _join(payload[_EXIT.size : middle], out_head, out_total)
-        stderr, lost_too = _join(payload[middle : middle + err_length], err_head, err_total)
-        exited = os.WIFEXITED(status)
-        bad_end = not exited or os.WEXITSTATUS(status) != 0
-        return ExecResult(
-            exit_code=os.WEXITSTATUS(status) if exited else None,
-            signal=None if exited else os.WTERMSIG(status),
-            output=output,
-            stderr=stderr,
-            truncated=bool(lost or lost_too),
-            omitted_bytes=lost + lost_too,
-            timed_out=bool(timed_out),
-            oom=bad_end and self._out_of_memory(),
-            wall_s=wall_us / 1e6,
-            cpu_s=cpu_us / 1e6,
-        )
+    def _result(self, kind: int, payload: bytes, program: str, cwd: str | None, limit: int) -> ExecResult:
+        if kind != EXIT:
+            raise self._refusal(payload, "run a command")
+        outcome = decode(payload)
+        return outcome.result(program, cwd or self.workdir, limit, self.ran_out(outcome.ended_badly))
 
-    def _out_of_memory(self) -> bool:
+    def ran_out(self, ended_badly: bool) -> bool:
+        """Whether a command that ended badly did so while the kernel killed here for want of memory. Counts each kill once."""
+        if not ended_badly:
+            return False
         kills = self._oom_kills()
         newly, self._oom_seen = kills > self._oom_seen, max(kills, self._oom_seen)
         return newly
@@ -202,7 +303,8 @@ class ResidentSandbox:
             size += len(parts[-1])
         if size > MAX_FRAME_BYTES:
             raise PolicyRefused(f"files must stay below {MAX_FRAME_BYTES} bytes together, got {size}; use a layer")
-        _, payload, _ = await self._ask(PUT, *parts)
+        await self.settled()
+        _, payload, _ = await self.ask(PUT, *parts)
         if payload[:4] != b"\0\0\0\0":
             raise self._refusal(payload, "write files", ", ".join(list(files)[:3]))
 
@@ -210,7 +312,7 @@ class ResidentSandbox:
         if not 0 <= max_bytes <= MAX_FRAME_BYTES - 64:
             raise PolicyRefused(f"max_bytes must be between 0 and {MAX_FRAME_BYTES - 64}, got {max_bytes}")
         name = check_path("path", path).encode("utf-8", "surrogateescape") + b"\0"
-        _, payload, _ = await self._ask(GET, struct.pack("<Q", max_bytes), name)
+        _, payload, _ = await self.ask(GET, struct.pack("<Q", max_bytes), name)
         code = struct.unpack_from("<i", payload)[0]
         if code == errno.EFBIG:
             raise OutputLimit(f"{path} must be at most {max_bytes} bytes, it is larger")
@@ -223,7 +325,7 @@ class ResidentSandbox:
     async def freeze(self) -> None:
         if self.frozen:
             return
-        await self._ask(FREEZE)
+        await self.ask(FREEZE)
         self.frozen = True
         if self.gate is not None:
             self.gate.close()
@@ -234,7 +336,7 @@ class ResidentSandbox:
         names = b"".join(check_path("paths", path).encode("utf-8", "surrogateescape") + b"\0" for path in paths)
         if not names:
             return Exported(0, 0, 0, ())
-        _, payload, chunks = await self._ask(EXPORT, struct.pack("<QI4x", max_bytes, max_files), names)
+        _, payload, chunks = await self.ask(EXPORT, struct.pack("<QI4x", max_bytes, max_files), names)
         code = struct.unpack_from("<i", payload)[0]
         if code == errno.EFBIG:
             raise OutputLimit(f"{', '.join(paths)} must hold at most {max_bytes} bytes in {max_files} files, they hold more")
@@ -245,43 +347,6 @@ class ResidentSandbox:
         if len(chunks) > _LOOP_BYTES:
             return await asyncio.to_thread(write_layer, chunks, dest, self.owner_shift)
         return write_layer(chunks, dest, self.owner_shift)
-
-    async def spawn(
-        self,
-        command: CommandLine,
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        user: str | None = None,
-        max_output_bytes: int = 65_536,
-    ) -> Job:
-        raise self._cannot("spawn")
-
-    async def shell(
-        self,
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        user: str | None = None,
-        rows: int = 24,
-        cols: int = 80,
-    ) -> Shell:
-        raise self._cannot("shell")
-
-    async def snapshot(self) -> Snapshot:
-        raise self._cannot("snapshot")
-
-    async def fork(self, n: int = 1) -> list[Sandbox]:
-        raise self._cannot("fork")
-
-    async def kill_agents(self) -> None:
-        raise self._cannot("kill_agents")
-
-    async def renew(self, lease_s: float | None = None) -> None:
-        raise self._cannot("renew")
-
-    def _cannot(self, deed: str) -> PolicyRefused:
-        return PolicyRefused(f"{deed} is not offered by this provider; see its capabilities")
 
     async def open_network(self, egress: Egress) -> None:
         """Give a new sandbox what its policy names; for providers, before anybody else has it. Raises: SandboxError."""
@@ -306,12 +371,13 @@ class ResidentSandbox:
         return checked_listener(came[0], port)
 
     async def _hand_over(self, port: int, place: str) -> None:
-        _, payload, _ = await self._ask(LISTEN, struct.pack("<I", port), place.encode() + b"\0")
+        _, payload, _ = await self.ask(LISTEN, struct.pack("<I", port), place.encode() + b"\0")
         code = struct.unpack_from("<i", payload)[0]
         if code:
             raise SandboxError(f"sandbox {self.id} must listen on 127.0.0.1:{port}, it cannot: {os.strerror(code)}")
 
-    async def _ask(self, kind: int, *parts: bytes) -> tuple[int, bytes, bytearray]:
+    async def ask(self, kind: int, *parts: bytes) -> tuple[int, bytes, bytearray]:
+        """Send one request to the resident agent; the type and payload of its answer, and the chunks before it."""
         number, future = self.link.request(kind, *parts)
         try:
             async with asyncio.timeout(TRANSFER_S):
@@ -327,11 +393,3 @@ class ResidentSandbox:
 
     async def destroy(self) -> None:
         raise NotImplementedError
-
-
-def _join(data: bytes, head: int, total: int) -> tuple[bytes, int]:
-    """The output with a line in the place of what the agent had to drop, and how much that was."""
-    lost = total - len(data)
-    if lost <= 0:
-        return data, 0
-    return b"%b\n[... %d bytes omitted ...]\n%b" % (data[:head], lost, data[head:]), lost

@@ -120,6 +120,9 @@ int root_prepare_launcher(const char *scratch, enum map_mode mode);
 int root_enter(const struct create_request *request, const char *strings, enum map_mode mode, uint32_t shift,
                int *upper_fd, const char **step);
 int root_bind_index(const char *source);
+int root_snapshot(uint32_t number, uint64_t disk_bytes, uint64_t inodes);
+int root_fill_snapshot(uint32_t number, int upper);
+void root_discard(uint32_t number);
 
 /* confine.c */
 int confine_limits(const struct create_request *request, const char **step);

@@ -34,11 +34,19 @@
 struct live {
     pid_t pid;
     uint32_t id;
-    int sync; /* until the user namespace is mapped: our end of the pair; then -1 */
+    int sync;  /* until the user namespace is mapped: our end of the pair; then -1 */
+    int upper; /* the directory that collects what it writes */
+};
+
+struct copying { /* a child of ours that fills a snapshot */
+    pid_t pid;
+    uint32_t number;
 };
 
 static struct live *living;
 static int living_count, living_room;
+static struct copying *copies;
+static int copies_count, copies_room;
 static int control_socket;
 static enum map_mode map_mode;
 static uint32_t uid_shift;
@@ -96,10 +104,24 @@ static void child_fails(int socket, const char *step) {
     _exit(125);
 }
 
+/* Ask for the map, and leave the upper directory with the launcher, which alone can copy it. */
+static int ask_for_map(int sync, int upper) {
+    char byte = 'u';
+    union {
+        struct cmsghdr align;
+        char space[CMSG_SPACE(sizeof(int))];
+    } ancillary;
+    struct iovec vector = {&byte, 1};
+    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &ancillary, .msg_controllen = sizeof ancillary};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    *header = (struct cmsghdr){.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof upper)};
+    memcpy(CMSG_DATA(header), &upper, sizeof upper);
+    return sendmsg(sync, &message, MSG_NOSIGNAL) == 1 && read(sync, &byte, 1) == 1 ? 0 : -1;
+}
+
 /* Everything a sandbox does before it is PID 1 of its own world. Never returns. */
 static void child(const struct create_request *request, const char *strings, int socket, int sync, const int *groups) {
     const char *step = "";
-    char byte = 'u';
     if (request->group_version == 1)
         for (uint32_t i = 0; i < request->groups; i++)
             /* "0" moves the writer alone, which spares the kernel's global lock that moving another process takes */
@@ -118,7 +140,7 @@ static void child(const struct create_request *request, const char *strings, int
         child_fails(socket, step);
     if (unshare(CLONE_NEWUSER))
         child_fails(socket, "unshare user");
-    if (write(sync, &byte, 1) != 1 || read(sync, &byte, 1) != 1)
+    if (ask_for_map(sync, box.upper))
         _exit(124);
     if (map_mode != MAP_SINGLE && setgroups(0, NULL))
         child_fails(socket, "setgroups");
@@ -190,13 +212,22 @@ static void create(const struct create_request *request, const char *strings, in
         if (!living)
             abort();
     }
-    living[living_count++] = (struct live){pid, request->id, pair[0]};
+    living[living_count++] = (struct live){pid, request->id, pair[0], -1};
 }
 
 /* A child waits for its map: write it, let the child go on. A child whose map cannot be written is killed. */
 static void advance(struct live *box) {
     char byte;
-    if (read(box->sync, &byte, 1) == 1) {
+    union {
+        struct cmsghdr align;
+        char space[CMSG_SPACE(sizeof(int))];
+    } ancillary;
+    struct iovec vector = {&byte, 1};
+    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &ancillary, .msg_controllen = sizeof ancillary};
+    if (recvmsg(box->sync, &message, MSG_CMSG_CLOEXEC) == 1) {
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
+            memcpy(&box->upper, CMSG_DATA(header), sizeof box->upper);
         if (map_ids(box->pid) || write(box->sync, &byte, 1) != 1) {
             char text[128];
             snprintf(text, sizeof text, "mapping ids: %s", strerror(errno));
@@ -208,22 +239,64 @@ static void advance(struct live *box) {
     box->sync = -1;
 }
 
+static void tell_copied(uint32_t number, int error) {
+    if (error)
+        root_discard(number);
+    tell(L_COPIED, number, error, NULL);
+}
+
+/* A child does the copying, so that nobody waits for it but whoever asked. */
+static void snapshot(const struct snapshot_request *request) {
+    int upper = -1;
+    for (int i = 0; i < living_count; i++)
+        if (living[i].id == request->id)
+            upper = living[i].upper;
+    if (upper < 0)
+        return tell(L_COPIED, request->number, ESRCH, NULL);
+    int error = root_snapshot(request->number, request->disk_bytes, request->inodes);
+    if (error)
+        return tell_copied(request->number, error);
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        _exit(root_fill_snapshot(request->number, upper));
+    }
+    if (pid < 0)
+        return tell_copied(request->number, errno);
+    if (copies_count == copies_room) {
+        copies_room = copies_room ? copies_room * 2 : 16;
+        copies = realloc(copies, (size_t)copies_room * sizeof *copies);
+        if (!copies)
+            abort();
+    }
+    copies[copies_count++] = (struct copying){pid, request->number};
+}
+
 static void reap(void) {
     int status;
     pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        for (int i = 0; i < copies_count; i++)
+            if (copies[i].pid == pid) {
+                tell_copied(copies[i].number, WIFEXITED(status) ? WEXITSTATUS(status) : EINTR);
+                copies[i] = copies[--copies_count];
+                break;
+            }
         for (int i = 0; i < living_count; i++)
             if (living[i].pid == pid) {
                 if (living[i].sync >= 0)
                     close(living[i].sync);
+                if (living[i].upper >= 0)
+                    close(living[i].upper);
                 tell(L_DEAD, living[i].id, status, NULL);
                 living[i] = living[--living_count];
                 break;
             }
+    }
 }
 
 static int handle_control(void) {
-    static char buffer[MAX_DATAGRAM];
+    static char buffer[MAX_DATAGRAM] __attribute__((aligned(8)));
     union {
         struct cmsghdr align;
         char space[CMSG_SPACE(sizeof(int) * (1 + MAX_GROUPS))];
@@ -249,7 +322,11 @@ static int handle_control(void) {
         for (int i = 0; i < living_count; i++)
             if (living[i].id == request->id)
                 kill(living[i].pid, SIGKILL);
-    } else
+    } else if ((size_t)length == sizeof(struct snapshot_request) && request->type == L_SNAPSHOT)
+        snapshot((const void *)buffer);
+    else if ((size_t)length >= 8 && request->type == L_DISCARD)
+        root_discard(request->id);
+    else
         tell(L_BROKEN, 0, EPROTO, "launcher: malformed request");
     for (int i = 0; i < count; i++)
         close(fds[i]);

@@ -25,7 +25,7 @@
 #define SYS_mount_setattr 442
 #endif
 
-static char base[512]; /* our tmpfs: dev/ binds/N root/ private/ */
+static char base[512]; /* our tmpfs: dev/ binds/N root/ private/ snapshots/N */
 static struct { char *source; dev_t device; ino_t inode; } binds[MAX_BINDS];
 static int bind_count, bind_next;
 
@@ -94,7 +94,7 @@ static int make_devices(enum map_mode mode) {
 }
 
 int root_prepare_launcher(const char *scratch, enum map_mode mode) {
-    static const char *const folders[] = {"dev", "binds", "root", "private"};
+    static const char *const folders[] = {"dev", "binds", "root", "private", "snapshots"};
     char path[640];
     snprintf(base, sizeof base, "%s", scratch);
     if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
@@ -112,6 +112,29 @@ int root_prepare_launcher(const char *scratch, enum map_mode mode) {
     if (mode == MAP_ROOT)
         shed_mounts();
     return 0;
+}
+
+/* A snapshot is a tmpfs of its own, seen by sandboxes made from now on. It is as large as what it was copied from could be. */
+int root_snapshot(uint32_t number, uint64_t disk_bytes, uint64_t inodes) {
+    char path[640], options[128];
+    snprintf(path, sizeof path, "%s/snapshots/%u", base, number);
+    snprintf(options, sizeof options, "size=%llu,nr_inodes=%llu,mode=711", (unsigned long long)disk_bytes, (unsigned long long)inodes);
+    return mkdir(path, 0755) || mount("snapshot", path, "tmpfs", MS_NOSUID | MS_NODEV, options) ? errno : 0;
+}
+
+int root_fill_snapshot(uint32_t number, int upper) {
+    char path[640];
+    snprintf(path, sizeof path, "%s/snapshots/%u", base, number);
+    int to = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return to < 0 ? errno : copy_tree(upper, to);
+}
+
+/* The sandboxes that stand on it keep it alive. */
+void root_discard(uint32_t number) {
+    char path[640];
+    snprintf(path, sizeof path, "%s/snapshots/%u", base, number);
+    umount2(path, MNT_DETACH);
+    rmdir(path);
 }
 
 /* A read-only clone of a host directory, made once for as long as the path names the same directory; its index, or -1. */

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import packaging
 import pytest
 
 from gymsmith.errors import Capacity, ImageMissing, SandboxError, SandboxGone
@@ -281,6 +282,7 @@ def test_an_ordinary_user(house: House, mode: str) -> None:
         # a copy, because the checkout may lie where this user may not look
         for room in ("sandboxes", "platform/gymsmith"):
             shutil.copytree(ROOT / room, f"{home}/code/{room}", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(Path(packaging.__file__).parent, f"{home}/code/packaging")
         paths = f"{home}/code:{home}/code/platform"
         env = {"PYTHONPATH": paths, "PATH": os.environ["PATH"], "USER": user, "LOGNAME": user}
         command = [python, "-B", "-c", ORDINARY, home, mode]
