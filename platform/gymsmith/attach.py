@@ -343,8 +343,10 @@ def attached(settings: Settings, *, workers: int = 1) -> Iterator[House]:
 
     Raises:
         StoreError: the state folder cannot be used.
+        InfrastructureError: the broker does not answer.
     """
     with Store.open(settings) as store:
+        jobs.reach(settings)
         crew = Workers(settings, workers)
         try:
             yield House(settings, store, crew.ensure)

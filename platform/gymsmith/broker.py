@@ -30,6 +30,8 @@ _WAIT_S = 0.25
 
 # kombu finds a transport by the scheme of the broker's URL.
 transport.TRANSPORT_ALIASES[SCHEME] = "gymsmith.broker:Transport"
+for _scheme in ("redis", "rediss"):
+    transport.TRANSPORT_ALIASES[_scheme] = "gymsmith.broker_redis:Transport"
 
 
 class Channel(virtual.Channel):

@@ -9,13 +9,16 @@ gymsmith.worker` or plain `python -m celery -A gymsmith.jobs worker --pool threa
 from __future__ import annotations
 
 import importlib
+import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from celery import Celery
 from celery.signals import worker_init
+from kombu.exceptions import OperationalError
 
 from gymsmith import broker
 from gymsmith.config import Settings, settings
@@ -24,11 +27,16 @@ from gymsmith.ids import ulid
 from gymsmith.schema import Job, JobContext, State
 from gymsmith.store import Store
 
+log = logging.getLogger(__name__)
+
 Door = Callable[[dict[str, Any], JobContext], dict[str, Any]]
 """Takes the payload and the context, returns the result; runs in a thread of a worker."""
 
 POLL_S = 0.02
 """How often `wait` looks."""
+
+AWAY_S = 1.0
+"""Pause before jobs are published again that a broker did not take."""
 
 TASK = "gymsmith.run_job"
 
@@ -111,19 +119,48 @@ def submit_many(
         ordered.append(job)
         if created:
             fresh.append((job.id, job.queue))
-    publish(store.settings, fresh)
+    publish(store, fresh)
     return ordered
 
 
-def publish(config: Settings, jobs: Iterable[tuple[str, str]]) -> None:
-    """Send a message for each (job id, queue)."""
-    jobs = list(jobs)
-    if not jobs:
+def publish(store: Store, jobs: Iterable[tuple[str, str]]) -> None:
+    """Send a message for each (job id, queue). When the broker is away they stay due; workers try every second."""
+    unsent = deque(jobs)
+    if not unsent:
         return
-    app = _sender(config)
-    with app.producer_pool.acquire(block=True) as producer:
-        for job_id, queue in jobs:
-            app.send_task(TASK, args=(job_id,), queue=queue, producer=producer, ignore_result=True)
+    app = _sender(store.settings)
+    try:
+        with app.producer_pool.acquire(block=True) as producer:
+            while unsent:
+                job_id, queue = unsent[0]
+                app.send_task(TASK, args=(job_id,), queue=queue, producer=producer, ignore_result=True)
+                unsent.popleft()
+    except OperationalError as error:
+        log.warning("event=broker_away unsent=%d error=%s", len(unsent), error)
+        store.due_again([job_id for job_id, _ in unsent], AWAY_S)
+
+
+def reach(config: Settings) -> None:
+    """Ask the broker whether it is there, for who would rather know than wait.
+
+    Raises:
+        ConfigError: the URL cannot be used here.
+        InfrastructureError: nobody answers.
+    """
+    if config.embedded_broker:
+        return
+    scheme = config.broker_url.partition("://")[0]
+    try:
+        with _sender(config).connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=5)
+    except (ImportError, KeyError, ValueError) as error:
+        cure = "pip install 'gymsmith[redis]'" if scheme.startswith("redis") else "set it to amqp://..., redis://... or nothing"
+        raise ConfigError(f"GYMSMITH_BROKER_URL names a {scheme} broker that cannot be used: {error}; {cure}") from error
+    except (OperationalError, OSError) as error:
+        where = connection.as_uri()
+        raise InfrastructureError(
+            f"the broker {where} does not answer: {str(error).rstrip('.')}; start it, or unset GYMSMITH_BROKER_URL to use files"
+        ) from error
 
 
 def wait(
@@ -167,10 +204,13 @@ def celery_settings(config: Settings) -> dict[str, Any]:
     elif config.broker_url.startswith("redis"):
         # Redis hands a message out again after this long; claims make that harmless, but it should be rare.
         transport_options = {"visibility_timeout": 6 * 3600, "unacked_restore_interval": 10, "unacked_restore_throttle": 1}
+        # Who publishes may be the thread that keeps leases, so it must not hang for longer than they last.
+        transport_options["socket_connect_timeout"] = 3
     return {
         "broker_url": config.broker_url or f"{broker.SCHEME}://localhost/",
         "broker_transport_options": transport_options,
         "broker_connection_retry_on_startup": True,
+        "task_publish_retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.2},
         "result_backend": None,
         "task_ignore_result": True,
         "task_serializer": "json",

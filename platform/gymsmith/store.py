@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from gymsmith.config import Settings, settings
 from gymsmith.rows.counts import Counts, Outcomes, Total
-from gymsmith.rows.database import Database
+from gymsmith.rows.database import Database, make_folder
 from gymsmith.rows.environments import Environments
 from gymsmith.rows.events import Event, Events
 from gymsmith.rows.jobs import Jobs, Pulse, QueueDepth
@@ -48,6 +48,7 @@ class Store(Environments, Runs, Trajectories, Jobs, Events, Counts):
         Raises:
             StoreError: the database or the state folder cannot be used; the message names it and the next move.
         """
+        make_folder(settings.home)
         return cls(settings, Database(settings.resolved_database_url))
 
     @staticmethod

@@ -106,10 +106,12 @@ class Supervisor:
 
         Raises:
             StoreError: the state folder or the database cannot be used.
+            InfrastructureError: the broker does not answer.
             Conflict: another supervisor works on this state folder, or the port is in use.
         """
         self._store = Store.open(self.settings)
         try:
+            jobs.reach(self.settings)
             self._lock_file = _lock(self.settings)
             if self._api:
                 self._socket = _listen(self.settings)

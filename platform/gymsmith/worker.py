@@ -193,7 +193,7 @@ class Worker:
                         self._beat()
                     else:
                         self._mark(self.store.to_cancel(list(self._held)), "cancelled")
-                jobs.publish(self.store.settings, self.store.lapsed())
+                jobs.publish(self.store, self.store.lapsed())
             except (InfrastructureError, OSError) as e:
                 log.error("event=keeper_failed error=%s", e)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
 import os
 import pwd
@@ -10,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +90,55 @@ def postgres() -> Iterator[Postgres]:
         process.terminate()
         process.wait()
         shutil.rmtree(folder)
+
+
+@dataclass
+class Redis:
+    """A server of our own on loopback that keeps nothing on disk."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it answers."""
+        flags = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(self.folder)]
+        self.process = subprocess.Popen(["redis-server", *flags], stdout=subprocess.DEVNULL)
+        for _ in range(200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.5) as s:
+                s.sendall(b"PING\r\n")
+                if s.recv(16) == b"+PONG\r\n":
+                    return
+            assert self.process.poll() is None, "the Redis server ended"
+            time.sleep(0.05)
+        pytest.fail("the Redis server did not answer within 10 s")
+
+    def kill(self) -> None:
+        """End it as a crash would: what it held is lost."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    """An empty Redis server."""
+    if shutil.which("redis-server") is None:
+        missing("no Redis server (apt install redis-server)")
+    pytest.importorskip("redis") if os.environ.get("GYMSMITH_REQUIRE_ALL") != "1" else importlib.import_module("redis")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        server = Redis(tmp_path, s.getsockname()[1])
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 @pytest.fixture

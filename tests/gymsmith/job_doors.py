@@ -53,3 +53,4 @@ def crash(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 
 for _kind in ("noop", "slow", "deaf", "flaky", "refuse", "crash"):
     jobs.register(f"test-{_kind}", "rollouts", f"job_doors:{_kind}")
+jobs.register("test-single", "train", "job_doors:noop")

@@ -53,7 +53,7 @@ def test_lost_and_doubled_messages_change_nothing(store: Store, crew) -> None:  
     messages = sorted((store.settings.broker_dir / "rollouts").iterdir())
     for path in messages[:20]:
         path.unlink()
-    jobs.publish(store.settings, [(job.id, job.queue) for job in ordered[20:]])
+    jobs.publish(store, [(job.id, job.queue) for job in ordered[20:]])
     crew.hire(2)
     done = jobs.wait(store, [job.id for job in ordered], timeout_s=30)
     assert {(job.state, job.attempt) for job in done.values()} == {(State.SUCCEEDED, 1)}

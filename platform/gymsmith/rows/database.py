@@ -199,13 +199,18 @@ def _configure_sqlite(connection: sqlite3.Connection, _: Any) -> None:
     cursor.close()
 
 
-def _prepare_file(file: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """The state folder, made when it is not there. Raises: StoreError."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise StoreError(
-            f"state folder {file.parent} cannot be made: {e.strerror}; set GYMSMITH_HOME to a folder that you may write"
+            f"state folder {folder} cannot be made: {e.strerror}; set GYMSMITH_HOME to a folder that you may write"
         ) from e
+
+
+def _prepare_file(file: Path) -> None:
+    make_folder(file.parent)
     if not os.access(file.parent, os.W_OK | os.X_OK):
         raise StoreError(
             f"state folder {file.parent} is read-only for uid {os.getuid()}; make it writable or set GYMSMITH_HOME to another one"

@@ -304,6 +304,14 @@ class Jobs(Events):
             self._changed(row.id, row.run_id, state, row.attempt, why="its worker died or fell silent")
         return out
 
+    def due_again(self, ids: Sequence[str], pause_s: float) -> None:
+        """No message of these queued jobs got through: they are due for publishing after the pause, as if none had been tried."""
+        due_us = t.to_us(now()) + int(pause_s * 1e6)
+        with self.db.write() as c:
+            for start in range(0, len(ids), _SWEEP):
+                mine = (_J.id.in_(ids[start : start + _SWEEP]), _J.state == State.QUEUED.value)
+                c.execute(sa.update(t.jobs).where(*mine).values(due_us=due_us, publishes=0))
+
     def states(self, ids: Sequence[str]) -> dict[str, State]:
         """Job id -> state, for ids that exist."""
         out: dict[str, State] = {}

@@ -1,0 +1,79 @@
+"""What is imported is declared, and what is declared is pinned: an install from the two files brings all that the tests need."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("platform/gymsmith", "context_mgmt", "sandboxes", "env_factory", "trainer", "tests")
+GPU_ONLY = ("transformer-engine", "sglang")
+"""Installed in environments of their own, never by `make`."""
+
+
+def plain(name: str) -> str:
+    """A distribution's name as the index compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared() -> dict[str, list[str]]:
+    """Extra ("" for the core) -> distributions."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {extra: [plain(Requirement(line).name) for line in lines] for extra, lines in groups.items()}
+
+
+def imported(folders: tuple[str, ...]) -> dict[str, str]:
+    """Top-level module that is neither Python's nor ours -> a file that imports it."""
+    out: dict[str, str] = {}
+    own = {Path(folder).name for folder in FOLDERS} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    names.append(node.module)
+                for name in names:
+                    top = name.partition(".")[0]
+                    if top not in sys.stdlib_module_names and top not in own:
+                        out.setdefault(top, str(path.relative_to(ROOT)))
+    return out
+
+
+def test_what_is_imported_is_declared() -> None:
+    known = {name for names in declared().values() for name in names}
+    providers = metadata.packages_distributions()
+    strays = {
+        module: where
+        for module, where in imported(FOLDERS).items()
+        if not {plain(name) for name in providers.get(module, [module])} & known
+    }
+    # What a declared package is made of may be used beside it.
+    parts = {"pip", "kombu", "billiard", "starlette", "typing_extensions", "urllib3", "requests", "click", "yarl"}
+    assert {module: where for module, where in strays.items() if module not in parts} == {}
+    assert "no_such_package" not in known and "pydantic" in known
+
+
+def test_what_is_declared_is_pinned_and_nothing_else() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", line) for line in lines), "plain name==version lines only"
+    pins = {plain(line.partition("==")[0]) for line in lines}
+    assert len(pins) == len(lines), "pinned twice"
+    roots = {name for names in declared().values() for name in names} - set(GPU_ONLY) | {"hatchling"}
+    assert roots <= pins, f"declared and not pinned: {sorted(roots - pins)}"
+    needed, wave = set(roots), list(roots)
+    while wave:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # some are for older Pythons only
+            lines = metadata.requires(wave.pop()) or []
+        for name in (plain(Requirement(line).name) for line in lines):
+            if name in pins and name not in needed:
+                needed.add(name)
+                wave.append(name)
+    assert pins == needed, f"pinned and asked for by nothing: {sorted(pins - needed)}"
