@@ -39,6 +39,11 @@ class Group:
         self._oom_before = 0
         self._oom_before = self.oom_kills()
 
+    @property
+    def name(self) -> str:
+        """Of its directories, below those of its owner."""
+        return self.folders[0].name
+
     def descriptors(self) -> list[int]:
         """Open descriptors that let the launcher place a child: the caller closes them."""
         if self.version == 2:
@@ -175,6 +180,18 @@ def open_pool(owner: str) -> GroupPool | None:
             remove_tree(folder)
         return None
     return GroupPool(mine, version)
+
+
+def usage(owner: str, name: str) -> tuple[int, int] | None:
+    """(bytes of memory, processes) in use by a group of an owner; None where it cannot be read."""
+    version, roots = hierarchies()
+    memory = "memory.current" if version == 2 else "memory.usage_in_bytes"
+    found: dict[str, int] = {}
+    for root in roots:
+        for kind in (memory, "pids.current"):
+            with contextlib.suppress(OSError, ValueError):
+                found[kind] = int((root / PARENT / owner / name / kind).read_text())
+    return (found[memory], found["pids.current"]) if len(found) == 2 else None
 
 
 def kill_tree(folder: Path) -> None:

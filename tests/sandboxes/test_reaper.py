@@ -44,12 +44,12 @@ def test_sigkill_leaves_nothing(tmp_path: Path, mode: bench_leak.Mode, boxes: in
 
 
 def test_without_a_janitor_something_is_left(tmp_path: Path) -> None:
-    """The control arm: what the count above would see. Processes and mounts are gone even so."""
+    """The control arm: what the count above would see. Processes and mounts are gone even so; control groups belong to the
+    machine, so that a provider of anybody's may have swept them by now."""
     tmp_path.chmod(0o755)
     (left,) = bench_leak.kill_workers(tmp_path, 9, 1, janitor_s=0.1, swept=False)
     assert left.processes == left.mounts == 0
     assert left.folders == 1 + 2, "its owner folder, and the work directories beside two uppers"
-    assert left.groups >= 1 or not cgroups.hierarchies()[1]
     dead = [folder.name for folder in (tmp_path / "state" / reaper.OWNERS).iterdir()]
     assert set(reaper.sweep(tmp_path / "state")) == set(dead)
 
