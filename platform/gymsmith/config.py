@@ -39,8 +39,14 @@ class Settings(BaseModel):
     """Port of the API; 0 lets the kernel choose."""
     token: str = Field(default="", repr=False)
     """Bearer token of the API; empty means none is asked for, which only loopback may do."""
-    provider: Literal["auto", "ns", "docker"] = "auto"
-    """Sandbox provider; auto takes namespaces where the kernel allows them, else Docker."""
+    provider: Literal["auto", "ns", "docker", "remote"] = "auto"
+    """Sandbox provider; auto takes namespaces where the kernel allows them, else Docker. remote: the hosts named next."""
+    sandbox_hosts: str = ""
+    """Where `gymsmith sandbox-host serve` runs, as NAME:PORT separated by commas."""
+    sandbox_certificates: str = ""
+    """Folder with ca.pem, client.pem and client.key (host.pem and host.key on a host); empty means HOME/certificates."""
+    sandbox_token: str = Field(default="", repr=False)
+    """What workers and sandbox hosts have in common, beside their certificates."""
     max_sandboxes: int = Field(default=128, ge=1)
     """Sandboxes alive at once in one worker process."""
     warm_sandboxes: int = Field(default=-1, ge=-1)
@@ -130,6 +136,11 @@ class Settings(BaseModel):
     def sandboxes_dir(self) -> Path:
         """Live sandboxes; empty when nothing runs."""
         return self.home / "sandboxes"
+
+    @property
+    def certificates_dir(self) -> Path:
+        """Certificates of sandbox hosts and of their clients."""
+        return Path(self.sandbox_certificates).expanduser() if self.sandbox_certificates else self.home / "certificates"
 
     @property
     def trajectories_dir(self) -> Path:
