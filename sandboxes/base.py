@@ -190,8 +190,10 @@ class Capabilities:
     """`Sandbox.shell` works: a terminal with a persistent shell."""
     fork: bool = True
     """`Sandbox.snapshot` and `Sandbox.fork` work."""
-    deadline_kills_tree: bool = True
-    """A time-out also kills processes that left the command's session and process group."""
+    own_root: bool = True
+    """An absolute path in a command means the sandbox's own file system."""
+    layers: bool = True
+    """`create(layers=...)` is honoured."""
     network: tuple[str, ...] = ("none", "index", "proxy")
     """Modes of NetworkPolicy that it can give."""
     notes: tuple[str, ...] = ()
