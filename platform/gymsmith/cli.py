@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from gymsmith.errors import GymsmithError, UserError
-from gymsmith.verbs import environments, evaluation, learning, sandboxes
+from gymsmith.verbs import environments, evaluation, hosts, learning, packages, sandboxes
 from gymsmith.verbs.terminal import Home, Json, Seed, emit, settings_for
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
@@ -161,7 +161,15 @@ def db_upgrade(home: Home = None) -> None:
 
 for verb in (environments.generate, learning.rollout, learning.train, learning.rl, learning.export):
     app.command()(verb)
-for name, group in (("env", environments.app), ("run", learning.app), ("evaluate", evaluation.app), ("sandbox", sandboxes.app), ("db", db_app)):
+for name, group in (
+    ("env", environments.app),
+    ("run", learning.app),
+    ("evaluate", evaluation.app),
+    ("sandbox", sandboxes.app),
+    ("sandbox-host", hosts.app),
+    ("index", packages.app),
+    ("db", db_app),
+):
     app.add_typer(group, name=name)
 
 
