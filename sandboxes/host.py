@@ -516,6 +516,14 @@ async def serve(settings: Settings, address: str, port: int, certificates: Path,
         await provider.close()
 
 
+def listening(text: str) -> tuple[str, int]:
+    """(address, port) of ADDRESS:PORT. Raises: ConfigError."""
+    address, _, port = text.rpartition(":")
+    if not address or not port.isdecimal() or int(port) > 65_535:
+        raise ConfigError(f"--listen must be ADDRESS:PORT, got {text!r}")
+    return address.strip("[]"), int(port)
+
+
 def main() -> None:
     """Entry point of `python -m sandboxes.host`."""
     parser = argparse.ArgumentParser(description="Offer this machine's sandboxes to workers elsewhere.")
@@ -523,10 +531,9 @@ def main() -> None:
     parser.add_argument("--certificates", type=Path, required=True, help="folder with ca.pem, NAME.pem and NAME.key")
     parser.add_argument("--name", default="host", help="which certificate of that folder is this host's")
     words = parser.parse_args()
-    address, _, port = words.listen.rpartition(":")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     try:
-        asyncio.run(serve(Settings.load(), address.strip("[]"), int(port), words.certificates, words.name))
+        asyncio.run(serve(Settings.load(), *listening(words.listen), words.certificates, words.name))
     except GymsmithError as error:
         raise SystemExit(f"gymsmith: {error}") from None
 

@@ -721,3 +721,28 @@ async def open_remote(settings: Settings, images: ImageSource) -> RemoteProvider
     """The provider that the settings name. Raises: Capacity, ConfigError."""
     hosts = [Address.read(text) for text in settings.sandbox_hosts.split(",") if text.strip()]
     return await RemoteProvider.start(images, hosts, settings.certificates_dir, settings.sandbox_token)
+
+
+def survey(settings: Settings) -> list[str]:
+    """What each configured host has, for `gymsmith doctor`. Raises: Capacity (none can be reached), ConfigError."""
+
+    async def look() -> list[str]:
+        provider = await open_remote(settings, _NoImages())
+        try:
+            return [f"{link.address}: {_summary(link)}" for link in provider.links]
+        finally:
+            await provider.close()
+
+    return asyncio.run(look())
+
+
+class _NoImages:
+    def resolve(self, image_id: str) -> Image:
+        raise ImageMissing(f"image {image_id} is not looked for in a survey")
+
+
+def _summary(link: HostLink) -> str:
+    if link.capabilities is None:
+        return link.why_not
+    room = (link.usage["memory_bytes"] - link.usage["reserved"]) // MIB
+    return f"isolation {link.capabilities.isolation}, {link.usage['live']} sandboxes live, {room} MiB not reserved"

@@ -31,13 +31,23 @@ class Check(NamedTuple):
 
 def examine(settings: Settings) -> list[Check]:
     """Run every check; none of them changes the machine."""
-    return [python(), state_folder(settings), *namespaces(), docker_engine(), chromium(settings), torch(), gpu(), swebench()]
+    return [
+        python(),
+        state_folder(settings),
+        *namespaces(),
+        docker_engine(),
+        sandbox_hosts(settings),
+        chromium(settings),
+        torch(),
+        gpu(),
+        swebench(),
+    ]
 
 
 def can_work(checks: list[Check]) -> bool:
     """True when nothing that the main job needs is broken and some sandbox provider works."""
     by_name = {check.name: check for check in checks}
-    sandboxed = by_name["namespaces"].state == "ok" or by_name["docker"].state == "ok"
+    sandboxed = any(by_name[name].state == "ok" for name in ("namespaces", "docker", "sandbox hosts"))
     return sandboxed and not any(check.state == "broken" for check in checks)
 
 
@@ -107,6 +117,19 @@ def docker_engine() -> Check:
     except Exception as error:  # the package raises several unrelated families when no engine listens
         return Check("docker", "missing", f"no engine answers ({type(error).__name__})", how)
     return Check("docker", "ok", f"Engine {version['Version']}, kernel {version['KernelVersion']}")
+
+
+def sandbox_hosts(settings: Settings) -> Check:
+    """Whether the sandbox hosts that are configured can be reached, and what they have."""
+    if not settings.sandbox_hosts:
+        how = "gymsmith sandbox-host serve there; set GYMSMITH_SANDBOX_HOSTS and GYMSMITH_PROVIDER=remote here"
+        return Check("sandbox hosts", "missing", "none configured: sandboxes run on this machine", how)
+    try:
+        lines: list[str] = importlib.import_module("sandboxes.remote").survey(settings)
+    except GymsmithError as error:
+        state = "broken" if settings.provider == "remote" else "missing"
+        return Check("sandbox hosts", state, str(error), "start the hosts, or compare certificates and tokens")
+    return Check("sandbox hosts", "ok", "; ".join(lines))
 
 
 def chromium(settings: Settings) -> Check:

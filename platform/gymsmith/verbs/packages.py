@@ -11,13 +11,14 @@ import typer
 
 from gymsmith.verbs.terminal import Home, Json, emit, settings_for
 
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 app = typer.Typer(no_args_is_help=True, help="Packages that sandboxes may install without a network.")
 
 
 @app.command("add")
 def index_add(
     what: Annotated[list[str], typer.Argument(help="Requirements such as 'six==1.17.0', or wheel and sdist files.")],
-    python: Annotated[str, typer.Option(help="Python version of the sandboxes' interpreter.")] = "%d.%d" % sys.version_info[:2],
+    python: Annotated[str, typer.Option(help="Python version of the sandboxes' interpreter.")] = PYTHON,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
