@@ -20,6 +20,8 @@ from gymsmith.errors import SandboxError
 from sandboxes.base import UID_SHIFT
 from sandboxes.layer import AS_ROOT, OPAQUE
 
+OWN = "own"
+"""How the name of a layer begins that one sandbox alone uses, and writes into; no digest does."""
 _OPAQUE_RECORD = "GYMSMITH.opaque"
 _NAMES = ("trusted.overlay.opaque", "user.overlay.opaque")
 
