@@ -172,7 +172,7 @@ class Session:
             self._forget(live)
 
     async def _layer(self, key: str, sha256: str, offset: int, data: bytes, last: bool) -> None:
-        """Take a piece of a layer. What others may share is named by its digest, so that nobody can put another one in its place."""
+        """Take a piece of a layer. What others share is named by its digest, so that nobody can put another in its place."""
         path = self.shelf.path(key)
         if key != sha256 and not key.startswith(OWN):
             raise PolicyRefused(f"a layer is named by its digest {sha256}, not {key}")

@@ -147,6 +147,7 @@ class HostLink:
                 self._channel = None
                 self._tried.set()
             if self._heard and time.monotonic() - self._heard > self._lease_s:
+                log.warning("event=host_lost host=%s why=%r", self.address, self.why_not)
                 self._lost(f"it was away for more than {self._lease_s:g} s ({self.why_not})")
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MOST_PAUSE_S, self._lease_s / 4)
@@ -173,6 +174,7 @@ class HostLink:
                 channel.close()
                 raise
         if self._heard and not welcome["resumed"]:
+            log.warning("event=host_anew host=%s", self.address)
             session = self._session
             self._lost("it was started anew, or did not hear from us for too long")
             self._session = session  # under which it knows us now
@@ -220,7 +222,6 @@ class HostLink:
     def _lost(self, why: str) -> None:
         """What was made there is gone."""
         self.why_not = why
-        log.warning("event=host_lost host=%s why=%r", self.address, why)
         self.epoch += 1
         self.reserved = 0
         self.sent.clear()

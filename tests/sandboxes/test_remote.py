@@ -1,0 +1,424 @@
+"""The `remote` provider over two real host processes: placement, layers, what survives a cut wire, what dies with its owner."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import ssl
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymsmith.errors import Capacity, ConfigError, ImageMissing, PolicyRefused, SandboxError, SandboxGone
+from sandboxes.base import ExecResult, Image, SandboxSpec
+from sandboxes.certificates import make_authority, make_certificate
+from sandboxes.channel import Broken, pack, pack_error, unpack, unpack_error
+from sandboxes.index_server import PackageCache
+from sandboxes.layer_transfer import pack_layer, unpack_layer
+from sandboxes.network import NetworkPolicy
+from sandboxes.probe import HostUsr
+from sandboxes.remote import RemoteProvider
+from sandboxes.remote_link import Address
+from tests.sandboxes.conftest import OneImage
+from tests.sandboxes.remote_site import TOKEN, HostProcess, Wire, make_certificates
+from tests.sandboxes.test_network import write_wheel
+
+SPEC = SandboxSpec(image="base", memory_bytes=64 << 20, disk_bytes=16 << 20)
+
+
+class Site:
+    """Two hosts and an image."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.certificates = folder / "certificates"
+        make_certificates(self.certificates)
+        root = folder / "root"
+        root.mkdir(mode=0o755)
+        self.image = HostUsr(root).image
+        self.hosts = [HostProcess(folder / f"host{number}", self.certificates) for number in (1, 2)]
+
+    @contextlib.asynccontextmanager
+    async def provider(
+        self, *addresses: Address, lease_s: float = 20.0, image: Image | None = None
+    ) -> AsyncIterator[RemoteProvider]:
+        hosts = addresses or tuple(host.address for host in self.hosts)
+        images = OneImage(image or self.image)
+        made = await RemoteProvider.start(images, hosts, self.certificates, TOKEN, lease_s=lease_s)
+        try:
+            yield made
+        finally:
+            await made.close()
+
+    @contextlib.asynccontextmanager
+    async def wired(self, *, lease_s: float = 20.0) -> AsyncIterator[tuple[RemoteProvider, Wire]]:
+        """A provider on the first host, over a wire that can be cut."""
+        wire = Wire(self.hosts[0].address)
+        address = await wire.start()
+        try:
+            async with self.provider(address, lease_s=lease_s) as made:
+                yield made, wire
+        finally:
+            wire.close()
+
+    async def live(self, number: int = 0) -> int:
+        """How many sandboxes a host has, as it says itself."""
+        async with self.provider(self.hosts[number].address) as asking:
+            return int(asking.links[0].usage["live"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, namespaces: None) -> Iterator[Site]:
+    made = Site(tmp_path_factory.mktemp("site"))
+    yield made
+    for host in made.hosts:
+        host.stop()
+
+
+def play(scene: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(90):
+            await scene()
+
+    asyncio.run(bounded())
+
+
+async def until(true: Callable[[], Awaitable[bool]], within_s: float = 10.0) -> float:
+    """Seconds until it was true."""
+    began = time.monotonic()
+    while not await true():
+        assert time.monotonic() - began < within_s, "it did not come true in time"
+        await asyncio.sleep(0.1)
+    return time.monotonic() - began
+
+
+def test_sandboxes_go_where_there_is_room_and_layers_go_once(
+    site: Site, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.INFO, "sandboxes.remote_sandbox")
+
+    async def scene() -> None:
+        async with site.provider() as provider:
+            boxes = await asyncio.gather(*(provider.create(SPEC) for _ in range(8)))
+            assert [sum(box.link is link for box in boxes) for link in provider.links] == [4, 4]
+            said = await asyncio.gather(
+                *(box.exec(f"echo {number}; cat /proc/sys/kernel/hostname") for number, box in enumerate(boxes))
+            )
+            assert [result.output for result in said] == [f"{number}\nsandbox\n".encode() for number in range(8)]
+            sent = [record for record in caplog.records if "layer_sent" in record.getMessage()]
+            assert len(sent) == 2, "once to each host, however many asked at the same time"
+            big = os.urandom(3_000_000)
+            await boxes[0].put("/work/big", big, owner="agent")
+            assert await boxes[0].get("/work/big", 4_000_000) == big
+            await boxes[0].exec("ln -s /etc/shadow /work/link; mkdir /work/sub; rm /work/sub/gone; chmod 600 /work/big")
+            await boxes[0].freeze()
+            dest = tmp_path / "dest"
+            dest.mkdir()
+            exported = await boxes[0].export(["/work"], dest)
+            assert (exported.files, os.readlink(dest / "work" / "link")) == (2, "/etc/shadow")
+            assert (dest / "work" / "big").read_bytes() == big
+            again = await provider.create(SPEC, layers=[dest])
+            seen = await again.exec("stat -c '%a %u' /work/big; sha256sum < /work/big")
+            assert seen.output.decode().split()[:3] == ["600", "1000", hashlib.sha256(big).hexdigest()]
+            for box in (*boxes, again):
+                await box.destroy()
+                await box.destroy()
+            with pytest.raises(SandboxGone):
+                await again.exec("true")
+            assert [link.reserved for link in provider.links] == [0, 0]
+        kept = [len(os.listdir(host.home / "hosted" / "layers")) for host in site.hosts]
+        scratch = [os.listdir(host.home / "hosted" / "scratch") for host in site.hosts]
+        assert kept == [1, 1] and scratch == [[], []], "the image's layer stays, the carried one and the export went"
+
+    play(scene)
+
+
+def test_an_upper_layer_comes_back(site: Site, tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with site.provider() as provider:
+            upper = tmp_path / "upper"
+            upper.mkdir(mode=0o755)
+            (upper / "before").write_bytes(b"1")
+            spec = SandboxSpec(image="base", role="build", user="root")
+            box = await provider.create(spec, upper=upper)
+            assert (
+                await box.exec("cat /before; rm /before; mkdir -p /opt/x; echo new > /opt/x/y; ln /opt/x/y /opt/z")
+            ).output == b"1"
+            await box.destroy()
+            assert not (upper / "before").is_file() or (upper / "before").stat().st_rdev == 0
+            assert (upper / "opt/x/y").read_text() == "new\n"
+            assert (upper / "opt/x/y").stat().st_ino == (upper / "opt/z").stat().st_ino
+
+    play(scene)
+
+
+def test_what_runs_survives_a_cut_wire_and_runs_once(site: Site) -> None:
+    async def scene() -> None:
+        async with site.wired() as (provider, wire):
+            box = await provider.create(SPEC)
+            job = await box.spawn("sleep 1.5; echo job is done")
+            running = [
+                asyncio.ensure_future(box.exec(f"echo x >> /tmp/count{n}; sleep 1; wc -l < /tmp/count{n}")) for n in range(5)
+            ]
+            await asyncio.sleep(0.4)
+            wire.up = False
+            wire.cut()
+            sent_meanwhile = asyncio.ensure_future(box.exec("echo y >> /tmp/later; wc -l < /tmp/later"))
+            await asyncio.sleep(1.2)
+            wire.up = True
+            assert [(await task).output for task in running] == [b"1\n"] * 5
+            assert (await sent_meanwhile).output == b"1\n"
+            assert (await job.wait(10)).output == b"job is done\n"
+            for _ in range(5):
+                task = asyncio.ensure_future(box.exec("echo z >> /tmp/often; sleep 0.05; cat /tmp/often | wc -l"))
+                await asyncio.sleep(0.02)
+                wire.cut()
+                await task
+            assert (await box.exec("wc -l < /tmp/often")).output == b"5\n"
+            assert wire.connections >= 7
+
+    play(scene)
+
+
+def test_a_client_that_is_away_too_long_loses_its_sandboxes(site: Site) -> None:
+    async def scene() -> None:
+        async with site.wired(lease_s=1.5) as (provider, wire):
+            box = await provider.create(SPEC)
+            await asyncio.sleep(2.5)
+            assert (await box.exec("echo alive")).output == b"alive\n", "control arm: silence alone does not end a lease"
+            wire.up = False
+            wire.cut()
+            waiting = asyncio.ensure_future(box.exec("echo never"))
+            gone_s = await until(lambda: _none(site), 8)
+            assert gone_s < 5
+            with pytest.raises(SandboxGone, match="lost its sandboxes"):
+                await waiting
+            wire.up = True
+            with pytest.raises(SandboxGone):
+                await box.exec("true")
+            await box.destroy()
+            await until(lambda: _connected(provider))
+            another = await provider.create(SPEC)
+            assert (await another.exec("echo anew")).output == b"anew\n"
+
+    play(scene)
+
+
+async def _none(site: Site) -> bool:
+    return await site.live() == 0
+
+
+async def _connected(provider: RemoteProvider) -> bool:
+    return all(link.connected for link in provider.links)
+
+
+def test_a_killed_client_leaves_nothing(site: Site) -> None:
+    code = f"""
+import asyncio, sys
+from pathlib import Path
+from sandboxes.remote import RemoteProvider
+from sandboxes.remote_link import Address
+from sandboxes.base import Image, SandboxSpec
+class Images:
+    def resolve(self, name): return Image("base", layers=(Path({str(site.image.layers[0])!r}),), binds=(("/usr", "/usr"),))
+async def main():
+    provider = await RemoteProvider.start(Images(), [Address("127.0.0.1", {site.hosts[0].port})],
+                                          Path({str(site.certificates)!r}), {TOKEN!r}, lease_s=1.5)
+    boxes = [await provider.create(SandboxSpec(image="base")) for _ in range(5)]
+    print(len(boxes), flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    client = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert client.stdout is not None and client.stdout.readline() == b"5\n"
+        assert asyncio.run(site.live()) == 5
+    finally:
+        client.kill()
+        client.communicate()
+    play(lambda: _until_none(site))
+
+
+async def _until_none(site: Site) -> None:
+    await until(lambda: _none(site), 8)
+
+
+def test_a_killed_host_is_sandbox_gone_and_comes_back(site: Site) -> None:
+    async def scene() -> None:
+        async with site.provider(site.hosts[1].address) as provider:
+            box = await provider.create(SPEC)
+            waiting = asyncio.ensure_future(box.exec("sleep 30"))
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(site.hosts[1].kill)
+            await asyncio.to_thread(site.hosts[1].start)
+            with pytest.raises(SandboxGone, match="anew"):
+                await waiting
+            with pytest.raises(SandboxGone):
+                await box.put("/x", b"")
+            again = await provider.create(SPEC)
+            assert (await again.exec("echo back")).output == b"back\n"
+
+    play(scene)
+
+
+def test_only_those_with_our_certificates_and_token_come_in(site: Site, tmp_path: Path) -> None:
+    host = site.hosts[0].address
+    stranger = tmp_path / "stranger"
+    make_authority(stranger)
+    make_certificate(stranger, "client")
+
+    async def scene() -> None:
+        images = OneImage(site.image)
+        with pytest.raises(Capacity, match="token"):
+            await RemoteProvider.start(images, [host], site.certificates, "another token")
+        with pytest.raises(Capacity, match="CERTIFICATE_VERIFY_FAILED"):
+            await RemoteProvider.start(images, [host], stranger, TOKEN)
+        (stranger / "ca.pem").write_bytes((site.certificates / "ca.pem").read_bytes())
+        with pytest.raises(Capacity, match="reached"):  # the host trusts another authority than the one that signed this client
+            await RemoteProvider.start(images, [host], stranger, TOKEN)
+        with pytest.raises(Capacity, match="reached"):  # a host's certificate does not make a client
+            await RemoteProvider.start(images, [host], site.certificates, TOKEN, name="host")
+        bare = ssl.create_default_context(cafile=str(site.certificates / "ca.pem"))
+        reader, writer = await asyncio.open_connection(host.host, host.port, ssl=bare)
+        with contextlib.suppress(OSError):
+            assert await reader.read(1) == b"", "no certificate, no connection"
+        writer.close()
+        with pytest.raises(Capacity, match="none is"):
+            await RemoteProvider.start(images, [Address("127.0.0.1", 1)], site.certificates, TOKEN)
+        with pytest.raises(ConfigError, match="NAME:PORT"):
+            Address.read("nowhere")
+        async with site.provider() as provider:  # control arm
+            assert (await (await provider.create(SPEC)).exec("true")).ok
+
+    play(scene)
+
+
+def test_errors_keep_their_type(site: Site, tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with site.provider() as provider:
+            box = await provider.create(SPEC)
+            with pytest.raises(FileNotFoundError, match="/nope"):
+                await box.get("/nope")
+            with pytest.raises(PolicyRefused, match="cwd"):
+                await box.exec("true", cwd="relative")
+            with pytest.raises(PolicyRefused, match="frozen"):
+                await box.export(["/work"], tmp_path)
+            with pytest.raises(ImageMissing):
+                await provider.create(SandboxSpec(image="another"))
+            with pytest.raises(Capacity) as both:
+                await provider.create(SandboxSpec(image="base", memory_bytes=1 << 49))
+            assert all(str(host.address) in str(both.value) for host in site.hosts)
+            with pytest.raises(PolicyRefused, match="does"):
+                await provider.links[0].call("__class__", {}, epoch=0, on=box.id.rpartition("/")[2])
+        showing = Image("base", layers=site.image.layers, binds=(("/root", "/root"),))
+        async with site.provider(image=showing) as provider:
+            with pytest.raises(PolicyRefused, match="may show"):
+                await provider.create(SPEC)
+
+    play(scene)
+
+
+def test_a_network_policy_is_kept_on_the_host(site: Site, tmp_path: Path) -> None:
+    host = site.hosts[0]
+    PackageCache(host.home / "wheelhouse").add(write_wheel(tmp_path, "gym_tiny", "1.0"))
+
+    async def scene() -> None:
+        async with site.provider(host.address) as provider:
+            spec = SandboxSpec(image="base", network=NetworkPolicy("index", packages=("gym-tiny",)))
+            box = await provider.create(spec)
+            code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:3141/simple/gym-tiny/').status)"
+            assert (await box.exec(["python3", "-c", code])).output == b"200\n"
+            await box.disconnect()
+            assert not (await box.exec(["python3", "-c", code])).ok
+
+    play(scene)
+
+
+# ---- what travels ----
+
+
+def test_values_come_back_as_they_were() -> None:
+    spec = SandboxSpec(image="x", env={"A": "\udcff"}, network=NetworkPolicy("proxy", hosts=("a.test",)))
+    value: Any = (spec, [b"\0one", {"k": b"two", "n": None}], ExecResult(0, None, b"out", b"err"), 1.5, True, "ä")
+    assert unpack(pack(value)) == value
+    assert isinstance(unpack_error(pack_error(FileNotFoundError(2, "no", "/x"))), FileNotFoundError)
+    assert isinstance(unpack_error(pack_error(SandboxGone("away"))), SandboxGone)
+    with pytest.raises(TypeError, match="does not travel"):
+        pack(object())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xff\xff\xff",
+        pack([b"abc"])[:-1],
+        b"\x10\0\0\0" + b'{"d":"Path","f":[]}',
+        b'\x02\0\0\0{"',
+        b'\x09\0\0\0{"b":-100}',
+    ],
+)
+def test_what_is_no_value_is_broken(data: bytes) -> None:
+    with pytest.raises(Broken):
+        unpack(data)
+
+
+def hostile(*members: tuple[str, bytes, str]) -> io.BytesIO:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for name, kind, target in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.devmajor, info.devminor = kind, target, 8, 0
+            tar.addfile(info, io.BytesIO())
+    made.seek(0)
+    return made
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        hostile(("../x", tarfile.REGTYPE, "")),
+        hostile(("/etc/x", tarfile.REGTYPE, "")),
+        hostile(("a", tarfile.SYMTYPE, "/tmp"), ("a/x", tarfile.REGTYPE, "")),
+        hostile(("x", tarfile.LNKTYPE, "/etc/passwd")),
+        hostile(("x", tarfile.BLKTYPE, "")),
+        hostile(("x", tarfile.CHRTYPE, "")),
+        hostile(("x", tarfile.FIFOTYPE, "")),
+        io.BytesIO(b"no archive at all" * 100),
+    ],
+)
+def test_a_layer_cannot_leave_its_folder(stream: io.BytesIO, tmp_path: Path) -> None:
+    stream.seek(0)
+    with pytest.raises(SandboxError, match="received"):
+        unpack_layer(stream, tmp_path)
+    assert not (tmp_path.parent / "x").exists()
+
+
+def test_equal_layers_have_equal_digests(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    (first / "d" / "e").mkdir(parents=True)
+    (first / "d" / "f").write_bytes(os.urandom(100_000))
+    os.link(first / "d" / "f", first / "hard")
+    os.symlink("/nowhere", first / "soft")
+    os.chmod(first / "d" / "f", 0o4755)
+    if os.geteuid() == 0:
+        os.mknod(first / "gone", 0o20600, 0)
+        os.setxattr(first / "d", "trusted.overlay.opaque", b"y")
+    stream, second = io.BytesIO(), tmp_path / "second"
+    digest, size = pack_layer(first, stream)
+    second.mkdir()
+    stream.seek(0)
+    unpack_layer(stream, second)
+    assert pack_layer(second) == (digest, size) and (second / "hard").stat().st_nlink == 2
+    (second / "d" / "e" / "new").write_bytes(b"")
+    assert pack_layer(second)[0] != digest
