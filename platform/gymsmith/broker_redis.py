@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import redis as _client  # noqa: F401  where it is missing, kombu's transport says AttributeError instead
 from kombu.transport import redis, virtual
 
 

@@ -18,7 +18,7 @@ import typer
 
 from gymsmith.errors import GymsmithError, UserError
 from gymsmith.verbs import environments, evaluation, hosts, learning, packages, sandboxes
-from gymsmith.verbs.terminal import Home, Json, Seed, emit, settings_for
+from gymsmith.verbs.terminal import Home, Json, Seed, can_train, emit, settings_for
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
 db_app = typer.Typer(no_args_is_help=True, help="The database behind the state folder.")
@@ -89,6 +89,7 @@ def demo(
     settings = settings_for(home)
     if "home" not in settings.model_fields_set:
         settings = settings_for(Path(".gymsmith").resolve())
+    can_train(settings)
     plan = story.Plan.quick() if quick else story.Plan.full()
     result = story.run(
         settings, plan, seed=seed, eval_seed=eval_seed, permute_rewards=permute_rewards, workers=workers, quiet=as_json

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("platform/gymsmith", "context_mgmt", "sandboxes", "env_factory", "trainer", "tests")
+PEERS = {"swerex"}
+"""Installed by the benchmark that compares with them, into an environment of its own."""
 GPU_ONLY = ("transformer-engine", "sglang")
 """Installed in environments of their own, never by `make`."""
 
@@ -57,7 +62,7 @@ def test_what_is_imported_is_declared() -> None:
     }
     # What a declared package is made of may be used beside it.
     parts = {"pip", "kombu", "billiard", "starlette", "typing_extensions", "urllib3", "requests", "click", "yarl"}
-    assert {module: where for module, where in strays.items() if module not in parts} == {}
+    assert {module: where for module, where in strays.items() if module not in parts | PEERS} == {}
     assert "no_such_package" not in known and "pydantic" in known
 
 
@@ -77,3 +82,36 @@ def test_what_is_declared_is_pinned_and_nothing_else() -> None:
                 needed.add(name)
                 wave.append(name)
     assert pins == needed, f"pinned and asked for by nothing: {sorted(pins - needed)}"
+
+
+EXTRAS = ("torch", "numpy", "docker", "playwright", "swebench", "redis", "psycopg", "cryptography", "transformers")
+BARE = f"""
+import sys
+for name in {EXTRAS!r}:
+    sys.modules[name] = None  # as if it were not installed
+from gymsmith.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "url", "code", "says"),
+    [
+        ("doctor", "", 0, r"not installed: no training(.|\n)*pip install 'gymsmith\[train\]'"),
+        ("env list", "", 0, "0 environments"),
+        ("demo --quick --no-serve", "", 2, r"training needs torch, which is not installed; pip install 'gymsmith\[train\]'"),
+        ("train pretrain", "", 2, r"training needs torch, which is not installed; pip install 'gymsmith\[train\]'"),
+        ("generate shell:find --kind shell", "redis://localhost/0", 2, r"redis broker that cannot be used.*gymsmith\[redis\]"),
+        ("env list", "postgresql+psycopg://localhost/x", 3, r"needs the Python package psycopg; install gymsmith\[postgres\]"),
+    ],
+)
+def test_without_any_extra_commands_work_or_name_the_extra(tmp_path: Path, words: str, url: str, code: int, says: str) -> None:
+    variable = "GYMSMITH_BROKER_URL" if url.startswith("redis") else "GYMSMITH_DATABASE_URL"
+    environment = {**os.environ, "GYMSMITH_HOME": str(tmp_path / "home"), variable: url, "COLUMNS": "200"}
+    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "platform")))
+    command = [sys.executable, "-c", BARE, *words.split()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    said = done.stdout if code == 0 else done.stderr
+    assert done.returncode == code, done.stderr
+    assert re.search(says, said), said
+    assert "Traceback" not in done.stderr and (code == 0 or len(done.stderr.splitlines()) == 1)

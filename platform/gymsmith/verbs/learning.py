@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from gymsmith.errors import UserError
-from gymsmith.verbs.terminal import Home, Json, Seed, emit, listed, one_of, settings_for
+from gymsmith.verbs.terminal import Home, Json, Seed, can_train, emit, listed, one_of, settings_for
 
 app = typer.Typer(no_args_is_help=True, help="Look at runs: trainings, rollouts, evaluations, demos.")
 SESSIONS = 2000
@@ -75,7 +75,9 @@ def train(
         "demonstrations_run": data if stage == "sft" else "",
         "pairs_run": data if stage == "dpo" else "",
     }
-    with attached(settings_for(home)) as house:
+    settings = settings_for(home)
+    can_train(settings)
+    with attached(settings) as house:
         if stage == "pretrain" and not corpus and not run_id:
             order = {"seed": seed, "sessions": SESSIONS, "drills": 2.5}
             inputs["corpus"] = house.run("corpus", order, label="corpus", quiet=as_json).result["path"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from gymsmith.errors import UserError
+from gymsmith.errors import ConfigError, UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Seed = Annotated[int, typer.Option(help="Counter-based: the same seed gives the same result.")]
@@ -24,6 +25,18 @@ def one_of(name: str, given: str, known: tuple[str, ...]) -> str:
     if given not in known:
         raise UserError(f"expected {name} to be one of {', '.join(known)}, got {given!r}")
     return given
+
+
+def can_train(settings: Any) -> None:
+    """Tell at once, not after minutes of other work, that our own workers would have no trainer.
+
+    Raises:
+        ConfigError: torch is not installed, and nobody else works on this state folder.
+    """
+    from gymsmith.supervisor import running
+
+    if importlib.util.find_spec("torch") is None and settings.embedded_broker and not running(settings):
+        raise ConfigError("training needs torch, which is not installed; pip install 'gymsmith[train]'")
 
 
 def settings_for(home: Path | None, **overrides: Any) -> Any:
