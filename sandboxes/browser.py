@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from gymsmith.errors import Capacity, PolicyRefused, SandboxError, SandboxGone
 from sandboxes.base import MIB
 from sandboxes.browser_chromium import BrowserImages, Chromium, find, fonts
-from sandboxes.browser_page import Tab, decoded
+from sandboxes.browser_page import Tab, Unmeasured, decoded
 from sandboxes.browser_result import Document, Metrics, Rendered
 from sandboxes.browser_watch import Stopped, put_down, watched
 from sandboxes.reaper import OWNERS
@@ -81,6 +81,7 @@ class RenderService:
         self._turn = asyncio.Semaphore(seats)
         self._idle: list[Seat] = []
         self._busy: set[Seat] = set()
+        self._farewells: set[asyncio.Task[None]] = set()
         self._closed = False
         self._version = ""
 
@@ -143,36 +144,36 @@ class RenderService:
     async def _render(self, seat: Seat, document: Document, domain: str, deadline_s: float, metrics: bool) -> Rendered:
         from playwright.async_api import Error
 
-        began = time.monotonic()
         seat.pages += 1
         tab = seat.tabs.pop(domain, None)
         try:
             async with asyncio.timeout(deadline_s + 5.0):  # making a tab is our business, not the page's
                 tab = tab or await Tab.open(seat.chromium.browser, document.width, document.height)
                 while len(seat.tabs) >= DOMAINS:
-                    await seat.tabs.popitem(last=False)[1].close()
+                    seat.tabs.popitem(last=False)[1].drop()
         except (TimeoutError, Error) as error:
-            await seat.chromium.close()
-            raise SandboxGone(f"a browser must make a tab, it did not: {error}") from error
+            await seat.chromium.end()
+            raise SandboxGone(f"a browser must make a tab, it did not: {str(error).splitlines()[:1]}") from error
         stage: list[str] = []
+        began = time.monotonic()
         try:
             png, measured = await watched(_work(tab, document, seat.ours if metrics else None, stage), tab, deadline_s)
         except Stopped as why:
             if stage[-1:] == ["pixels"]:  # our own page is at work: it goes too
-                await seat.chromium.close()
+                await seat.chromium.end()
             elif not seat.chromium.alive:
                 raise SandboxGone("the browser ended") from why
             else:
                 await put_down(tab, seat.chromium)
             status = "crashed" if str(why) == "its renderer died" else "stopped"
             return self._rendered(status, began, tab, cause=str(why))
-        except (Error, SandboxGone) as error:
+        except (Error, Unmeasured) as error:
             if not seat.chromium.alive:
                 raise SandboxGone(f"the browser ended: {error}") from error
-            await put_down(tab, seat.chromium)
+            await put_down(tab, seat.chromium, 2.0)
             return self._rendered("failed", began, tab, cause=str(error).splitlines()[0][:500])
         except BaseException:
-            await seat.chromium.close()
+            await seat.chromium.end()
             raise
         seat.tabs[domain] = tab
         return self._rendered("ok", began, tab, png=png, metrics=measured)
@@ -217,14 +218,17 @@ class RenderService:
             except SandboxError:
                 spent = True
         if spent:
-            await seat.chromium.close()
+            await seat.chromium.end()
+            task = asyncio.create_task(seat.chromium.close())
+            self._farewells.add(task)
+            task.add_done_callback(self._farewells.discard)
         else:
             self._idle.append(seat)
 
     async def close(self) -> None:
         """End every browser. The service cannot be used afterwards."""
         self._closed = True
-        await asyncio.gather(*(seat.chromium.close() for seat in (*self._idle, *self._busy)))
+        await asyncio.gather(*(seat.chromium.close() for seat in (*self._idle, *self._busy)), *self._farewells)
         self._idle.clear()
         if self._provider is not None:
             await self._provider.close()

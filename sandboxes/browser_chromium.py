@@ -47,6 +47,8 @@ FLAGS = (
     "--disable-crash-reporter",
     "--no-first-run",
     "--disable-extensions",
+    "--disable-3d-apis",
+    "--block-new-web-contents",
     "--disable-features=PreloadTopChromeWebUI,WebRtcHideLocalIpsWithMdns,SpareRendererForSitePerProcess,MediaRouter",
     # no name resolves, should the network namespace ever have a route
     "--host-resolver-rules=MAP * ~NOTFOUND",
@@ -66,6 +68,7 @@ _FONTS = """<?xml version="1.0"?>
 <fontconfig>
   <dir>{folder}</dir>
   <cachedir>/tmp/fontcache</cachedir>
+  {aliases}
   <match target="font">
     <edit name="antialias" mode="assign"><bool>true</bool></edit>
     <edit name="hinting" mode="assign"><bool>false</bool></edit>
@@ -73,6 +76,23 @@ _FONTS = """<?xml version="1.0"?>
   </match>
 </fontconfig>
 """
+
+
+_ALIASES = {
+    "DejaVu Sans,Liberation Sans": ("sans-serif", "system-ui", "Arial", "Helvetica", "Verdana", "Segoe UI", "Inter", "Roboto"),
+    "DejaVu Serif,Liberation Serif": ("serif", "Times New Roman", "Times", "Georgia", "Cambria"),
+    "DejaVu Sans Mono,Liberation Mono": ("monospace", "Courier New", "Courier", "Consolas", "Menlo"),
+}
+"""What stands for the families that pages ask for, the first one installed."""
+
+
+def font_configuration(folder: str) -> str:
+    """A fontconfig file that knows the fonts of one folder and nothing else."""
+    aliases = []
+    for ours, theirs in _ALIASES.items():
+        prefer = "".join(f"<family>{name}</family>" for name in ours.split(","))
+        aliases += [f'<alias binding="same"><family>{name}</family><prefer>{prefer}</prefer></alias>' for name in theirs]
+    return _FONTS.format(folder=folder, aliases="\n  ".join(aliases))
 
 
 def find(configured: str) -> str:
@@ -124,6 +144,7 @@ class Chromium:
     """None: it is not confined."""
     _running: asyncio.Task[Any] | None
     _door: Path
+    _farewell: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, playwright: Playwright, program: str, folder: Path, provider: NamespaceProvider | None) -> Chromium:
@@ -140,7 +161,7 @@ class Chromium:
                 browser = await _launch(playwright, program, {})
                 return cls(browser, None, None, door)
             box = await provider.create(_spec(str(door)))
-            await box.put_files({"/etc/fonts/fonts.conf": _FONTS.format(folder=fonts()[0]).encode()})
+            await box.put_files({"/etc/fonts/fonts.conf": font_configuration(fonts()[0]).encode()})
             running = asyncio.create_task(_run_inside(box))
             wrapper = _wrapper(folder)
             launching = asyncio.create_task(
@@ -163,7 +184,7 @@ class Chromium:
 
     @property
     def alive(self) -> bool:
-        return self.browser.is_connected() and (self._running is None or not self._running.done())
+        return self._farewell is None and self.browser.is_connected() and (self._running is None or not self._running.done())
 
     async def private_bytes(self) -> int:
         """Memory of all its processes that is not shared with others; 0 for one that is not confined."""
@@ -173,12 +194,22 @@ class Chromium:
         pages = [line.split() for line in result.output.decode().splitlines()]
         return sum(int(row[1]) - int(row[2]) for row in pages if len(row) > 2) * os.sysconf("SC_PAGE_SIZE")
 
-    async def close(self) -> None:
-        """End it without asking it: every process of its sandbox dies. Calling it again does nothing."""
+    async def end(self) -> None:
+        """Kill it without asking it; returns when the last process of its sandbox is dead. The driver is told later."""
         if self.box is not None:
             await self.box.destroy()
+        if self._farewell is None:
+            self._farewell = asyncio.create_task(self._forget())
+
+    async def close(self) -> None:
+        """End it and everything that was kept for it. Calling it again does nothing."""
+        await self.end()
+        if self._farewell is not None:
+            await self._farewell
+
+    async def _forget(self) -> None:
         with contextlib.suppress(Exception):  # it is dead; this only tells the driver, whose errors about it say nothing new
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(10.0):
                 await self.browser.close()
         if self._running is not None:
             await asyncio.gather(self._running, return_exceptions=True)
@@ -218,6 +249,8 @@ async def _launch(playwright: Playwright, program: str, environment: dict[str, s
         return await playwright.chromium.launch(
             executable_path=program,
             args=list(FLAGS),
+            # the driver trusts its pages
+            ignore_default_args=["--disable-ipc-flooding-protection", "--disable-popup-blocking"],
             env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": "/nonexistent", "TZ": "UTC", **environment},
             handle_sigint=False,
             handle_sigterm=False,

@@ -63,10 +63,11 @@ def inside() -> None:
 
 
 def merged(words: "list[str]") -> "list[str]":
-    """The command line with one --disable-features: of several, Chromium hears only the last."""
-    prefix = "--disable-features="
-    features = ",".join(word[len(prefix) :] for word in words if word.startswith(prefix))
-    return [word for word in words if not word.startswith(prefix)] + [prefix + features] * bool(features)
+    """The command line with one list of each kind: of several --disable-features, Chromium hears only the last."""
+    for prefix in ("--disable-features=", "--blink-settings="):
+        values = ",".join(word[len(prefix) :] for word in words if word.startswith(prefix))
+        words = [word for word in words if not word.startswith(prefix)] + [prefix + values] * bool(values)
+    return words
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from sandboxes.browser_result import WIDE, Box, Empty, Metrics, Overflow, Overla
 
 TOLERANCE_PX = 1.0
 """Borders and rounding stick out by less than this."""
+LAYERS = 4
+"""Texts that lie on one another are told apart to this depth."""
 CONSIDERED = 400
 """Boxes compared for overlaps, in document order."""
 
@@ -42,16 +44,48 @@ def measure(seen: dict[str, Any], pixels: dict[str, Any]) -> Metrics:
     )
 
 
-def pixel_query(seen: dict[str, Any]) -> list[dict[str, Any]]:
+def layers(rows: list[dict[str, Any]]) -> list[list[int]]:
+    """Texts (by index) in groups, in none of which two lie at the same place: so the ink there is known to be theirs.
+
+    One group for a page without text on text. A text that is hidden for another reason is in none. One that lies on text of its
+    own element cannot be told from it and is marked hidden ("heaped"); so are those that would need more than LAYERS groups.
+    """
+    groups: list[list[int]] = [[]]
+    for index, row in enumerate(rows):
+        lines = [Rect(*line) for line in row["lines"]]
+        if row["hidden"]:
+            continue
+        if any(_meet([line], lines[:n], 0.5) for n, line in enumerate(lines)):
+            row["hidden"] = "heaped"
+            continue
+        for group in groups:
+            clash = [other for other in group if _meet(lines, [Rect(*line) for line in rows[other]["lines"]])]
+            if any(rows[other]["home"] == row["home"] for other in clash):
+                row["hidden"] = "heaped"
+                break
+            if not clash:
+                group.append(index)
+                break
+        else:
+            if len(groups) == LAYERS:
+                row["hidden"] = "heaped"
+            else:
+                groups.append([index])
+    return groups
+
+
+def pixel_query(rows: list[dict[str, Any]], groups: list[list[int]]) -> list[dict[str, Any]]:
     """What pixels.js needs to know of each text."""
+    shot = {index: number + 1 for number, group in enumerate(groups) for index in group} if len(groups) > 1 else {}
     return [
         {
+            "shot": shot.get(index, 0),
             "lines": [] if row["hidden"] else row["lines"],
             "colour": None if row["gradient"] else row["colour"],
             "opacity": row["opacity"],
             "count": len(row["text"]),
         }
-        for row in seen["texts"]
+        for index, row in enumerate(rows)
     ]
 
 
@@ -144,6 +178,16 @@ def _unseen(text: str, ink: dict[str, Any], contrast: float) -> str:
     if contrast < 1.3:
         return "contrast"
     return "cut" if ink["fraction"] < 0.5 else ""
+
+
+def _meet(lines: list[Rect], others: list[Rect], fraction: float = 0.0) -> bool:
+    """Whether some line of each share more than two pixels both ways, and that fraction of the smaller one."""
+    for line in lines:
+        for other in others:
+            common = line.meet(other)
+            if min(common.width, common.height) > 2 and common.area > fraction * min(line.area, other.area):
+                return True
+    return False
 
 
 def _inside(boxes: list[Box], inner: int, outer: int) -> bool:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import mimetypes
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from gymsmith.errors import SandboxGone
 from sandboxes import browser_metrics
 from sandboxes.browser_result import Document, Metrics, Refusal
 
@@ -31,6 +31,9 @@ LIMITS = {"nodes": 50_000, "boxes": 2000, "texts": 1000, "characters": 500}
 FLOOD = 200
 """Refused requests, dialogs or windows of one document at which it is stopped."""
 REPORTED = 50
+FRAMES = 20
+_RUN = "ms => window.__gymsmith_run?.(ms)"
+_LOCAL = "Not allowed to load local resource: "
 TILES = 64
 """Columns of the grid in which empty areas are found."""
 _HEADERS = {
@@ -47,6 +50,10 @@ def script(name: str) -> str:
     return (Path(__file__).parent / "browser_js" / name).read_text(encoding="utf-8")
 
 
+class Unmeasured(Exception):
+    """The page has nothing that could be measured; says why."""
+
+
 class Tab:
     """Belongs to one trust domain for as long as it lives. `alarm` is set when the page must be stopped, and says why."""
 
@@ -54,6 +61,7 @@ class Tab:
         self.page = page
         self.session = session
         self.alarm: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.flooding = False
         self.crashed = asyncio.Event()
         self.refused: list[Refusal] = []
         self.refused_count = self.dialogs = self.popups = 0
@@ -81,7 +89,10 @@ class Tab:
         frame = (await session.send("Page.getFrameTree"))["frameTree"]["frame"]["id"]
         tab = cls(context, page, session, frame)
         await context.route("**/*", tab._serve)
-        context.on("page", tab._popup)
+        await session.send("Page.enable")
+        await session.send("Log.enable")
+        session.on("Page.windowOpen", lambda _: tab._popup())
+        session.on("Log.entryAdded", lambda event: tab._logged(event["entry"]["text"]))
         page.on("dialog", tab._dialog)
         page.on("crash", lambda _: tab._crash())
         page.on("websocket", lambda socket: tab._refuse(socket.url, "websocket"))
@@ -98,18 +109,24 @@ class Tab:
             self.session.send("Storage.clearDataForOrigin", {"origin": ORIGIN, "storageTypes": "all"}),
         )
         await self.page.goto(f"{ORIGIN}/{document.entry}", wait_until="load", timeout=0)
-        for frame in self.page.frames[:20]:
-            with contextlib.suppress(Exception):  # a frame may be gone by now, or have fought the clock: then it stays as it is
-                await frame.evaluate("ms => window.__gymsmith_run?.(ms)", SETTLE_MS)
+        await self.page.evaluate(_RUN, SETTLE_MS)
+        inner = [frame for frame in self.page.frames[1:FRAMES] if frame.url.startswith((ORIGIN, "about:"))]
+        if inner:  # one that is gone, never came or fights the clock stays as it is
+            runs = [asyncio.ensure_future(frame.evaluate(_RUN, SETTLE_MS)) for frame in inner]
+            await asyncio.wait(runs, timeout=1.0)
+            for run in runs:
+                run.cancel()
+            await asyncio.gather(*runs, return_exceptions=True)
         await self.session.send("Emulation.setScriptExecutionDisabled", {"value": True})
 
     async def settle(self) -> tuple[dict[str, Any], int]:
         """End animations and look at the document: (what metrics.js saw, the isolated world to go on in)."""
-        import json
-
         world = await self.session.send("Page.createIsolatedWorld", {"frameId": self._frame, "worldName": "gymsmith"})
         number = int(world["executionContextId"])
-        return json.loads(await self._call(number, script("metrics.js"), LIMITS)), number
+        seen = json.loads(await self._call(number, script("metrics.js"), LIMITS))
+        if not seen["url"].startswith(f"{ORIGIN}/"):
+            raise Unmeasured(f"the page must stay in its document, it went to {seen['url'][:200]}")
+        return seen, number
 
     async def screenshot(self) -> str:
         """The viewport as base64 PNG."""
@@ -120,15 +137,23 @@ class Tab:
 
     async def measure(self, shown: str, seen: dict[str, Any], world: int, ours: Page) -> Metrics:
         """The metrics, with the help of a blank page of our own. Spoils the document."""
-        await self._call(world, script("hide_text.js"), LIMITS["nodes"])
-        bare = await self.screenshot()
+        bare = await self._only(world, [])
+        shots, layers = [shown], browser_metrics.layers(seen["texts"])
+        if len(layers) > 1:
+            shots += [await self._only(world, layer) for layer in layers]
+        texts = browser_metrics.pixel_query(seen["texts"], layers)
         tile = max(4, seen["viewport"][0] // TILES)
-        query = {"shown": shown, "bare": bare, "texts": browser_metrics.pixel_query(seen), "tile": tile}
+        query = {"shots": shots, "bare": bare, "texts": texts, "tile": tile}
         return browser_metrics.measure(seen, await ours.evaluate(script("pixels.js"), query))
 
-    async def close(self) -> None:
-        """Close the context. Raises what the browser says, also when it is gone."""
-        await self._context.close()
+    async def _only(self, world: int, show: list[int]) -> str:
+        """A screenshot with no other text than these."""
+        await self._call(world, script("show_text.js"), {"limit": LIMITS["nodes"], "show": show})
+        return await self.screenshot()
+
+    def drop(self) -> None:
+        """Close the context, some time soon."""
+        self._chore(self._context.close())
 
     async def _call(self, world: int, function: str, argument: Any) -> Any:
         answer = await self.session.send(
@@ -143,7 +168,7 @@ class Tab:
         )
         if "exceptionDetails" in answer:
             details = answer["exceptionDetails"]
-            raise SandboxGone(f"a script of ours must end well in the page, it said {details.get('exception', details)}")
+            raise Unmeasured(f"it cannot be measured: {details.get('exception', {}).get('description', details['text'])}")
         return answer["result"].get("value")
 
     async def _serve(self, route: Route) -> None:
@@ -157,7 +182,8 @@ class Tab:
                 await route.fulfill(status=200, headers={**_HEADERS, "Content-Type": kind + charset}, body=document.files[name])
                 return
             self._refuse(route.request.url, route.request.resource_type)
-            await route.abort("blockedbyclient")
+            if not self.flooding:
+                await route.abort("blockedbyclient")
 
     def _refuse(self, url: str, kind: str) -> None:
         self.refused_count += 1
@@ -165,9 +191,12 @@ class Tab:
             self.refused.append(Refusal(url=url[:300], kind=kind))
         self._flooded(self.refused_count, "refused requests")
 
-    def _popup(self, page: Page) -> None:
+    def _logged(self, text: str) -> None:
+        if text.startswith(_LOCAL):  # such a request does not get as far as `_serve`
+            self._refuse(text.removeprefix(_LOCAL), "local")
+
+    def _popup(self) -> None:
         self.popups += 1
-        self._chore(page.close())
         self._flooded(self.popups, "windows")
 
     def _dialog(self, dialog: Dialog) -> None:
@@ -182,6 +211,7 @@ class Tab:
 
     def _flooded(self, count: int, what: str) -> None:
         if count >= FLOOD and not self.alarm.done():
+            self.flooding = True
             self.alarm.set_result(f"{FLOOD} {what}")
 
     def _chore(self, work: Any) -> None:

@@ -118,7 +118,8 @@ class Text(Word):
     rect: Rect
     visible: bool
     hidden: str = ""
-    """Why not: opacity, hidden, no box, tiny, blurred, disguised, font, offscreen, unpainted, contrast, cut."""
+    """Why not: opacity, hidden, no box, tiny, blurred, disguised, font, offscreen, unpainted, contrast, cut,
+    heaped."""
     fraction: float = 0.0
     """How much of its length shows ink on the screenshot."""
     contrast: float | None = None

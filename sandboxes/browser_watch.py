@@ -1,8 +1,8 @@
 """The watchdog over a tab: no page keeps us longer than its deadline, whatever it does.
 
 Closing a page asks its renderer, which a `while (1)` never lets answer. So the browser process is asked to kill the renderer;
-when that, or closing the context, does not happen in time, the browser has been talked into something and its sandbox is
-destroyed. Time is the host's monotonic clock.
+when that does not happen in time, the browser has been talked into something and its sandbox is destroyed. Time is the host's
+monotonic clock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KILL_S = 0.4
-"""What the browser gets for killing a renderer, and again for closing its context. Twice this stays below a second."""
+"""What the browser gets for killing a renderer; with a sandbox's end this stays below a second."""
 
 
 class Stopped(Exception):
@@ -38,28 +38,26 @@ async def watched(work: Coroutine[Any, Any, T], tab: Tab, deadline_s: float) -> 
     finally:
         if not task.done():
             task.cancel()
-        await asyncio.wait({task}, timeout=KILL_S / 4)
+        await asyncio.wait({task}, timeout=0.1)
         if task.done() and not task.cancelled():
             task.exception()
     raise Stopped(tab.alarm.result() if tab.alarm.done() else f"it was not done in {deadline_s:g} s")
 
 
-async def put_down(tab: Tab, chromium: Chromium) -> bool:
-    """Kill the tab's renderer and drop its context; whether the browser lives on. Takes less than a second."""
+async def put_down(tab: Tab, chromium: Chromium, within_s: float = KILL_S) -> bool:
+    """Kill the tab's renderer; its context is dropped later. Whether the browser lives on: if not, its sandbox is destroyed."""
     started = asyncio.get_running_loop().time()
-    killing = asyncio.ensure_future(tab.session.send("Page.crash"))
-    try:
-        async with asyncio.timeout(KILL_S):
-            await tab.crashed.wait()
-        async with asyncio.timeout(KILL_S):
-            await tab.close()
-        lives = chromium.alive
-    except Exception:  # a time-out, or any of the driver's errors: the browser does not do what it is told
-        lives = False
-    killing.cancel()
-    with contextlib.suppress(BaseException):
-        await killing
-    if not lives:
-        await chromium.close()
+    lives = tab.crashed.is_set()
+    if not lives and not tab.flooding:  # the order to kill would wait behind a flood
+        killing = asyncio.ensure_future(tab.session.send("Page.crash"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                lives = await tab.crashed.wait()
+        killing.cancel()
+        await asyncio.gather(killing, return_exceptions=True)
+    if lives:
+        tab.drop()
+    else:
+        await chromium.end()
     log.info("event=page_stopped browser_lives=%s seconds=%.2f", lives, asyncio.get_running_loop().time() - started)
     return lives

@@ -2,7 +2,7 @@
 // It makes honest pages repeatable. It is no wall: a page that fights it loses its own repeatability and nothing else.
 (() => {
   const EPOCH = 1767225600000, FRAME = 1000 / 60, MOST = 20000;
-  const realSetTimeout = window.setTimeout.bind(window), realFetch = window.fetch.bind(window), RealDate = Date;
+  const channel = new MessageChannel(), realFetch = window.fetch.bind(window), RealDate = Date;
   let now = 0, last = 0, fetching = 0, state = 0x9e3779b9;
   const queue = new Map();
 
@@ -30,14 +30,14 @@
   Performance.prototype.now = () => now;
 
   const later = (wait, call, every) => {
-    queue.set(++last, { at: now + Math.max(Number(wait) || 0, every === undefined ? 0 : 1), call, every });
+    queue.set(++last, { at: now + Math.max(Number(wait) || 0, 1), call, every });
     return last;
   };
   const caller = (f, args) => (typeof f === "function" ? () => f(...args) : () => (0, eval)(String(f)));
   const forget = (id) => { queue.delete(Number(id)); };
   window.setTimeout = (f, wait, ...args) => later(wait, caller(f, args));
   window.setInterval = (f, wait, ...args) => later(wait, caller(f, args), Math.max(Number(wait) || 0, 1));
-  window.requestAnimationFrame = (f) => later(FRAME - (now % FRAME), () => f(now));
+  window.requestAnimationFrame = (f) => later((Math.floor(now / FRAME + 0.001) + 1) * FRAME - now, () => f(now));
   window.requestIdleCallback = (f) => later(1, () => f({ didTimeout: false, timeRemaining: () => 10 }));
   window.clearTimeout = window.clearInterval = window.cancelAnimationFrame = window.cancelIdleCallback = forget;
   window.fetch = (...args) => {
@@ -50,7 +50,7 @@
   try { if (window === top) { window.name = ""; sessionStorage.clear(); } } catch {}
   delete window.FontFace;
 
-  const breath = () => new Promise((done) => realSetTimeout(done, 0));
+  const breath = () => new Promise((done) => { channel.port1.onmessage = done; channel.port2.postMessage(0); }); // one task
   const run = async (until) => {
     for (let calls = 0; calls < MOST; calls++) {
       await breath();

@@ -23,6 +23,7 @@ async (limits) => {
   await Promise.all([...getter(Document, "images")(document)].slice(0, 500).filter((i) => i.complete).map((i) => i.decode().catch(() => {})));
 
   const boxes = [], texts = [];
+  const homes = (globalThis.homes = []); // for show_text.js
   const webFonts = new Set([...fonts].slice(0, 100).map((f) => f.family.replace(/["']/g, "").toLowerCase()));
   const SKIPPED = new Set(["SCRIPT", "STYLE", "HEAD", "TITLE", "META", "LINK", "NOSCRIPT", "TEMPLATE", "DATALIST"]);
   const SHOWN = new Set(["IMG", "SVG", "CANVAS", "VIDEO", "IFRAME", "INPUT", "BUTTON", "SELECT", "TEXTAREA", "HR", "OBJECT", "EMBED"]);
@@ -88,8 +89,9 @@ async (limits) => {
       else if ((style.webkitTextSecurity ?? "none") !== "none") hidden = "disguised";
       else if (family.some((f) => webFonts.has(f))) hidden = "font";
       else if (lines.every((l) => l[0] + l[2] <= 0 || l[1] + l[3] <= 0 || l[0] >= innerWidth || l[1] >= innerHeight)) hidden = "offscreen";
+      homes.push(element);
       texts.push({
-        box: index, text: text.slice(0, limits.characters), lines, hidden, font, bold: Number(style.fontWeight) >= 700,
+        box: index, home: visited, text: text.slice(0, limits.characters), lines, hidden, font, bold: Number(style.fontWeight) >= 700,
         colour: colourOf(svg ? style.fill : fill), opacity: round(opacity), gradient: style.backgroundClip === "text",
       });
     }
@@ -103,6 +105,6 @@ async (limits) => {
   return JSON.stringify({
     boxes, texts, truncated, viewport: [innerWidth, innerHeight],
     content: [Math.max(wide(root), body ? wide(body) : 0), Math.max(high(root), body ? high(body) : 0)],
-    title: getter(Document, "title")(document).slice(0, 200),
+    title: getter(Document, "title")(document).slice(0, 200), url: location.href.slice(0, 300),
   });
 }

@@ -1,6 +1,7 @@
-// Runs in a blank page of our own. Compares a screenshot with the same one without text (base64 PNG), line of text by line of
-// text, and looks for areas where nothing is. Argument: {shown, bare, texts: [{lines, colour, opacity, count}], tile}.
-async ({ shown, bare, texts, tile }) => {
+// Runs in a blank page of our own. Compares screenshots of some text with the one without any (base64 PNG), line of text by line of
+// text, and looks for areas where nothing is. Argument: {shots, bare, texts: [{shot, lines, colour, opacity, count}], tile}; the
+// first of the shots is the whole page.
+async ({ shots, bare, texts, tile }) => {
   const read = async (base64) => {
     const bitmap = await createImageBitmap(await (await fetch(`data:image/png;base64,${base64}`)).blob());
     const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
@@ -8,9 +9,8 @@ async ({ shown, bare, texts, tile }) => {
     context.drawImage(bitmap, 0, 0);
     return context.getImageData(0, 0, bitmap.width, bitmap.height);
   };
-  const a = await read(shown), b = await read(bare);
-  const width = a.width, height = a.height, A = a.data, B = b.data;
-  const A32 = new Uint32Array(A.buffer), B32 = new Uint32Array(B.buffer);
+  const pictures = await Promise.all(shots.map(read)), b = await read(bare);
+  const width = b.width, height = b.height, B = b.data, B32 = new Uint32Array(B.buffer);
 
   // WCAG 2.2, "relative luminance" and "contrast ratio"
   const linear = new Float64Array(256).map((_, i) => (i / 255 <= 0.04045 ? i / 255 / 12.92 : ((i / 255 + 0.055) / 1.055) ** 2.4));
@@ -22,7 +22,8 @@ async ({ shown, bare, texts, tile }) => {
   };
 
   let budget = 40 * width * height; // a page that stacks its text in heaps gets no more of our time than that
-  const seen = texts.map(({ lines, colour, opacity, count }) => {
+  const seen = texts.map(({ shot, lines, colour, opacity, count }) => {
+    const A = pictures[shot].data, A32 = new Uint32Array(A.buffer);
     let segments = 0, inked = 0, top = Infinity, bottom = -1;
     const declared = [], measured = [];
     const total = lines.reduce((sum, line) => sum + line[2], 0) || 1;
@@ -54,6 +55,7 @@ async ({ shown, bare, texts, tile }) => {
   });
 
   // ---- tiles of one colour, and the largest rectangle of them
+  const A = pictures[0].data;
   const columns = Math.floor(width / tile), rows = Math.floor(height / tile);
   const flat = new Int32Array(columns * rows).fill(-1);
   const tones = new Map();

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from gymsmith.errors import GymsmithError, ImageMissing
 from sandboxes.base import Image, Provider, Sandbox, SandboxSpec
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 Scene = Callable[[Any], Awaitable[Any]]
 
@@ -110,3 +113,54 @@ def namespaces(tmp_path_factory: pytest.TempPathFactory) -> None:
         asyncio.run(try_it())
     except GymsmithError as error:
         lacking(f"the ns provider does not start here: {error}")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, namespaces: None) -> Iterator[Any]:
+    """A provider with the images of the tasks that are graded in it, see `graded.py`."""
+    from graded import Bench
+
+    made = Bench(tmp_path_factory.mktemp("graded"))
+    yield made
+    made.close()
+
+
+class Painter:
+    """A render service with one browser, and the event loop that it belongs to."""
+
+    def __init__(self, folder: Path) -> None:
+        from sandboxes.browser import RenderService
+
+        self.folder = folder
+        self.loop = asyncio.new_event_loop()
+        self.service = self.run(RenderService.start(folder / "state", folder / "images", seats=1))
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(asyncio.wait_for(work, 90))
+
+    def paint(self, html: str, *, domain: str = "tests", deadline_s: float = 15.0, **more: Any) -> Any:
+        from sandboxes.browser_result import Document
+
+        return self.run(self.service.render(Document.of_html(html), domain=domain, deadline_s=deadline_s, **more))
+
+
+@pytest.fixture(scope="session")
+def painter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Painter]:
+    try:
+        painter = Painter(tmp_path_factory.mktemp("render"))
+    except GymsmithError as error:
+        lacking(f"pages cannot be rendered here: {error}")
+        raise
+    yield painter
+    painter.run(painter.service.close())
+    painter.loop.close()
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A namespace provider with an image store that builds in it."""
+    from tests.sandboxes.image_shop import Shop
+
+    made = Shop(tmp_path_factory.mktemp("image"))
+    yield made
+    made.close()
