@@ -160,15 +160,23 @@ class WarmPool:
 
     async def close(self) -> None:
         """Destroy the warm ones, and close the provider with all that was taken."""
+        await self.drain()
+        await self.provider.close()
+
+    async def drain(self) -> None:
+        """Destroy the warm ones and make no more; what was taken lives on, and so does the provider."""
         if self._closed:
             return
         self._closed = True
+        self.admission.make_room = None
         tasks = [self._janitor, *(shelf.refill for shelf in self._shelves.values() if shelf.refill)]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, *self._ending, return_exceptions=True)
+        for shelf in self._shelves.values():
+            while shelf.warm:
+                self._end(shelf.warm.popleft()[0])
         self._shelves.clear()
-        await self.provider.close()
+        await asyncio.gather(*tasks, *self._ending, return_exceptions=True)
 
     def _shelf(self, spec: SandboxSpec) -> _Shelf:
         key = (

@@ -23,6 +23,7 @@ from gymsmith.errors import ConfigError
 
 BENCHES = {
     "loop": "gymsmith.bench_loop:measure",
+    "remote": "sandboxes.bench_remote:measure",
     "render": "sandboxes.bench_render:measure",
     "sandboxes": "sandboxes.bench_sandboxes:measure",
 }
@@ -80,7 +81,7 @@ def show(document: dict[str, Any], rows: list[Row]) -> None:
         table.add_column(column, justify="right" if column in ("ours", "peer", "ratio") else "left")
     for row in rows:
         peer = f"{row.peer:.4g} ({row.peer_name})" if row.peer is not None else row.peer_name
-        ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
+        ratio = f"{row.ratio:.3g}" if row.ratio is not None else ""
         mark = {True: "ok", False: "MISSED", None: ""}[row.ok]
         table.add_row(row.metric, f"{row.ours:.4g}", row.unit, peer, ratio, row.bar, mark)
     Console(width=130).print(table)

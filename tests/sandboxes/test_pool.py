@@ -106,11 +106,11 @@ def test_as_many_as_were_asked_for_and_no_faster_than_the_rate(tmp_path: Path) -
 def test_a_shelf_that_nobody_asks_is_emptied(tmp_path: Path) -> None:
     async def scene(pool: WarmPool) -> None:
         pool.expect(SPEC, 5)
-        await until(lambda: pool.warm == 5)
-        await until(lambda: pool.admission.sandboxes == 0, 5.0)
+        await until(lambda: pool.warm >= 2)
+        await until(lambda: pool.admission.sandboxes == 0)
         assert pool.warm == 0
 
-    with_pool(tmp_path, scene, ttl_s=0.8)
+    with_pool(tmp_path, scene, ttl_s=1.5)
 
 
 def test_one_that_died_on_its_shelf_is_not_given(tmp_path: Path) -> None:
