@@ -23,13 +23,14 @@ from gymsmith.errors import Capacity, ConfigError, ImageMissing, PolicyRefused, 
 from sandboxes.base import ExecResult, Image, SandboxSpec
 from sandboxes.certificates import make_authority, make_certificate
 from sandboxes.channel import Broken, pack, pack_error, unpack, unpack_error
+from sandboxes.image import ImageStore
 from sandboxes.index_server import PackageCache
 from sandboxes.layer_transfer import pack_layer, unpack_layer
 from sandboxes.network import NetworkPolicy
 from sandboxes.probe import HostUsr
 from sandboxes.remote import RemoteProvider
 from sandboxes.remote_link import Address
-from tests.sandboxes.conftest import OneImage
+from tests.sandboxes.conftest import OneImage, start_provider
 from tests.sandboxes.remote_site import TOKEN, HostProcess, Wire, make_certificates
 from tests.sandboxes.test_network import write_wheel
 
@@ -158,6 +159,28 @@ def test_an_upper_layer_comes_back(site: Site, tmp_path: Path) -> None:
             assert not (upper / "before").is_file() or (upper / "before").stat().st_rdev == 0
             assert (upper / "opt/x/y").read_text() == "new\n"
             assert (upper / "opt/x/y").stat().st_ino == (upper / "opt/z").stat().st_ino
+
+    play(scene)
+
+
+def test_a_dockerfile_is_built_on_a_host_as_it_is_here(site: Site, tmp_path: Path) -> None:
+    text = "FROM gymsmith/host\nCOPY a.txt /work/\nRUN cat a.txt a.txt > b.txt && rm a.txt && chmod 750 b.txt\n"
+
+    async def scene() -> None:
+        trees = []
+        async with site.provider() as remote:
+            local = await start_provider("ns", tmp_path)
+            try:
+                for name, provider in (("remote", remote), ("ns", local)):
+                    store = ImageStore(tmp_path / f"images-{name}", provider)
+                    provider.images = store
+                    built = await store.build(text, {"a.txt": b"text\n"})
+                    box = await provider.create(SandboxSpec(image=built.id))
+                    trees.append((await box.exec("stat -c '%n %a %u %s' /work/* && cat b.txt", user="root")).output)
+                    await box.destroy()
+            finally:
+                await local.close()
+        assert trees[0] == trees[1] == b"/work/b.txt 750 0 10\ntext\ntext\n"
 
     play(scene)
 
