@@ -371,7 +371,7 @@ class LocalProvider:
 
     def copy_of(self, files: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="box.", dir=self._folder))
-        shutil.copytree(files, folder, symlinks=True, dirs_exist_ok=True, ignore=_special)
+        subprocess.run(["cp", "-a", "--", f"{files}/.", folder], check=True, capture_output=True)
         return folder
 
     def forget(self, box: LocalSandbox) -> None:
@@ -397,7 +397,3 @@ def _below(top: Path) -> Iterator[Path]:
     if top.is_dir() and not top.is_symlink():
         for child in sorted(top.iterdir()):
             yield from _below(child)
-
-
-def _special(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if stat.S_IFMT(os.lstat(os.path.join(folder, name)).st_mode) in _SKIPPED]

@@ -118,7 +118,7 @@ class LocalCommand:
                 self._process = subprocess.Popen(
                     list(map(os.fsencode, words)), cwd=cwd, env={**env, MARK: self.mark}, stdin=source, stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE if split else subprocess.STDOUT, start_new_session=True, umask=0o22,
-                    preexec_fn=_no_core,
+                    preexec_fn=_begin_afresh,
                 )  # fmt: skip
             except OSError as error:
                 self.ended.set_result(_not_started(error, words[0], shown_cwd, cwd, max_output_bytes))
@@ -181,8 +181,10 @@ class LocalCommand:
         )
 
 
-def _no_core() -> None:
+def _begin_afresh() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):  # whoever started us in the background had them ignored
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _not_started(error: OSError, program: str, shown_cwd: str, cwd: Path, limit: int) -> ExecResult:

@@ -33,16 +33,17 @@
 #define TIOCGPTPEER 0x5441
 #endif
 
-/* A prompt would be output; a text sees the status of the one before it as $?. */
+/* A report begins with an empty line: after some syntax errors bash misreads the next word, whatever it is, and nothing but that.
+ * A prompt would be output; a text sees the status of the one before it as $?. */
 static const char bash_setup[] = "unset PS1 PS2; PS1= PS2= _gs_s=0; _gs_r() { return $1; }; shopt -s expand_aliases; set +o history; "
                                  "unset PROMPT_COMMAND HISTFILE; trap - TERM\n";
 static const char bash_eval[] = "{ IFS= \\builtin read -r -d '' -u 8 _gs_t; } 2>/dev/null; _gs_r $_gs_s 2>/dev/null; "
                                 "\\builtin eval \"$_gs_t\" 0<&7 7<&- 8<&-\n";
-static const char bash_report[] = "{ _gs_s=$?; \\builtin printf '%%s %%s\\n' %s $_gs_s >&0; } 2>/dev/null\n";
+static const char bash_report[] = "\n{ _gs_s=$?; \\builtin printf '%%s %%s\\n' %s $_gs_s >&0; } 2>/dev/null\n";
 static const char sh_setup[] = "unset PS1 PS2; PS1= PS2= _gs_s=0; _gs_r() { return $1; }\n";
 static const char sh_eval[] = "{ _gs_t=; while IFS= read -r _gs_l <&8; do _gs_t=\"$_gs_t$_gs_l\n\"; done; _gs_r $_gs_s; } 2>/dev/null; "
                               "command eval \"$_gs_t\" 0<&7 7<&- 8<&-\n";
-static const char sh_report[] = "{ _gs_s=$?; command printf '%%s %%s\\n' %s $_gs_s >&0; } 2>/dev/null\n";
+static const char sh_report[] = "\n{ _gs_s=$?; command printf '%%s %%s\\n' %s $_gs_s >&0; } 2>/dev/null\n";
 
 struct shell {
     uint32_t id, line; /* the request that opened it; the one whose text runs, 0: none */

@@ -23,6 +23,7 @@ static int child_main(void *argument) {
     sigset_t none;
     sigemptyset(&none);
     signal(SIGPIPE, SIG_DFL);
+    signal(SIGINT, SIG_DFL); /* the launcher, which PID 1 comes from, ignores it */
     sigprocmask(SIG_SETMASK, &none, NULL);
     if (setsid() < 0 || dup2(launch->in, 0) < 0 || dup2(launch->out, 1) < 0 || dup2(launch->err, 2) < 0 ||
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
