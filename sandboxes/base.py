@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from gymsmith.errors import PolicyRefused
 from sandboxes.network import OFFLINE, NetworkPolicy
@@ -65,6 +65,8 @@ class Image:
     env: Mapping[str, str] = field(default_factory=dict)
     workdir: str = "/work"
     user: str = "agent"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What else an OCI image configuration says (User, Entrypoint, Cmd, Healthcheck, Labels, ...). Kept; nothing acts on it."""
     engine_ref: str | None = None
     """The name under which a container engine has this image; None: the engine does not have it."""
 

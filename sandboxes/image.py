@@ -1,35 +1,33 @@
-"""The images of one machine: content-addressed overlay layers and the records that name them.
+"""The images of one machine: the records and names that stand for content-addressed layers.
 
-Layers and records appear under their final names by one rename: a reader never sees half of one, and of two processes that build
-the same key the second finds the first one's. How a Dockerfile becomes layers is told in `image_build.py`; where the provider
-drives a container engine, the engine builds the same Dockerfile (`image_engine.py`).
+A record appears under its final name by one rename. How layers are kept is told in `layer_store.py`, how a Dockerfile becomes
+layers in `image_build.py`, how somebody else's image does in `image_import.py`; where the provider drives a container engine,
+the engine builds the same Dockerfile (`image_engine.py`).
 
-    ROOT/layers/KEY/          one overlay layer, owners shifted as `sandboxes.base` says
     ROOT/records/IMAGE.json   what an image id stands for
-    ROOT/locks, ROOT/tmp      builders at work
+    ROOT/names/NAME           which image a name stands for
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import re
 import uuid
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from gymsmith.errors import ImageMissing
+from gymsmith.errors import Conflict, ImageMissing
 from gymsmith.schema import digest
-from sandboxes import dockerfile, image_base
+from sandboxes import dockerfile, image_base, image_import, image_names
 from sandboxes.base import Image, Provider
-from sandboxes.build_context import refuse_escapes
-from sandboxes.image_build import Builder
-from sandboxes.layer import discard
+from sandboxes.build_context import BuildContext
+from sandboxes.build_policy import BuildPolicy
+from sandboxes.image_build import Builder, OnStep
+from sandboxes.image_names import ImageNames
+from sandboxes.layer_store import LayerStore
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -43,37 +41,43 @@ class ImageStore:
     def __init__(self, root: Path, provider: Provider | None = None) -> None:
         self.root = root
         self.provider = provider
+        self.layers = LayerStore(root)
+        self.names = ImageNames(root / "names")
         self._records: dict[str, Image] = {}
-        self._building: dict[str, asyncio.Lock] = {}
         self._base: Image | None = None
-        self._swept = False
 
     def get(self, image_id: str) -> Image:
-        """The image of that id. Raises: ImageMissing: never built on this machine, or its layers are gone."""
+        """The image of that id or name. Raises: ImageMissing: never built on this machine, or its layers are gone."""
         known = self._records.get(image_id)
         if known is not None:
             return known
         if image_id in (image_base.NAME, f"{image_base.NAME}:latest"):
             return self.base()
+        if not _PLAIN.fullmatch(image_id) or not self.record_path(image_id).exists():
+            named = self.names.all().get(image_names.normal(image_id))
+            if named is not None:
+                return self.get(named)
         again = "build its environment again (gymsmith env verify ID)"
         try:
-            row = json.loads(self._record_path(image_id).read_bytes())
+            row = json.loads(self.record_path(image_id).read_bytes())
             image = Image(
                 id=row["id"],
-                layers=tuple(self.layer(key) for key in row["layers"]),
+                layers=tuple(self.layers.tree(key) for key in row["layers"]),
                 binds=tuple((host, inside) for host, inside in row["binds"]),
                 env=row["env"],
                 workdir=row["workdir"],
                 user=row["user"],
+                config=row["config"],
                 engine_ref=row["engine_ref"],
             )
         except FileNotFoundError as error:
             raise ImageMissing(f"image {image_id[:80]!r} is not in {self.root}; {again}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise ImageMissing(f"image {image_id}: its record cannot be read ({error}); {again}") from error
-        gone = next((layer for layer in image.layers if not layer.is_dir()), None)
+        gone = next((key for key in row["layers"] if not self.layers.sound(key)), None)
         if gone is not None:
-            raise ImageMissing(f"image {image_id}: its layer {gone} is gone; {again}")
+            what = "damaged" if self.layers.tree(gone).exists() else "gone"
+            raise ImageMissing(f"image {image_id}: its layer {gone} is {what}; {again}")
         self._records[image_id] = image
         return image
 
@@ -91,12 +95,12 @@ class ImageStore:
             self._records[image_base.NAME] = self._base
         if self._base is None:
             key = digest(b"host-skeleton", image_base.base_digest().encode())[:32]
-            if not self.layer(key).is_dir():
-                with self.scratch() as scratch:
-                    (scratch / "layer").mkdir()
-                    image_base.write_skeleton(scratch / "layer")
-                    self.publish(scratch / "layer", key)
-            self._base = self.record(Image(key, (self.layer(key),), image_base.binds(), {"PATH": image_base.PATH}))
+            if not self.layers.sound(key):
+                with self.layers.scratch() as scratch:
+                    (scratch / "tree").mkdir()
+                    image_base.write_skeleton(scratch / "tree")
+                    self.layers.publish(scratch / "tree", key)
+            self._base = self.record(Image(key, (self.layers.tree(key),), image_base.binds(), {"PATH": image_base.PATH}))
             self._records[image_base.NAME] = self._base
         return self._base
 
@@ -117,98 +121,69 @@ class ImageStore:
     async def build(
         self,
         text: str,
-        context: Mapping[str, bytes],
+        context: Mapping[str, bytes] | BuildContext,
         *,
         wheelhouse: Path | None = None,
         executable: Collection[str] = (),
         timeout_s: float = 600.0,
+        policy: BuildPolicy | None = None,
+        on_step: OnStep | None = None,
     ) -> Image:
         """The image that a Dockerfile describes; steps that were executed before are not executed again.
 
-        `context`: path relative to environment/ -> content; members named in `executable`, and scripts that begin with `#!`, get
-        mode 0755. `wheelhouse`: a host directory shown at /wheelhouse to those RUN steps that name it.
+        `context`: a BuildContext, or path relative to environment/ -> content; of the latter, members named in `executable` and
+        scripts that begin with `#!` get mode 0755. `wheelhouse`: a host directory shown at /wheelhouse to those RUN steps that
+        name it. `timeout_s`: of one RUN step. `on_step` is told of each instruction that is done (not under an engine).
         Raises: PolicyRefused (nothing was executed), BuildError (a step failed; the tail of its log is in `log`), SandboxError.
         """
         steps = dockerfile.parse(text)
-        refuse_escapes(context)
+        policy = policy or BuildPolicy()
+        members = context if isinstance(context, BuildContext) else BuildContext.of(context, executable)
         if (engine := self._engine()) is not None:
             from sandboxes.image_engine import build_with_engine
 
             return self.record(
-                await build_with_engine(
-                    self, *engine, steps, context, wheelhouse=wheelhouse, executable=frozenset(executable), timeout_s=timeout_s
-                )
+                await build_with_engine(self, *engine, steps, members, policy, wheelhouse=wheelhouse, timeout_s=timeout_s)
             )
-        builder = Builder(self, context, frozenset(executable), wheelhouse, timeout_s)
+        builder = Builder(self, members, policy, wheelhouse=wheelhouse, timeout_s=timeout_s, on_step=on_step)
         return self.record(await builder.execute(steps))
 
-    # ------------------------------------------------------------ files of the store, for the builder
+    async def adopt(self, name: str, source: str) -> Image:
+        """Import an image that somebody else made, under a name for FROM; see `image_import.adopt`."""
+        image_names.normal(name)
+        engine = self._engine()
+        image = await image_import.adopt(self, source, engine=engine[0] if engine else None)
+        self.tag(image, name)
+        return image
 
-    def layer(self, key: str) -> Path:
-        """Where the layer of that key lies, or would lie."""
-        return self.root / "layers" / key
+    def tag(self, image: Image, name: str) -> None:
+        """Give an image a name, which FROM may use; another image that has it loses it. Raises: ImageMissing: no such name."""
+        if image_names.normal(name).partition(":")[0] == image_base.NAME:
+            raise Conflict(f"{image_base.NAME} is the base of this machine; choose another name")
+        self.names.set(name, image.id)
 
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """A private directory on the store's file system, removed afterwards whatever happened."""
-        folder = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}"
-        if not self._swept:
-            self._swept = True
-            self._sweep()
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            discard(folder)
-
-    def _sweep(self) -> None:
-        """Remove what builders that were killed have left half-done."""
-        for left in (self.root / "tmp").glob("*-*"):
-            owner = left.name.partition("-")[0]
-            if owner.isdecimal() and not Path("/proc", owner).exists():
-                discard(left)
-
-    def publish(self, finished: Path, key: str) -> None:
-        """Give a finished layer its name; when another process was faster, its layer is the one."""
-        target = self.layer(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.rename(finished, target)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-
-    @contextlib.asynccontextmanager
-    async def alone(self, key: str) -> AsyncIterator[None]:
-        """One builder per key: a lock among the tasks of this process, a lock file among processes (freed when one dies)."""
-        async with self._building.setdefault(key, asyncio.Lock()):
-            folder = self.root / "locks"
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                while True:
-                    try:
-                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        await asyncio.sleep(0.05)
-                yield
-            finally:
-                os.close(handle)
+    def rows(self) -> list[dict[str, Any]]:
+        """The records as they stand, those of steps at work (step-...) among them."""
+        found = []
+        for path in sorted((self.root / "records").glob("*.json")):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(json.loads(path.read_bytes()))
+        return found
 
     def record(self, image: Image) -> Image:
         """Remember an image here and for other processes; writing the same one again is harmless."""
-        if image.id not in self._records:
+        if image.id not in self._records or not self.has_record(image.id):
             row = {
                 "id": image.id,
-                "layers": [layer.name for layer in image.layers],
+                "layers": [layer.parent.name for layer in image.layers],
                 "binds": [list(pair) for pair in image.binds],
                 "env": dict(image.env),
                 "workdir": image.workdir,
                 "user": image.user,
+                "config": dict(image.config),
                 "engine_ref": image.engine_ref,
             }
-            path = self._record_path(image.id)
+            path = self.record_path(image.id)
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".{uuid.uuid4().hex}")
             draft.write_text(json.dumps(row, sort_keys=True))
@@ -219,9 +194,14 @@ class ImageStore:
     def forget(self, image_id: str) -> None:
         """Remove a record; its layers stay."""
         self._records.pop(image_id, None)
-        self._record_path(image_id).unlink(missing_ok=True)
+        self.record_path(image_id).unlink(missing_ok=True)
 
-    def _record_path(self, image_id: str) -> Path:
+    def has_record(self, image_id: str) -> bool:
+        """Whether it is the id of an image here."""
+        return bool(_PLAIN.fullmatch(image_id)) and self.record_path(image_id).exists()
+
+    def record_path(self, image_id: str) -> Path:
+        """Where the record of that id lies, or would lie. Raises: ImageMissing: it cannot be an id."""
         if not _PLAIN.fullmatch(image_id):
             raise ImageMissing(f"image ids are letters, digits, '.', '_' and '-', got {image_id[:80]!r}")
         return self.root / "records" / f"{image_id}.json"

@@ -1,333 +1,291 @@
 """A Dockerfile becomes layers, step by step.
 
 A layer's key is a hash over its parent's key, the instruction and the bytes that go in, so a step is executed once per machine.
-`RUN` runs as root-inside of a build sandbox without a network; `COPY` and `WORKDIR` are plain writes on the host and start
-nothing, because thousands of small environments are one COPY each (an ordinary user cannot give files away: there root-inside
-writes them). The names inside the image that a COPY meets are resolved
-inside the image: nothing is ever written through a symlink of the host.
+`RUN` runs in a build sandbox (`build_box.py`); `COPY`, `ADD` and `WORKDIR` are plain writes on the host and start nothing,
+because thousands of small environments are one COPY each (an ordinary user cannot give files away: there root-inside does that).
+The names inside the image that a COPY meets are resolved inside the image: nothing is ever written through a symlink of the
+host. Only the stages that the target needs are built.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import posixpath
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
-from gymsmith.errors import BuildError, Capacity, ImageMissing, PolicyRefused, StoreError
+from gymsmith.errors import BuildError, ImageMissing, PolicyRefused
 from gymsmith.schema import digest
-from sandboxes import dockerfile, image_base
-from sandboxes.base import MIB, USERS, ExecResult, Image, Sandbox, SandboxSpec, check_path, user_ids
-from sandboxes.build_context import WHEELHOUSE, member_mode, mode_given, refuse_archives, selected
-from sandboxes.dockerfile import Step
+from sandboxes import build_box, dockerfile, image_base, image_config, image_copy, remote_add
+from sandboxes import dockerfile_words as words_of
+from sandboxes.base import MIB, ExecResult, Image, Sandbox, check_path
+from sandboxes.build_context import WHEELHOUSE, BuildContext
+from sandboxes.build_policy import BuildPolicy
+from sandboxes.build_state import State
+from sandboxes.dockerfile import Dockerfile, Stage, Step
 from sandboxes.layer import AS_ROOT, LayerWriter, lookup
 
 if TYPE_CHECKING:
     from sandboxes.image import ImageStore
 
-T = TypeVar("T")
 LOG_TAIL_BYTES = 8192
-BUILD_MEMORY_BYTES = 2048 * MIB
-BUILD_DISK_BYTES = 8192 * MIB
-RESERVE_BYTES = 512 * MIB
-"""A build is ended rather than leave the host with less free disk."""
-WATCH_S = 0.5
 
 
-@dataclass(slots=True)
-class State:
-    """What the steps so far add up to. Workdir and user begin as the parent image's; RUN is root's until USER says otherwise."""
+class StepDone(NamedTuple):
+    """One instruction that has been carried out."""
 
-    key: str
-    layers: tuple[Path, ...]
-    binds: tuple[tuple[str, str], ...]
-    env: dict[str, str]
-    workdir: str
-    final_user: str
-    run_user: str = "root"
-    args: dict[str, str] = field(default_factory=dict)
+    line: int
+    text: str
+    cached: bool
+    """Its layer was there already."""
+    seconds: float
 
-    @property
-    def variables(self) -> dict[str, str]:
-        """What $NAME stands for, and the environment of RUN: ENV wins over ARG."""
-        return {**self.args, **self.env}
+
+OnStep = Callable[[StepDone], None]
 
 
 class Builder:
-    """One build. `context`: path relative to environment/ -> content."""
+    """One build."""
 
     def __init__(
         self,
         store: ImageStore,
-        context: Mapping[str, bytes],
-        executable: frozenset[str],
-        wheelhouse: Path | None,
-        timeout_s: float,
+        context: BuildContext,
+        policy: BuildPolicy,
+        *,
+        wheelhouse: Path | None = None,
+        timeout_s: float = 600.0,
+        on_step: OnStep | None = None,
     ) -> None:
         self.store = store
         self.context = context
-        self.executable = executable
+        self.policy = policy
         self.wheelhouse = wheelhouse
         self.timeout_s = timeout_s
+        self.on_step = on_step
+        self._stages: dict[int, State] = {}
+        self._made = False
 
-    async def execute(self, steps: Sequence[Step]) -> Image:
-        """The image of these steps. Raises: PolicyRefused, BuildError, SandboxError."""
-        first = next(index for index, step in enumerate(steps) if step.name == "FROM")
-        early: dict[str, str] = {}
-        for step in steps[:first]:
-            early.update(dockerfile.argument(step, early))
-        state = self._start(steps[first], early)
-        for step in steps[first + 1 :]:
+    async def execute(self, text: Dockerfile) -> Image:
+        """The image of the target stage. Raises: PolicyRefused, BuildError, SandboxError."""
+        early = early_arguments(text, self.policy.arguments)
+        check_arguments(text, self.policy.arguments)
+        return (await self._stage(text, text.target(self.policy.target), early)).image()
+
+    async def _stage(self, text: Dockerfile, index: int, early: Mapping[str, str]) -> State:
+        if index in self._stages:
+            return self._stages[index]
+        stage = text.stages[index]
+        state = await self._begin(text, index, early)
+        for step in stage.steps:
+            began = time.perf_counter()
+            self._made = False
             match step.name:
-                case "ENV":
-                    state.env.update(dockerfile.pairs(step, state.variables))
                 case "ARG":
-                    given = dockerfile.argument(step, state.variables)
-                    state.args.update((name, value or early.get(name, "")) for name, value in given)
+                    declare(step, state.args, state.variables, early, self.policy.arguments)
+                case "ENV":
+                    state.env.update(words_of.pairs(step.value, state.variables, step.line))
                 case "USER":
-                    state.run_user = user_named(state, dockerfile.expand(step.value, state.variables, step.line), step.line)
-                    state.final_user = state.run_user
+                    name = words_of.expand(step.value, state.variables, step.line)
+                    state.user = state.user_named(name, step)
+                    state.config["User"] = name
                 case "WORKDIR":
                     await self._workdir(state, step)
                 case "COPY" | "ADD":
-                    await self._copy(state, step)
+                    await self._copy(text, index, early, state, step)
                 case "RUN":
                     await self._run(state, step)
-        config = json.dumps([state.env, state.workdir, state.final_user], sort_keys=True).encode()
-        image_id = digest(state.key.encode(), config)[:32]
-        return Image(image_id, state.layers, state.binds, state.env, state.workdir, state.final_user)
+                case _:
+                    image_config.apply(step, state)
+            if self.on_step is not None:
+                text_shown = f"{step.name} {step.value}"[:120]
+                self.on_step(StepDone(step.line, text_shown, not self._made, time.perf_counter() - began))
+        self._stages[index] = state
+        return state
 
-    def _start(self, step: Step, early: Mapping[str, str]) -> State:
-        name = dockerfile.expand(step.value, early, step.line)
+    async def _begin(self, text: Dockerfile, index: int, early: Mapping[str, str]) -> State:
+        stage = text.stages[index]
+        name = base_name(stage, early)
+        earlier = text.find(name, index)
+        if earlier is not None:
+            return (await self._stage(text, earlier, early)).child()
+        if name == dockerfile.SCRATCH:
+            return State("scratch", env={"PATH": image_base.PATH})
+        return State.of(self._image(name, stage.origin, "FROM"))
+
+    def _image(self, name: str, step: Step, word: str) -> Image:
         try:
-            parent = self.store.get(name)
-        except ImageMissing:
+            image = self.store.get(name)
+        except ImageMissing as error:
             raise PolicyRefused(
-                f"Dockerfile line {step.line}: FROM {name[:80]!r} is not on this machine and nothing is downloaded; "
-                f"use FROM {image_base.NAME}, or the id of an image that was built here"
+                f"Dockerfile line {step.line}: {word} {name[:80]!r} is not on this machine and nothing is downloaded ({error}); "
+                f"use {image_base.NAME}, the id or name of an image that is here, or `gymsmith image import`"
             ) from None
-        return State(parent.layers[0].name, parent.layers, parent.binds, dict(parent.env), parent.workdir, parent.user)
+        if image.config.get("OnBuild"):
+            raise step.refused(f"{name[:80]!r} has ONBUILD triggers, which are not executed here; write its steps out")
+        return image
 
     async def _workdir(self, state: State, step: Step) -> None:
-        value = dockerfile.expand(step.value, state.variables, step.line)
+        value = words_of.expand(step.value, state.variables, step.line)
         path, entry = lookup(state.layers, value if value.startswith("/") else f"{state.workdir}/{value}")
-        if entry is None and bound(state, path) is None:
+        if entry is None and state.bound(path) is None:
             key = digest(state.key.encode(), b"WORKDIR", path.encode())[:32]
+            await self._layer(state, key, lambda writer: writer.directory(path))
+        # As Docker does, the configuration keeps what was asked for, links on its way included.
+        state.workdir = check_path("WORKDIR", "/" + posixpath.normpath(posixpath.join(state.workdir, value)).lstrip("/"))
 
-            async def make(box: Sandbox) -> None:
-                await box.exec(["mkdir", "-p", path], user="root")
+    async def _copy(self, text: Dockerfile, index: int, early: Mapping[str, str], state: State, step: Step) -> None:
+        origin: State | None = None
+        if "from" in step.flags:
+            name = words_of.expand(step.flags["from"], {}, step.line)
+            earlier = text.find(name, index)
+            origin = (
+                await self._stage(text, earlier, early)
+                if earlier is not None
+                else State.of(self._image(name, step, f"{step.name} --from"))
+            )
+        fetched = await remote_add.fetch(step, state.variables, self.policy.add_hosts) if step.name == "ADD" else {}
+        placed, content = image_copy.rows(step, state, self.context, origin, fetched)
+        key = digest(state.key.encode(), b"COPY", content)[:32]
+        await self._layer(state, key, lambda writer: image_copy.write(placed, writer, owners=self._gives_away), placed)
 
-            await self._layer(state, key, lambda writer: writer.directory(path), make)
-        state.workdir = check_path("WORKDIR", path)
-
-    async def _copy(self, state: State, step: Step) -> None:
-        *sources, given = dockerfile.words(step, state.variables)
-        top, entry = lookup(state.layers, given if given.startswith("/") else f"{state.workdir}/{given}")
-        into = given.endswith(("/", "/.")) or given == "." or (entry is not None and entry.is_dir)
-        files = selected(self.context, sources, top, into, step)
-        refuse_archives(step, files.values())
-        uid, gid = 0, 0
-        if "chown" in step.flags:
-            uid, gid = user_ids(user_named(state, dockerfile.expand(step.flags["chown"], state.variables, step.line), step.line))
-        chmod = mode_given(step)
-        rows: list[tuple[str, bytes, int]] = []
-        parts = [state.key.encode(), b"COPY", f"{uid}:{gid}".encode()]
-        resolved: dict[str, str] = {}
-        for target, name in sorted(files.items()):
-            parent, _, last = target.rpartition("/")
-            if parent not in resolved:
-                resolved[parent] = lookup(state.layers, parent)[0].rstrip("/")
-            path = f"{resolved[parent]}/{last}"
-            if (host := bound(state, path)) is not None:
-                raise BuildError(
-                    f"Dockerfile line {step.line}: {path} lies in {host}, which is the host's own and read-only under "
-                    f"{image_base.NAME}; use /opt or /work"
-                )
-            data = self.context[name]
-            mode = member_mode(name, data, self.executable) if chmod is None else chmod
-            rows.append((path, data, mode))
-            parts += [path.encode(), str(mode).encode(), data]
-
-        def write(writer: LayerWriter) -> None:
-            for path, data, mode in rows:
-                writer.file(path, data, mode, uid, gid)
-
-        async def put(box: Sandbox) -> None:
-            for path, data, mode in rows:
-                await box.put(path, data, mode & 0o777, owner=f"{uid}:{gid}")
-
-        await self._layer(state, digest(*parts)[:32], write, put)
+    @property
+    def _gives_away(self) -> bool:
+        """Whether this process can write files that belong to other ids inside, or nobody can."""
+        provider = self.store.provider
+        return AS_ROOT or provider is None or not provider.capabilities.users
 
     async def _layer(
-        self, state: State, key: str, write: Callable[[LayerWriter], None], put: Callable[[Sandbox], Awaitable[None]]
+        self, state: State, key: str, write: Callable[[LayerWriter], None], placed: Sequence[image_copy.Row] = ()
     ) -> None:
-        """One layer, written by this process where it can give files away, else (`put`) by root-inside of a build sandbox."""
-        provider = self.store.provider
-        given_away = AS_ROOT or provider is None or not provider.capabilities.users
-        if not self.store.layer(key).is_dir():
-            with self.store.scratch() as scratch:
-                if given_away:
-                    (scratch / "upper").mkdir()
-                    write(LayerWriter(scratch / "upper", state.layers))
-                else:
-                    await self._in_sandbox(state, key, scratch, put)
-                self.store.publish(scratch / "upper", key)
-        state.key, state.layers = key, (self.store.layer(key), *state.layers)
+        """One layer, written by this process; what it cannot give away is given away by root-inside of a build sandbox."""
+        layers = self.store.layers
+        if not layers.sound(key):
+            async with layers.alone(key):
+                with layers.scratch() as scratch:
+                    upper = scratch / "tree"
+                    upper.mkdir()
+                    write(LayerWriter(upper, state.layers))
+                    foreign = [row for row in placed if (row.member.uid, row.member.gid) != (0, 0)]
+                    if foreign and not self._gives_away:
+                        await self._give_away(state, key, upper, foreign)
+                    layers.publish(upper, key)
+                    self._made = True
+        state.grow(key, layers.tree(key))
+
+    async def _give_away(self, state: State, key: str, upper: Path, foreign: Sequence[image_copy.Row]) -> None:
+        by_owner: dict[str, list[image_copy.Row]] = {}
+        for row in foreign:
+            by_owner.setdefault(f"{row.member.uid}:{row.member.gid}", []).append(row)
+
+        async def chown(box: Sandbox) -> None:
+            for owner, rows in by_owner.items():
+                for start in range(0, len(rows), 500):
+                    part = rows[start : start + 500]
+                    result = await box.exec(["chown", "-h", owner, "--", *(row.path for row in part)], user="root")
+                    if not result.ok:
+                        raise BuildError(f"files could not be given to {owner}: {result.output.decode(errors='replace')[:200]}")
+                for row in rows:
+                    if row.member.mode & 0o6000 and not row.member.is_dir:  # which giving away clears
+                        await box.exec(["chmod", f"{row.member.mode:o}", row.path], user="root")
+
+        await build_box.in_sandbox(self.store, state, key, upper, chown, policy=BuildPolicy(), timeout_s=self.timeout_s)
 
     async def _run(self, state: State, step: Step) -> None:
-        command = dockerfile.json_form(step.value) or step.value
-        wheels = self.wheelhouse if WHEELHOUSE in step.value else None
+        command = dockerfile.command(step, state.shell)
+        wheels = self.wheelhouse if WHEELHOUSE in step.value or any(WHEELHOUSE in d.text for d in step.documents) else None
         listing = sorted(f"{path.name}:{path.stat().st_size}" for path in wheels.iterdir() if path.is_file()) if wheels else []
-        recipe = json.dumps([command, state.variables, state.workdir, state.run_user, listing], sort_keys=True)
-        key = digest(state.key.encode(), b"RUN", recipe.encode())[:32]
+        home = {} if "HOME" in state.variables else {"HOME": state.home() or "/"}
+        settings = [command, state.variables, state.workdir, state.run_user, listing]
+        if self.policy.network != "none":
+            settings.append(self.policy.network)
+        key = digest(state.key.encode(), b"RUN", json.dumps(settings, sort_keys=True).encode())[:32]
 
         async def execute(box: Sandbox) -> ExecResult:
             return await box.exec(
                 command,
                 cwd=state.workdir,
-                env=state.variables,
+                env={**home, **state.variables},
                 user=state.run_user,
                 timeout_s=self.timeout_s,
                 max_output_bytes=LOG_TAIL_BYTES,
             )
 
-        if not self.store.layer(key).is_dir():
-            async with self.store.alone(key):
-                if not self.store.layer(key).is_dir():
-                    with self.store.scratch() as scratch:
-                        extra = [_wheel_layer(scratch / "wheels", wheels)] if wheels else []
-                        result = await self._in_sandbox(state, key, scratch, execute, extra)
+        layers = self.store.layers
+        if not layers.sound(key):
+            async with layers.alone(key):
+                if not layers.sound(key):
+                    with layers.scratch() as scratch:
+                        extra = [build_box.wheel_layer(scratch / "wheels", wheels)] if wheels else []
+                        result = await build_box.in_sandbox(
+                            self.store, state, key, scratch / "tree", execute,
+                            policy=self.policy, timeout_s=self.timeout_s, extra=extra,
+                        )  # fmt: skip
                         if not result.ok:
                             raise _failure(step, result, self.timeout_s)
-                        self.store.publish(scratch / "upper", key)
-        state.key, state.layers = key, (self.store.layer(key), *state.layers)
+                        layers.publish(scratch / "tree", key)
+                        self._made = True
+        state.grow(key, layers.tree(key))
 
-    async def _in_sandbox(
-        self, state: State, key: str, scratch: Path, act: Callable[[Sandbox], Awaitable[T]], extra: Sequence[Path] = ()
-    ) -> T:
-        """What `act` returns for a build sandbox whose writes end in SCRATCH/upper; `extra` layers are seen, not kept."""
-        provider = self.store.provider
-        if provider is None or not provider.capabilities.prepared_upper:
-            raise Capacity(
-                "RUN needs a sandbox provider that can build layers here, got none; `gymsmith doctor` says what is missing"
+
+def base_name(stage: Stage, early: Mapping[str, str]) -> str:
+    """What FROM names. Raises: PolicyRefused: nothing, or a platform that is not this machine's."""
+    if "platform" in stage.origin.flags:
+        wanted = words_of.expand(stage.origin.flags["platform"], early, stage.origin.line)
+        if wanted != early["TARGETPLATFORM"]:
+            raise stage.origin.refused(
+                f"--platform={wanted[:40]} is refused: images are for this machine, {early['TARGETPLATFORM']}; remove the flag"
             )
-        upper = scratch / "upper"
-        upper.mkdir()
-        LayerWriter(upper, state.layers)
-        parent = self.store.record(Image(f"step-{key}", state.layers, state.binds, state.env, "/", "root"))
-        spec = SandboxSpec(
-            image=parent.id,
-            role="build",
-            memory_bytes=BUILD_MEMORY_BYTES,
-            disk_bytes=BUILD_DISK_BYTES,
-            pids=512,
-            cpus=float(os.cpu_count() or 1),
-            lease_s=self.timeout_s + 60,
-            labels={"build": key},
-        )
-        try:
-            box = await provider.create(spec, layers=extra, upper=upper)
-            try:
-                result = await self._within_disk(box, act, upper)
-                await box.freeze()
-            finally:
-                await box.destroy()
-        finally:
-            self.store.forget(parent.id)
-        return result
-
-    async def _within_disk(self, box: Sandbox, act: Callable[[Sandbox], Awaitable[T]], upper: Path) -> T:
-        """`act`, ended when it fills the disk: the layer lies on the host's file system, which limits one file but not their sum.
-
-        Raises: BuildError: the step wrote more than BUILD_DISK_BYTES; StoreError: the disk is as good as full.
-        """
-        work = asyncio.ensure_future(act(box))
-        free = _free_bytes(upper)
-        while not (await asyncio.wait({work}, timeout=WATCH_S))[0]:
-            left = _free_bytes(upper)
-            if free - left > BUILD_DISK_BYTES and await asyncio.to_thread(_used_bytes, upper) > BUILD_DISK_BYTES:
-                reason: Exception = BuildError(
-                    f"a RUN step may write {BUILD_DISK_BYTES // MIB} MiB, it wrote more; keep the image small"
-                )
-            elif left < RESERVE_BYTES:
-                reason = StoreError(
-                    f"the disk of {self.store.root} has {left // MIB} MiB left, a build needs room; free some space"
-                )
-            else:
-                continue
-            await box.destroy()
-            await asyncio.gather(work, return_exceptions=True)
-            raise reason
-        return await work
+    name = words_of.expand(stage.base, early, stage.origin.line)
+    if not name:
+        raise stage.origin.refused(f"needs an image, got {stage.base[:80]!r}, which is empty here; give its ARG a value")
+    return name
 
 
-def _free_bytes(path: Path) -> int:
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
+def early_arguments(text: Dockerfile, given: Mapping[str, str]) -> dict[str, str]:
+    """ARGs before the first FROM, and the platform ones that every Dockerfile may use."""
+    early = image_config.platform_arguments()
+    for step in text.early:
+        declare(step, early, early, {}, given)
+    return early
 
 
-def _used_bytes(path: Path) -> int:
-    """Bytes on disk below `path`, as far as this process may look."""
-    return sum(512 * os.lstat(os.path.join(folder, name)).st_blocks for folder, _, names in os.walk(path) for name in names)
+def declare(
+    step: Step, args: dict[str, str], variables: Mapping[str, str], early: Mapping[str, str], given: Mapping[str, str]
+) -> None:
+    """Add the ARGs of a step to `args`: the value given for the build, else the default, else that before FROM, else unset."""
+    for word in words_of.split(step.value):
+        name, has_default, default = word.partition("=")
+        name = words_of.expand(name, variables, step.line)
+        if name in given:
+            args[name] = given[name]
+        elif has_default:
+            args[name] = words_of.expand(default, {**variables, **args}, step.line)
+        elif name in early:
+            args[name] = early[name]
 
 
-def bound(state: State, path: str) -> str | None:
-    """The host directory, by its name inside, in which `path` lies."""
-    return next((inside for _, inside in state.binds if path == inside or path.startswith(f"{inside}/")), None)
-
-
-def user_named(state: State, name: str, line: int) -> str:
-    """A USER or --chown value as a name of USERS, "UID" or "UID:GID"; other names are looked up in the image's own /etc."""
-    if name in USERS:
-        return name
-    user, _, group = name.partition(":")
-    uid, gid = _look_up(state, "/etc/passwd", user, line)
-    return f"{uid}:{_look_up(state, '/etc/group', group, line)[0] if group else gid}"
-
-
-def _look_up(state: State, table: str, name: str, line: int) -> tuple[int, int]:
-    if name.isascii() and name.isdecimal():
-        return user_ids(name)
-    _, entry = lookup(state.layers, table)
-    if entry is not None and not entry.is_dir:
-        for text in Path(entry.places[0]).read_text(errors="replace").splitlines():
-            row = text.split(":")
-            if row[0] == name and len(row) > 3 and row[2].isdecimal():
-                return int(row[2]), int(row[3]) if row[3].isdecimal() else int(row[2])
-    if name in USERS:
-        return USERS[name]
-    raise BuildError(
-        f"Dockerfile line {line}: the image's {table} has no {name[:40]!r}; create it with RUN useradd, or use a number"
-    )
-
-
-def _wheel_layer(root: Path, wheels: Path) -> Path:
-    """A layer that shows the wheels at /wheelhouse: hard links where the file system allows, copies elsewhere."""
-    root.mkdir()
-    writer = LayerWriter(root, ())
-    writer.directory(WHEELHOUSE)
-    for path in wheels.iterdir():
-        if path.is_file():
-            target = f"{root}{WHEELHOUSE}/{path.name}"
-            try:
-                os.link(path, target)
-            except OSError:
-                shutil.copyfile(path, target)
-                os.chmod(target, 0o644)
-    return root
+def check_arguments(text: Dockerfile, given: Mapping[str, str]) -> None:
+    """Raises: PolicyRefused: a value is given for an ARG that the Dockerfile does not declare."""
+    steps = [*text.early, *(step for stage in text.stages for step in stage.steps)]
+    declared = {word.partition("=")[0] for step in steps if step.name == "ARG" for word in words_of.split(step.value)}
+    for name in given:
+        if name not in declared:
+            raise PolicyRefused(
+                f"build argument {name[:80]!r} is not declared by the Dockerfile, which has "
+                f"{', '.join(sorted(declared)) or 'no ARG'}; check its name"
+            )
 
 
 def _failure(step: Step, result: ExecResult, timeout_s: float) -> BuildError:
     if result.timed_out:
-        why = f"took longer than {timeout_s:.0f} s"
+        why = f"took longer than {timeout_s:g} s"
     elif result.oom:
-        why = f"ran out of memory ({BUILD_MEMORY_BYTES // MIB} MiB)"
+        why = f"ran out of memory ({build_box.BUILD_MEMORY_BYTES // MIB} MiB)"
     else:
         why = f"exit code {result.exit_code}" if result.signal is None else f"killed by signal {result.signal}"
-    log = result.output.decode(errors="replace")
-    last = (log.strip().splitlines() or ["no output"])[-1][:200]
-    return BuildError(f"Dockerfile line {step.line}: RUN {step.value[:120]}: {why}; last line: {last}", log)
+    said = result.output.decode(errors="replace")
+    last = (said.strip().splitlines() or ["no output"])[-1][:200]
+    return BuildError(f"Dockerfile line {step.line}: RUN {step.value[:120]}: {why}; last line: {last}", said)

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from gymsmith.errors import BuildError
 from sandboxes.base import UID_SHIFT
@@ -86,10 +87,10 @@ def names(entry: Entry) -> list[str]:
     return sorted(name for name in listed if child(entry.places, name) is not None)
 
 
-def lookup(layers: Sequence[Path], path: str) -> tuple[str, Entry | None]:
+def lookup(layers: Sequence[Path], path: str, *, follow_last: bool = True) -> tuple[str, Entry | None]:
     """The path inside with every symlink resolved, and its entry; a path that does not exist is resolved as far as it does.
 
-    Raises: BuildError: too many symlinks.
+    follow_last: also resolve a symlink in the last place. Raises: BuildError: too many symlinks.
     """
     roots = tuple(map(str, layers))
     pending = [part for part in reversed(path.split("/")) if part not in ("", ".")]
@@ -104,7 +105,7 @@ def lookup(layers: Sequence[Path], path: str) -> tuple[str, Entry | None]:
             continue
         parent = done[-1][1] if done else top
         entry = child(parent.places, part) if parent is not None and parent.is_dir else None
-        if entry is not None and entry.is_link:
+        if entry is not None and entry.is_link and (pending or follow_last):
             links += 1
             if links > MAX_LINKS:
                 raise BuildError(f"{path}: more than {MAX_LINKS} symbolic links on the way; a loop in the image?")
@@ -132,11 +133,17 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, onerror=unlock)
 
 
-class LayerWriter:
-    """Files and directories of one new layer at `root`, an existing empty directory that nobody else writes to.
+def inside_ids(status: os.stat_result) -> tuple[int, int]:
+    """Owner and group inside of something that lies in a layer."""
+    return (status.st_uid - UID_SHIFT, status.st_gid - UID_SHIFT) if AS_ROOT else (0, 0)
 
-    Owners are ids inside. As root they are stored shifted by UID_SHIFT; an ordinary user cannot give files away, so what belongs
-    to somebody else than root inside is opened to everybody instead.
+
+class LayerWriter:
+    """Entries of one new layer at `root`, an existing empty directory that nobody else writes to.
+
+    Paths are resolved and absolute. Directories on the way are made by this object or refused, so nothing is ever written
+    through a link. Owners are ids inside. As root they are stored shifted by UID_SHIFT; an ordinary user cannot give files away,
+    so what belongs to somebody else than root inside is opened to everybody instead.
     """
 
     def __init__(self, root: Path, below: Sequence[Path]) -> None:
@@ -148,48 +155,99 @@ class LayerWriter:
         if AS_ROOT:
             os.chown(self.root, UID_SHIFT, UID_SHIFT)
 
-    def directory(self, path: str, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
-        """Make `path` (resolved, absolute) and its parents with that owner; what exists below keeps its mode and owner."""
-        if path in self._known:
+    def directory(self, path: str, mode: int = 0o755, uid: int = 0, gid: int = 0, *, anew: bool = False) -> None:
+        """Make `path` and its missing parents with that owner; what exists keeps its mode and owner, unless `anew`."""
+        if path not in self._known:
+            self._parents(path, uid, gid)
+            _, entry = lookup(self.below, path, follow_last=False)
+            target = self.root + path
+            try:
+                os.mkdir(target)
+            except FileExistsError:
+                raise BuildError(f"{path}: a directory is needed here, the same step puts a file at this place") from None
+            self._known.add(path)
+            if entry is not None and not entry.is_dir and not anew:
+                raise BuildError(f"{path}: a directory is needed here, the image has a file at this place")
+            if entry is not None and entry.is_dir and not anew:
+                os.chmod(target, stat.S_IMODE(entry.status.st_mode))
+                if AS_ROOT:
+                    os.chown(target, entry.status.st_uid, entry.status.st_gid)
+                return
+        elif not anew:
             return
-        self.directory(path.rpartition("/")[0] or "/", 0o755, uid, gid)
-        _, entry = lookup(self.below, path)
-        target = self.root + path
-        try:
-            os.mkdir(target)
-        except FileExistsError:
-            raise BuildError(f"{path}: a directory is needed here, the same step puts a file at this place") from None
-        if entry is not None and not entry.is_dir:
-            raise BuildError(f"{path}: a directory is needed here, the image has a file at this place")
-        if entry is None:
-            self._own(target, mode, uid, gid)
-        else:
-            os.chmod(target, stat.S_IMODE(entry.status.st_mode))
-            if AS_ROOT:
-                os.chown(target, entry.status.st_uid, entry.status.st_gid)
-        self._known.add(path)
+        self._own(self.root + path, mode, uid, gid)
 
-    def file(self, path: str, data: bytes, mode: int = 0o644, uid: int = 0, gid: int = 0) -> None:
-        """Write a file at `path` (resolved, absolute); a later write of the same layer replaces an earlier one."""
+    def file(self, path: str, data: bytes | BinaryIO, mode: int = 0o644, uid: int = 0, gid: int = 0) -> None:
+        """Write a file; a later write of the same layer replaces an earlier one."""
+        target = self._place(path, uid, gid)
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(handle, "wb", buffering=0) as file:
+            if isinstance(data, bytes):
+                view = memoryview(data)
+                while view:
+                    view = view[file.write(view) :]
+            else:
+                shutil.copyfileobj(data, file, 1 << 20)
+            self._own(handle, mode, uid, gid)
+
+    def copy(self, path: str, source: str, mode: int, uid: int = 0, gid: int = 0) -> None:
+        """Write a file with the content of a regular file of another layer, which the kernel copies or shares."""
+        handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb", buffering=0) as content:
+            self.file(path, content, mode, uid, gid)
+
+    def link(self, path: str, target: str, uid: int = 0, gid: int = 0) -> None:
+        """Make a symlink; the target is text and is not looked at."""
+        place = self._place(path, uid, gid)
+        os.symlink(target, place)
+        if AS_ROOT:
+            os.lchown(place, UID_SHIFT + uid, UID_SHIFT + gid)
+
+    def same(self, path: str, other: str) -> None:
+        """Make `path` another name of the file or link `other` of this layer; one that lies below is brought up first.
+
+        Raises: BuildError: there is no such file.
+        """
+        parent, _, last = other.rpartition("/")
+        if (parent or "/") not in self._known or not os.path.lexists(self.root + other):
+            _, entry = lookup(self.below, parent or "/")
+            found = child(entry.places, last) if entry is not None else None
+            if found is None or not stat.S_ISREG(found.status.st_mode):
+                raise BuildError(f"{path}: a hard link must lead to a file of the same image, {other[:200]!r} is none")
+            self.copy(other, found.places[0], stat.S_IMODE(found.status.st_mode), *inside_ids(found.status))
+        status = os.lstat(self.root + other)
+        if stat.S_ISDIR(status.st_mode):
+            raise BuildError(f"{path}: a hard link must lead to a file of the same image, {other[:200]!r} is a directory")
+        place = self._place(path, 0, 0)
+        os.link(self.root + other, place, follow_symlinks=False)
+
+    def fifo(self, path: str, mode: int, uid: int = 0, gid: int = 0) -> None:
+        """Make a named pipe."""
+        place = self._place(path, uid, gid)
+        os.mkfifo(place)
+        self._own(place, mode, uid, gid)
+
+    def whiteout(self, path: str) -> None:
+        """Delete `path` of the layers below."""
+        if lookup(self.below, path, follow_last=False)[1] is not None and not os.path.lexists(self.root + path):
+            os.mknod(self._place(path, 0, 0), stat.S_IFCHR | 0o600, os.makedev(0, 0))
+
+    def opaque(self, path: str) -> None:
+        """The directory hides what lies below it."""
+        self.directory(path)
+        os.setxattr(self.root + path, OPAQUE, b"y", follow_symlinks=False)
+
+    def _parents(self, path: str, uid: int, gid: int) -> None:
         self.directory(path.rpartition("/")[0] or "/", 0o755, uid, gid)
-        target = self.root + path
+
+    def _place(self, path: str, uid: int, gid: int) -> str:
+        """Where to make something that is no directory; a file that this layer has there is removed."""
+        self._parents(path, uid, gid)
         if path in self._known:
             raise BuildError(f"{path}: a file is to be written here, the same step makes a directory at this place")
-        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(handle, view) :]
-            self._own(handle, mode, uid, gid)
-        finally:
-            os.close(handle)
-
-    def link(self, path: str, target: str) -> None:
-        """Make a symlink at `path`, owned by root inside; the target is text and is not looked at."""
-        self.directory(path.rpartition("/")[0] or "/")
-        os.symlink(target, self.root + path)
-        if AS_ROOT:
-            os.lchown(self.root + path, UID_SHIFT, UID_SHIFT)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.root + path)
+        return self.root + path
 
     @staticmethod
     def _own(target: str | int, mode: int, uid: int, gid: int) -> None:
