@@ -21,11 +21,11 @@ from context_mgmt.transcript import Transcript
 from gymsmith.errors import EngineError, ExecTimeout, Fenced, InfrastructureError, SandboxGone
 from gymsmith.schema import Generation, Policy, Reward, Step, Trajectory, VersionSpan, digest, now
 from gymsmith.taskdir import Task
-from sandboxes import tools
-from sandboxes.artifacts import Artifacts, collect
+from sandboxes import services, tools
 from sandboxes.base import ExecResult, Image, Provider, Sandbox
-from sandboxes.grade import assert_alive, sandbox_spec, verify
+from sandboxes.grade import assert_alive, judge, sandbox_spec
 from sandboxes.looking import looked
+from sandboxes.verdict import nothing
 
 log = logging.getLogger(__name__)
 
@@ -93,26 +93,18 @@ async def rollout(
     clock = episode.clock
     finish: Finish = "error"
     reward: Reward | None = None
-    artifacts: Artifacts | None = None
     error = ""
     try:
         with clock.phase("sandbox"):
             box = await provider.create(sandbox_spec(task, image, "agent", run=who.run_id, environment=who.environment_id))
         try:
-            finish = await episode.play(box)
-            with clock.phase("grade"):
-                artifacts = await collect(box, task)
-        except (SandboxGone, ExecTimeout) as death:
-            await assert_alive(provider, image)
-            # Others live, so this one died of what was done in it: the agent's doing, and a verdict like any other.
-            finish = "timeout"
-            reward = Reward(value=0.0, tests=dict.fromkeys(task.spec.expected, "missing"), detail=f"the sandbox ended: {death}")
+            reward, finish = await _played(episode, provider, image, task, box)
+            if reward is None:
+                with clock.phase("grade"):
+                    reward = await judge(provider, image, task, box)
         finally:
             with clock.phase("sandbox"):
                 await box.destroy()
-        if artifacts is not None:
-            with clock.phase("grade"), contextlib.closing(artifacts):
-                reward = await verify(provider, image, task, artifacts)
     except Fenced:
         raise
     except InfrastructureError as failure:
@@ -139,6 +131,22 @@ async def rollout(
         seconds={name: round(value, 6) for name, value in clock.seconds.items()},
         created_at=now(),
     )
+
+
+async def _played(episode: _Episode, provider: Provider, image: Image, task: Task, box: Sandbox) -> tuple[Reward | None, Finish]:
+    """How the episode ended, and the verdict where there is nothing left to judge.
+
+    Raises: SandboxError: a service of the task does not start, or the provider failed.
+    """
+    try:
+        broken = await services.start(box, task.spec.services, task.spec.workdir)
+        if broken:
+            log.info("a service did not start environment=%s said=%s", episode.who.environment_id, broken)
+        return None, await episode.play(box)
+    except (SandboxGone, ExecTimeout) as death:
+        await assert_alive(provider, image)
+        # Others live, so this one died of what was done in it: the agent's doing, and a verdict like any other.
+        return nothing(task, f"the sandbox ended: {death}"), "timeout"
 
 
 def lost(who: Attempt, failure: InfrastructureError) -> Trajectory:

@@ -8,11 +8,16 @@ empty, and a plugin sends one record per finished test through a pipe. A line th
 
 What this defeats: printed results, `os._exit` and `sys.exit` (missing tests), skip and xfail (reported as such), configuration
 files, `.pth`, `sitecustomize`, PYTHONPATH and plug-in entry points of the workload (`-I -S`, explicit paths, no configuration, no
-autoloading, standard library before the workload's paths), modules that shadow pytest. Two tests that must fail, under random
-names, stand first and last: code that turns every result into a pass turns theirs too, and then nothing counts.
+autoloading, standard library before the workload's paths), modules that shadow pytest. Two canaries that must fail, under random
+names, stand first and last: code that turns every result into a pass turns theirs too, and then nothing counts. Before the
+workload is imported the functions, classes and import hooks of the built-ins, of unittest and of pytest are written down; after
+collection and after every test they must be the same (`Seal`). Tracing, profiling, walking the garbage collector's objects and
+exchanging the code of a function are noticed as they happen, when code under test is on the stack (an audit hook, which cannot
+be taken off).
 
-What it cannot defeat: code under test shares an interpreter with its tests. Objects that equal everything are fought by better
-tests, and an imitation of pytest's own internals that spares the two canaries would be believed.
+What it cannot defeat: code under test shares an interpreter with its tests, and this stays open: objects that equal everything
+without any patch; reading the test's own frames; calling this plug-in's own functions, found through frames, with what it would
+say. Where results must hold against that, the task brings observations (`sandboxes/observations.py`), which the host compares.
 """
 
 from __future__ import annotations
@@ -22,10 +27,13 @@ import contextlib
 import ctypes
 import glob
 import json
+import operator
 import os
 import select
 import signal
 import sys
+import types
+from collections.abc import Mapping
 
 PR_SET_DUMPABLE = 4
 KEPT_BYTES = 16384
@@ -95,6 +103,7 @@ def run_tests(options: argparse.Namespace, canaries: list[str], report: int) -> 
     sys.path[:] = [*standard, *site]
     import pytest  # before the workload's paths are on sys.path
 
+    roots = tuple(os.path.realpath(entry) + "/" for entry in [*standard, *site, options.root, os.path.dirname(options.root)])
     sys.path[:] = [*standard, *options.path, *site]
     os.environ["PYTHONPATH"] = os.pathsep.join([*options.path, *site])
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -116,36 +125,151 @@ def run_tests(options: argparse.Namespace, canaries: list[str], report: int) -> 
     ]
     for name in options.plugin:
         given += ["-p", name]
-    code = pytest.main([*given, *options.rest], plugins=[reporter(pytest, report, canaries, selected)])
+    code = pytest.main([*given, *options.rest], plugins=[reporter(pytest, report, canaries, selected, roots)])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(int(code))
 
 
-def reporter(pytest, report: int, canaries: list[str], selected: frozenset[str] | None):  # type: ignore[no-untyped-def]
+MEDDLING = {"sys.settrace", "sys.setprofile", "gc.get_objects", "gc.get_referrers", "gc.get_referents"}
+SEALED = ("builtins", "operator", "unittest", "pytest", "_pytest", "pluggy", "iniconfig")
+"""Modules, with those below them, that nothing under test has a reason to change."""
+
+
+def watch(roots: tuple[str, ...]) -> list[str]:
+    """Names of the events of MEDDLING that happen with code from elsewhere than `roots` on the stack, added as they happen."""
+    noticed: list[str] = []
+    frame_of, meddling = sys._getframe, MEDDLING
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
+        if event not in meddling and not (event == "object.__setattr__" and args[1] == "__code__"):
+            return
+        frame = frame_of(1)
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if not name.startswith(roots) and not name.startswith("<frozen "):
+                noticed.append(event)
+                return
+            frame = frame.f_back  # type: ignore[assignment]
+
+    sys.addaudithook(hook)
+    return noticed
+
+
+class Seal:
+    """What the sealed modules hold now: every function and class by identity, and the code of every function."""
+
+    def __init__(self) -> None:
+        self.names: list[tuple[Mapping[str, object], str, object]] = []
+        self.code: list[tuple[types.FunctionType, object, object, object]] = []
+        self.classes: list[tuple[type, frozenset[str]]] = []
+        self.modules = [(n, m) for n, m in list(sys.modules.items()) if n.split(".")[0] in SEALED and m is not None]
+        self.finders = list(sys.meta_path)
+        kinds = (types.FunctionType, types.BuiltinFunctionType, type)
+        for name, module in self.modules:
+            for key, value in list(vars(module).items()):
+                if isinstance(value, kinds):
+                    self.names.append((vars(module), key, value))
+                    self._inside(value, name)
+
+    def _inside(self, value: object, module: str) -> None:
+        if isinstance(value, types.FunctionType):
+            self.code.append((value, value.__code__, value.__defaults__, value.__kwdefaults__))
+        elif isinstance(value, type) and value.__module__ == module and module != "builtins":
+            members = vars(value)
+            self.classes.append((value, frozenset(members)))
+            for key, member in list(members.items()):
+                member = getattr(member, "__func__", getattr(member, "fget", member))
+                if callable(member):
+                    self.names.append((members, key, members[key]))
+                if isinstance(member, types.FunctionType):
+                    self.code.append((member, member.__code__, member.__defaults__, member.__kwdefaults__))
+
+    def broken(self) -> str:
+        """What differs, or an empty string."""
+        # By identity throughout: what was put in place of something may claim to be equal to it.
+        values = [space.get(key) for space, key, _ in self.names]
+        if not all(map(operator.is_, values, [value for _, _, value in self.names])):
+            return next(f"{key} was exchanged" for (_, key, value), new in zip(self.names, values) if value is not new)  # noqa: B905
+        for function, code, defaults, keywords in self.code:
+            if function.__code__ is not code or function.__defaults__ is not defaults or function.__kwdefaults__ is not keywords:
+                return f"the code of {function.__qualname__} was exchanged"
+        for kind, members in self.classes:
+            now = vars(kind)
+            if len(now) != len(members):
+                for key in now.keys() - members:
+                    if callable(now[key]):
+                        return f"{kind.__qualname__}.{key} was added"
+        for name, module in self.modules:
+            if sys.modules.get(name) is not module:
+                return f"module {name} was exchanged"
+        if [finder for finder in sys.meta_path if finder in self.finders] != self.finders:
+            return "an import hook was taken away or moved"
+        if self.finders and sys.meta_path[0] is not self.finders[0]:
+            return "an import hook was put first"
+        return ""
+
+
+def reporter(  # type: ignore[no-untyped-def]
+    pytest, report: int, canaries: list[str], selected: frozenset[str] | None, roots: tuple[str, ...]
+):
     """The plug-in that sends records: ["PASS" | "FAIL" | "SKIP", id], and ["END", ""] at the end of the session."""
+    import unittest
+
     write, encode = os.write, json.dumps
     worst: dict[str, str] = {}
+    noticed = watch(roots)
+    seals: list[Seal] = []
 
     def send(outcome: str, name: str) -> None:
         data = (encode([outcome, name]) + "\n").encode()
         while data:
             data = data[write(report, data) :]
 
+    def inspect() -> None:
+        reason = seals[0].broken() or (f"{noticed[0]} was called" if noticed else "")
+        if reason:
+            send("FAIL", f"integrity {reason}")
+            seals.clear()
+            seals.append(Seal())
+            noticed.clear()
+
+    def plainly() -> None:
+        assert [1] == [2]
+
+    def raising() -> None:
+        with pytest.raises(KeyError):
+            pass
+
+    checks = (plainly, raising, lambda: unittest.TestCase().assertEqual(1, 2), lambda: pytest.fail("must fail"))
+
     class Canary(pytest.Item):
         def runtest(self) -> None:
-            raise AssertionError("must fail")
+            """Fails when every way of failing works; else it passes, which gives the meddler away."""
+            bites = 0
+            for check in checks:
+                try:
+                    check()
+                except BaseException:
+                    bites += 1
+            if bites == len(checks):
+                raise AssertionError("must fail")
 
         def repr_failure(self, excinfo, style=None) -> str:  # type: ignore[no-untyped-def]
             return "expected"
 
     class Reporter:
         @pytest.hookimpl(trylast=True)
+        def pytest_sessionstart(self) -> None:
+            seals.append(Seal())
+
+        @pytest.hookimpl(trylast=True)
         def pytest_collection_modifyitems(self, session, config, items) -> None:  # type: ignore[no-untyped-def]
             if selected is not None:
                 items[:] = [item for item in items if item.nodeid in selected]
             first, last = (Canary.from_parent(session, name=name, nodeid=name) for name in canaries)
             items[:] = [first, *items, last]
+            inspect()
 
         @pytest.hookimpl(tryfirst=True)
         def pytest_runtest_logreport(self, report) -> None:  # type: ignore[no-untyped-def]
@@ -158,9 +282,11 @@ def reporter(pytest, report: int, canaries: list[str], selected: frozenset[str] 
             worst[report.nodeid] = before if before != "PASS" else outcome
             if report.when == "teardown":
                 send(worst.pop(report.nodeid), report.nodeid)
+                inspect()
 
         @pytest.hookimpl(trylast=True)
         def pytest_sessionfinish(self) -> None:
+            inspect()
             send("END", "")
 
     return Reporter()
