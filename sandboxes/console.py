@@ -15,7 +15,7 @@ from typing import Any
 from gymsmith.config import Settings
 from gymsmith.errors import ImageMissing, NotFound, UserError
 from gymsmith.store import Store
-from sandboxes import cgroups, control, reaper
+from sandboxes import cgroups, control, reaper, terminal
 from sandboxes.base import MIB, ExecResult, SandboxSpec
 from sandboxes.grade import sandbox_spec
 from sandboxes.registry import Entry, entries, heartbeat_age
@@ -84,6 +84,24 @@ def execute(
     worker = Worker(settings)
     try:
         return worker.run(run(worker))
+    finally:
+        worker.close()
+
+
+def shell(settings: Settings, target: str, *, user: str | None = None) -> int:
+    """An interactive shell in a new sandbox of `target`, on this process's terminal; its exit code. Raises as `execute`."""
+
+    async def run(worker: Worker) -> int:
+        box = await (await worker.provider()).create(await _spec(settings, worker, target, user))
+        try:
+            return await terminal.attach(box, user)
+        finally:
+            await box.destroy()
+
+    worker = Worker(settings)
+    try:
+        with terminal.raw():
+            return worker.run(run(worker))
     finally:
         worker.close()
 

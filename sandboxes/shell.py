@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gymsmith.errors import ExecTimeout, PolicyRefused, SandboxError, SandboxGone, ShellEnded
 from sandboxes.base import ExecResult
 from sandboxes.checks import check_line, check_output, check_timeout, encoded
-from sandboxes.link import CLOSE, EXIT, KILL, LINE, TYPE
+from sandboxes.link import CLOSE, EXIT, KILL, LINE, PEEK, TYPE
 from sandboxes.outcome import SHELL_ENDED, decode
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class ResidentShell:
         self._number = number
         self._turn = asyncio.Lock()
         self._ended = False
+        self._line: int | None = None
 
     @property
     def ended(self) -> bool:
@@ -65,6 +66,7 @@ class ResidentShell:
     async def _answer(self, timeout_s: float, head: bytes, text: bytes) -> tuple[int, bytes]:
         sandbox = self._sandbox
         number, future = sandbox.link.request(LINE, head, text)
+        self._line = number
         try:
             async with asyncio.timeout(timeout_s + GRACE_S):
                 return await future
@@ -77,6 +79,13 @@ class ResidentShell:
             sandbox.link.forget(number)
             sandbox.link.tell(KILL, number)
             raise
+
+    async def take(self) -> bytes:
+        """What the running line has printed since the last take, with its cap; `run` does not tell that again."""
+        if self._line is None:
+            return b""
+        kind, payload, _ = await self._sandbox.ask(PEEK, struct.pack("<I", self._line))
+        return decode(payload).so_far().output if kind == EXIT else b""
 
     async def send(self, data: bytes) -> None:
         if not isinstance(data, bytes | bytearray):

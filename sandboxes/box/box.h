@@ -50,8 +50,9 @@ struct exec_reply { /* then: output bytes, stderr bytes */
 
 enum { OUTCOME_FINAL = 0, OUTCOME_RUNNING = 1, OUTCOME_SHELL_ENDED = 2 };
 
-/* F_PEEK and F_CLOSE: the id of the exec or shell. F_LEASE: seconds. F_SHELL: an exec_request without argv and stdin, whose
- * timeout_ms holds the terminal's size as rows << 16 | columns. F_TYPE: the id of the shell, then bytes. */
+/* F_PEEK: the id of an exec, or of a shell's line, which then gives up what it has printed so far. F_CLOSE: the id of the shell.
+ * F_LEASE: seconds. F_SHELL: an exec_request without argv and stdin, whose timeout_ms holds the terminal's size as
+ * rows << 16 | columns. F_TYPE: the id of the shell, then bytes. */
 struct line_request { /* then: the text */
     uint32_t shell, timeout_ms, output_cap;
 };
@@ -186,6 +187,7 @@ void shell_open(uint32_t id, const char *payload, size_t length, const struct bo
 void shell_line(uint32_t id, const char *payload, size_t length);
 void shell_type(uint32_t id, const char *payload, size_t length);
 void shell_close(uint32_t id, const char *payload, size_t length);
+void shell_take(uint32_t id, uint32_t line);
 void shell_interrupt(uint32_t line);
 void shell_exited(pid_t pid, int status);
 int shell_poll_set(struct pollfd *set, int used);

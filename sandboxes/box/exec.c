@@ -80,7 +80,7 @@ void exec_peek(uint32_t id, const char *payload, size_t length) {
             struct exec_reply state = {.state = OUTCOME_RUNNING, .wall_us = (uint64_t)(now_us() - commands[i].started)};
             return reply_outcome(id, &state, &commands[i].stream[0], &commands[i].stream[1], NULL);
         }
-    reply_errno(id, ESRCH);
+    shell_take(id, asked);
 }
 
 /* ---- starting ---- */

@@ -101,6 +101,23 @@ static void finish(struct shell *s, int wait_status, uint32_t state) {
     s->deadline = s->remind = INT64_MAX;
 }
 
+/* What the text of that request has printed since it was last asked for; it is not told again at its end. */
+void shell_take(uint32_t id, uint32_t line) {
+    for (int i = 0; line && i < MAX_SHELLS; i++) {
+        struct shell *s = &shells[i];
+        if (s->pid <= 0 || s->line != line)
+            continue;
+        struct exec_reply state = {.state = OUTCOME_RUNNING, .wall_us = (uint64_t)(now_us() - s->started)};
+        uint32_t cap = s->output.cap;
+        int terminal = s->output.fd;
+        reply_outcome(id, &state, &s->output, NULL, NULL);
+        stream_free(&s->output);
+        stream_open(&s->output, terminal, cap);
+        return;
+    }
+    reply_errno(id, ESRCH);
+}
+
 /* ---- opening ---- */
 
 static int open_terminal(const struct exec_request *request, const struct box *box, int *slave) {

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import pty
+import select
 import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +116,51 @@ def test_an_owner_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pyt
 def expect_no_answer(folder: Path) -> None:
     with pytest.raises(SandboxError, match="kill 1234"):
         control.kill(folder, 1)
+
+
+def test_a_shell_is_a_terminal(settings: Settings) -> None:
+    """A person types: a command whose output comes at once, Ctrl-C on one that hangs, and the exit code at the end."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, **settings.environment(), "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "dumb"}
+    words = [sys.executable, "-m", "gymsmith.cli", "sandbox", "shell", "gymsmith/host"]
+    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True)
+    os.close(theirs)
+    seen = bytearray()
+
+    def until(wanted: bytes) -> None:
+        start = len(seen)
+        deadline = time.monotonic() + 30
+        while wanted not in seen[start:]:
+            assert select.select([ours], [], [], max(0.0, deadline - time.monotonic()))[0], bytes(seen)
+            seen.extend(os.read(ours, 4096))
+
+    def type_in(text: bytes) -> None:
+        os.write(ours, text)
+
+    try:
+        until(b"sandbox:/work$ ")
+        type_in(b"echo $((6*7)); tty; id -un\n")
+        until(b"42\r\n/dev/pts/")
+        type_in(b"echo now; sleep 60\n")
+        until(b"\nnow\r\n")  # it hangs, and what it printed is here
+        type_in(b"\x03")
+        until(b"sandbox:/work$ ")
+        type_in(b"(sleep 0.1; exit 5) & wait $!; echo job $?\n")
+        until(b"job 5\r\n")
+        type_in(b"exit 3\n")
+        with contextlib.suppress(OSError):  # the terminal is closed at its end
+            while True:
+                seen.extend(os.read(ours, 4096))
+        assert process.wait(20) == 3, bytes(seen)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert console.listing(settings) == []
+
+
+def test_a_shell_takes_a_script_from_a_pipe(settings: Settings) -> None:
+    env = {**os.environ, **settings.environment(), "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "dumb"}
+    words = [sys.executable, "-m", "gymsmith.cli", "sandbox", "shell", "gymsmith/host"]
+    done = subprocess.run(words, input=b"cd /tmp; pwd; exit 4\n", capture_output=True, env=env, timeout=60)
+    assert done.returncode == 4 and b"/tmp\r\n" in done.stdout, done

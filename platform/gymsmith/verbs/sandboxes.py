@@ -71,6 +71,12 @@ def sandbox_exec(
     raise typer.Exit(code)
 
 
+@app.command("shell")
+def sandbox_shell(target: Target, user: User = None, home: Home = None) -> None:
+    """Open a shell on a terminal in a new sandbox, which is gone afterwards; ends with the shell's exit code."""
+    raise typer.Exit(_console().shell(settings_for(home), target, user=user))
+
+
 @app.command("kill")
 def sandbox_kill(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids as `ls` prints them.")], home: Home = None
