@@ -94,7 +94,7 @@ class ImageStore:
             self._base = self.record(build_base(self, *engine))
             self._records[image_base.NAME] = self._base
         if self._base is None:
-            key = digest(b"host-skeleton", image_base.base_digest().encode())[:32]
+            key = self.host_key()
             if not self.layers.sound(key):
                 with self.layers.scratch() as scratch:
                     (scratch / "tree").mkdir()
@@ -103,6 +103,11 @@ class ImageStore:
             self._base = self.record(Image(key, (self.layers.tree(key),), image_base.binds(), {"PATH": image_base.PATH}))
             self._records[image_base.NAME] = self._base
         return self._base
+
+    @staticmethod
+    def host_key() -> str:
+        """Key of the layer, and id of the image, that `gymsmith/host` is on this machine."""
+        return digest(b"host-skeleton", image_base.base_digest().encode())[:32]
 
     def base_digest(self) -> str:
         """Digest of what `FROM gymsmith/host` stands for here, for evidence: this machine's /usr, or the engine's base image."""

@@ -97,6 +97,19 @@ def save(engine: Any, ref: str, target: Path) -> None:
         raise NotFound(f"the container engine cannot give image {ref[:80]!r}: {error}; pull it there, or start it") from error
 
 
+def remove_from_engine(ref: str) -> None:
+    """Remove an image that was built here; one that is gone already is fine. Raises: InfrastructureError."""
+    import docker
+    import docker.errors
+
+    try:
+        docker.from_env(timeout=120).api.remove_image(ref)
+    except docker.errors.ImageNotFound:
+        return
+    except docker.errors.DockerException as error:
+        raise InfrastructureError(f"the container engine did not remove {ref}: {error}; is it running?") from error
+
+
 class _Order:
     """One build."""
 

@@ -46,7 +46,8 @@ def listed(store: ImageStore) -> list[Listed]:
 def remove(store: ImageStore, asked: str, *, keep: Collection[str] = ()) -> str:
     """Forget an image by its id, or a name of it, and with its last name the image; the id. Layers leave with `collect`.
 
-    Raises: ImageMissing; Conflict: it is one of `keep`, which environments need.
+    An engine's image leaves the engine, too.
+    Raises: ImageMissing; Conflict: it is one of `keep`, which environments need; InfrastructureError: no engine answers.
     """
     named = store.names.all()
     name = "" if store.has_record(asked) else image_names.normal(asked)
@@ -59,6 +60,11 @@ def remove(store: ImageStore, asked: str, *, keep: Collection[str] = ()) -> str:
         return image_id
     if image_id in keep:
         raise Conflict(f"image {image_id} is needed by an environment; remove that first, or use --force")
+    engine_ref = next((row["engine_ref"] for row in store.rows() if row["id"] == image_id), None)
+    if engine_ref is not None:
+        from sandboxes.image_engine import remove_from_engine
+
+        remove_from_engine(engine_ref)
     for other in (*others, *([name] if name else [])):
         store.names.remove(other)
     store.forget(image_id)
@@ -71,7 +77,7 @@ def collect(store: ImageStore, keep: Collection[str], *, idle_s: float = 86_400.
 
     Sandboxes must not live longer than `idle_s` on an image that is removed.
     """
-    stay = {*store.names.all().values(), *keep, store.base().id}
+    stay = {*store.names.all().values(), *keep, store.host_key()}
     before = time.time() - idle_s
     layers: set[str] = set()
     for row in store.rows():

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from gymsmith.errors import GymsmithError, UserError
-from gymsmith.verbs import environments, evaluation, hosts, learning, packages, sandboxes
+from gymsmith.verbs import environments, evaluation, hosts, images, learning, packages, sandboxes
 from gymsmith.verbs.terminal import Home, Json, Seed, can_train, emit, settings_for
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
@@ -166,6 +166,7 @@ for name, group in (
     ("env", environments.app),
     ("run", learning.app),
     ("evaluate", evaluation.app),
+    ("image", images.app),
     ("sandbox", sandboxes.app),
     ("sandbox-host", hosts.app),
     ("index", packages.app),

@@ -45,6 +45,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "verify": ("factory", "env_factory.tasks:verify"),
     "corpus": ("factory", "env_factory.tasks:corpus"),
     "rollout": ("rollouts", "sandboxes.tasks:rollout"),
+    "image": ("factory", "sandboxes.image_door:image"),
     "evaluate": ("evals", "sandboxes.tasks:evaluate"),
     "evaluate_swebench": ("evals", "sandboxes.tasks:evaluate_swebench"),
     "train": ("train", "trainer.tasks:train"),

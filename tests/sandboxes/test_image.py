@@ -10,6 +10,7 @@ import pytest
 from gymsmith.errors import BuildError, PolicyRefused
 from sandboxes import build_box
 from sandboxes.base import MIB, UID_SHIFT
+from sandboxes.build_policy import BuildPolicy
 from sandboxes.layer import AS_ROOT, LayerWriter, lookup
 from tests.sandboxes.image_shop import Shop
 
@@ -99,6 +100,16 @@ def test_run_has_no_network_and_no_way_to_the_host(shop: Shop) -> None:
     with pytest.raises(BuildError):
         shop.build(f"FROM gymsmith/host\nRUN touch {marker}\n")
     assert not marker.exists()
+
+
+def test_the_mirrors_policy_opens_listed_names_only_and_stays_out_of_the_image(shop: Shop) -> None:
+    ask = "import urllib.request as u; print(u.urlopen('http://not-a-mirror.example/').read())"
+    look, ask = "FROM gymsmith/host\nRUN env | grep -c http_proxy > /opt/seen; true\n", f'RUN python3 -c "{ask}"\n'
+    with pytest.raises(BuildError, match=r"line 3: RUN .*403"):
+        shop.build(look + ask, policy=BuildPolicy(network="mirrors"))
+    image = shop.build(look, policy=BuildPolicy(network="mirrors"))
+    assert shop.say(image, "cat /opt/seen; env | grep -c http_proxy") == "1\n0\n"
+    assert shop.say(shop.build(look), "cat /opt/seen") == "0\n", "without it the step is another one"
 
 
 def test_a_step_cannot_fill_the_disk(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
