@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from gymsmith.config import Settings
 from gymsmith.errors import Capacity, ConfigError, ImageMissing, SandboxError, SandboxGone
@@ -42,7 +43,7 @@ class RemoteProvider:
     async def start(
         cls, images: ImageSource, hosts: Sequence[Address], certificates: Path, token: str, *, name: str = "client",
         lease_s: float = LEASE_S,
-    ) -> RemoteProvider:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """A provider on `hosts`, with the certificate `name` of the folder. Hosts that are away may come later.
 
         Raises: Capacity (none of them can be reached; the message says why), ConfigError.

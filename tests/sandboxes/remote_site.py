@@ -9,7 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sandboxes.base import ImageSource
 from sandboxes.certificates import make_authority, make_certificate
+from sandboxes.host import HostServer, server_context
+from sandboxes.host_shelf import Shelf
+from sandboxes.namespace import NamespaceProvider
+from sandboxes.remote import RemoteProvider
 from sandboxes.remote_link import Address
 
 TOKEN = "a token for tests"
@@ -103,3 +108,30 @@ class Wire:
     def close(self) -> None:
         self._server.close()
         self.cut()
+
+
+class OwnHosts(RemoteProvider):
+    """A remote provider whose two hosts live in this process, each with a namespace provider, and end with it."""
+
+    async def close(self) -> None:
+        await super().close()
+        for server in self.servers:
+            await server.close()
+            await server.provider.close()
+
+    servers: list[HostServer]
+
+
+async def start_remote(folder: Path, images: ImageSource) -> OwnHosts:
+    """Over real TLS connections."""
+    make_certificates(folder)
+    servers: list[HostServer] = []
+    addresses = []
+    for number in (1, 2):
+        shelf = Shelf(folder / f"hosted{number}")
+        server = HostServer(await NamespaceProvider.start(shelf, folder / f"state{number}"), shelf, TOKEN)
+        addresses.append(Address("127.0.0.1", await server.listen("127.0.0.1", 0, server_context(folder, "host"))))
+        servers.append(server)
+    made = await OwnHosts.start(images, addresses, folder, TOKEN)
+    made.servers = servers
+    return made
