@@ -20,10 +20,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gymsmith import jobs
+from gymsmith import jobs, orders
 from gymsmith.config import Settings
 from gymsmith.errors import Conflict, GymsmithError, InfrastructureError, NotFound, StoreError, UserError, named
 from gymsmith.ids import ulid
+from gymsmith.orders import Orders
 from gymsmith.schema import EvalReport, Job, Run, State
 from gymsmith.store import Store
 from gymsmith.supervisor import Supervisor, running
@@ -49,12 +50,15 @@ class House:
         self.settings = settings
         self.store = store
         self.check = check
+        self.orders = Orders(settings.home / orders.FOLDER)
 
     # -------------------------------------------------------- jobs
 
     def submit(self, kind: str, payload: Mapping[str, Any], *, key: str = "", parent: str = "", run_id: str = "") -> Job:
         """Put a job; the same key never makes a second one."""
-        return jobs.submit(self.store, kind, dict(payload), key=key, parent=parent, run_id=run_id)
+        job = jobs.submit(self.store, kind, dict(payload), key=key, parent=parent, run_id=run_id)
+        self.orders.note(job.id)
+        return job
 
     def watch(self, labelled: Mapping[str, Job], *, quiet: bool = False) -> dict[str, Job]:
         """Follow jobs until each has ended; label -> finished job.
@@ -347,8 +351,11 @@ def attached(settings: Settings, *, workers: int = 1) -> Iterator[House]:
     """
     with Store.open(settings) as store:
         jobs.reach(settings)
+        orders.sweep(store, orders.SETTLE_S)
         crew = Workers(settings, workers)
+        house = House(settings, store, crew.ensure)
         try:
-            yield House(settings, store, crew.ensure)
+            yield house
         finally:
             crew.stop()
+            house.orders.close()

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gymsmith import jobs, lifeline
+from gymsmith import jobs, lifeline, orders
 from gymsmith import log as logs
 from gymsmith.config import Settings, settings
 from gymsmith.errors import Conflict, InfrastructureError, StoreError
@@ -43,6 +43,8 @@ WORKER_NICE = 10
 STOP_S = 8.0
 """How long children may take to end before they are killed."""
 _LOOK_S = 0.2
+_SWEEP_S = 2.0
+"""How often it looks for commands that were killed while our workers do their jobs."""
 _SHORT_LIFE_S = 5.0
 """A child that lives shorter failed to start."""
 _TRIES = 3
@@ -112,6 +114,7 @@ class Supervisor:
         self._store = Store.open(self.settings)
         try:
             jobs.reach(self.settings)
+            orders.sweep(self._store)
             self._lock_file = _lock(self.settings)
             if self._api:
                 self._socket = _listen(self.settings)
@@ -187,6 +190,7 @@ class Supervisor:
         child.start_at = 0.0
 
     def _watch(self) -> None:
+        swept = time.monotonic()
         while not self._stopping.wait(_LOOK_S):
             for child in self.children:
                 if child.process is not None and child.process.poll() is not None:
@@ -195,6 +199,10 @@ class Supervisor:
                     self._spawn(child)
             if all(child.short_lives < _TRIES for child in self.children):
                 self.problem = ""
+            if self._store is not None and time.monotonic() - swept >= _SWEEP_S:
+                swept = time.monotonic()
+                with contextlib.suppress(StoreError):
+                    orders.sweep(self._store)
 
     def _bury(self, child: Child) -> None:
         assert child.process is not None

@@ -148,6 +148,9 @@ def test_a_released_job_is_due_at_once_and_loses_no_attempt(store: Store) -> Non
     store.release(job.id, 1)
     assert store.lapsed() == [(job.id, "rollouts")]
     assert store.claim(job.id, "b") is not None
+    store.cancel(job.id)
+    store.release(job.id, 2)
+    assert store.job(job.id).state is State.CANCELLED, "queued and cancelled, it would wait for ever"
 
 
 def test_the_jobs_of_a_dead_worker_do_not_wait_for_their_lease(store: Store) -> None:

@@ -201,13 +201,18 @@ class Jobs(Events):
     def release(self, job_id: str, attempt: int) -> None:
         """Give a job back unharmed, because its worker is going away: queued again at once, and the attempt does not count.
 
+        One that was cancelled meanwhile ends instead.
+
         Raises:
             Fenced: another attempt owns the job.
         """
         with self.db.write() as c:
             row = hold(c, job_id, attempt)
-            c.execute(sa.update(t.jobs).where(_J.id == job_id).values(max_attempts=_J.max_attempts + 1, **_queued(0.0)))
-        self._changed(job_id, row.run_id, State.QUEUED, attempt)
+            values = {"max_attempts": _J.max_attempts + 1, **_queued(0.0)}
+            if row.cancel:
+                values = {"state": State.CANCELLED.value, "finished_us": t.to_us(now()), "lease_us": None}
+            c.execute(sa.update(t.jobs).where(_J.id == job_id).values(**values))
+        self._changed(job_id, row.run_id, State.CANCELLED if row.cancel else State.QUEUED, attempt)
 
     def abandon(self, owner: str) -> int:
         """End the leases of a worker that is known to be dead, so that its jobs go on at once; how many there were."""
