@@ -202,8 +202,7 @@ class RenderService:
             self._idle.remove(known)
             self._busy.add(known)
             return known
-        chromium = await Chromium.start(self._playwright, self._program, self._folder, self._provider)
-        self.started += 1
+        chromium = await self.browser()
         self._version = f"Chromium {chromium.browser.version}"
         seat = Seat(chromium, await (await chromium.browser.new_context()).new_page())
         self._busy.add(seat)
@@ -224,6 +223,12 @@ class RenderService:
             task.add_done_callback(self._farewells.discard)
         else:
             self._idle.append(seat)
+
+    async def browser(self) -> Chromium:
+        """A browser of the caller's own, confined like the others; the caller closes it. Raises: Capacity."""
+        chromium = await Chromium.start(self._playwright, self._program, self._folder, self._provider)
+        self.started += 1
+        return chromium
 
     async def close(self) -> None:
         """End every browser. The service cannot be used afterwards."""
