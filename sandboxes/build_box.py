@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import stat
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gymsmith.errors import BuildError, Capacity, StoreError
 from sandboxes.base import MIB, Image, Sandbox, SandboxSpec
 from sandboxes.build_context import WHEELHOUSE
-from sandboxes.build_policy import BuildPolicy
+from sandboxes.build_policy import BuildPolicy, HostNetworked
 from sandboxes.build_state import State
 from sandboxes.layer import LayerWriter
 
@@ -69,7 +70,10 @@ async def in_sandbox(
         labels={"build": key},
     )
     try:
-        box = await provider.create(spec, layers=extra, upper=upper)
+        if policy.network == "host" and isinstance(provider, HostNetworked):
+            box = await provider.create_on_host_network(spec, layers=[*extra, _resolver(upper.parent / "resolver")], upper=upper)
+        else:
+            box = await provider.create(spec, layers=extra, upper=upper)
         try:
             result = await _within_disk(store, box, act, upper)
             await box.freeze()
@@ -121,6 +125,16 @@ def _tidy(upper: Path) -> None:
             path = os.path.join(folder, name)
             if stat.S_ISSOCK(os.lstat(path).st_mode):
                 os.unlink(path)
+
+
+def _resolver(root: Path) -> Path:
+    """A layer that shows how this machine finds names; seen by the step, not kept."""
+    root.mkdir()
+    writer = LayerWriter(root, ())
+    for path in ("/etc/resolv.conf", "/etc/hosts"):
+        with contextlib.suppress(OSError):
+            writer.file(path, Path(path).read_bytes())
+    return root
 
 
 def wheel_layer(root: Path, wheels: Path) -> Path:

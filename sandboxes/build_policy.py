@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from gymsmith.errors import PolicyRefused
-from sandboxes.base import Provider
+from sandboxes.base import Provider, Sandbox, SandboxSpec
 from sandboxes.network import OFFLINE, NetworkPolicy
 
 BuildNetwork = Literal["none", "mirrors", "host"]
@@ -34,6 +35,15 @@ MIRRORS = (
 """Package archives that `mirrors` opens; everything else stays closed."""
 
 
+@runtime_checkable
+class HostNetworked(Protocol):
+    """A provider that can let a build step use its machine's own network."""
+
+    async def create_on_host_network(
+        self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None
+    ) -> Sandbox: ...
+
+
 @dataclass(frozen=True, slots=True)
 class BuildPolicy:
     """Raises PolicyRefused for a network that there is not."""
@@ -53,13 +63,15 @@ class BuildPolicy:
             raise PolicyRefused(f"build network must be one of {', '.join(get_args(BuildNetwork))}, got {self.network!r}")
 
     def for_sandbox(self, provider: Provider) -> NetworkPolicy:
-        """The network of a RUN step's sandbox. Raises: PolicyRefused: the provider cannot give it."""
-        if self.network == "none":
-            return OFFLINE
-        wanted = {"mirrors": "proxy"}.get(self.network, self.network)
-        if wanted not in provider.capabilities.network or wanted == "host":
+        """The network of a RUN step's sandbox; `host` is none of its own. Raises: PolicyRefused: the provider cannot give it."""
+        able = self.network == "none" or (
+            "proxy" in provider.capabilities.network
+            if self.network == "mirrors"
+            else isinstance(provider, HostNetworked) and provider.capabilities.isolation == "namespace"
+        )
+        if not able:
             raise PolicyRefused(
-                f"build network {self.network!r} is more than provider {provider.name!r} can give "
-                f"(it has {', '.join(provider.capabilities.network)}); use --network none or mirrors, or another provider"
+                f"build network {self.network!r} is more than provider {provider.name!r} can give; use --network none, or build "
+                "where the ns provider works"
             )
-        return NetworkPolicy("proxy", hosts=self.mirrors)
+        return NetworkPolicy("proxy", hosts=self.mirrors) if self.network == "mirrors" else OFFLINE

@@ -27,7 +27,7 @@ Mode = Literal["root", "subordinate", "single"]
 PROTOCOL = 2
 CREATE, KILL, SNAPSHOT, DISCARD = 1, 2, 3, 4
 MAP_ME, READY, DEAD, BROKEN, COPIED = 16, 17, 18, 19, 20
-CREATE_BUILD = 1
+CREATE_BUILD, CREATE_HOST_NETWORK = 1, 2
 _CREATE = struct.Struct("<12I4Q")
 _SNAPSHOT = struct.Struct("<4I2Q")
 _EVENT = struct.Struct("<IIi")
@@ -56,11 +56,13 @@ class CreateRequest:
     """Largest file; 0: the file system's size is the limit."""
     group_version: int
     """Version of the control groups whose descriptors go along, 0 for none."""
+    host_network: bool = False
 
     def encode(self, groups: int) -> bytes:
         """The datagram, for `groups` descriptors beside the socket."""
+        flags = (CREATE_BUILD if self.build else 0) | (CREATE_HOST_NETWORK if self.host_network else 0)
         head = _CREATE.pack(
-            CREATE, self.id, CREATE_BUILD if self.build else 0, self.processes, 4096, self.lease_s, *self.workdir_owner,
+            CREATE, self.id, flags, self.processes, 4096, self.lease_s, *self.workdir_owner,
             len(self.layers), len(self.binds), groups, self.group_version,
             self.disk_bytes, self.inodes, self.data_bytes, self.file_bytes,
         )  # fmt: skip

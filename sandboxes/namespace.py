@@ -54,6 +54,7 @@ class NamespaceSandbox(ResidentSandbox):
         self.layers: tuple[Path, ...] = ()
         """Above the image's, topmost first."""
         self.kept: tuple[Kept, ...] = ()
+        self.host_network = False
         """The snapshots among its layers."""
         self.owner_shift = UID_SHIFT if provider.mode == "root" else None
 
@@ -180,8 +181,25 @@ class NamespaceProvider:
             raise SandboxGone("the provider is closed; start another one")
         return await self._create(spec, tuple(layers), upper, ())
 
+    async def create_on_host_network(
+        self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None
+    ) -> NamespaceSandbox:
+        """As `create`, with this machine's own network instead of none: for image builds whose policy says so, never for agents.
+
+        Not part of the `Provider` protocol, so nobody can ask for it from another machine. Raises: PolicyRefused, as `create`.
+        """
+        if spec.role != "build":
+            raise PolicyRefused(f'only a sandbox of role "build" may have the host\'s network, got {spec.role!r}')
+        return await self._create(spec, tuple(layers), upper, (), host_network=True)
+
     async def _create(
-        self, spec: SandboxSpec, layers: tuple[Path, ...], upper: Path | None, kept: tuple[Kept, ...]
+        self,
+        spec: SandboxSpec,
+        layers: tuple[Path, ...],
+        upper: Path | None,
+        kept: tuple[Kept, ...],
+        *,
+        host_network: bool = False,
     ) -> NamespaceSandbox:
         image = self.images.resolve(spec.image)
         self.egress.check(spec.network)
@@ -194,7 +212,7 @@ class NamespaceProvider:
                 box, theirs = self._new(spec, image, need)
                 for snapshot in kept:
                     snapshot.hold()
-                box.layers, box.kept = layers, kept
+                box.layers, box.kept, box.host_network = layers, kept, host_network
                 return await self._make(box, theirs, upper)
         finally:
             if box is None:  # nobody has the reservation whose end would give it back
@@ -277,6 +295,7 @@ class NamespaceProvider:
                 data_bytes=0 if self._groups is not None else spec.memory_bytes,
                 file_bytes=0 if upper is None else spec.disk_bytes,
                 group_version=self._groups.version if self._groups is not None else 0,
+                host_network=box.host_network,
             )
             if not request.layers:
                 raise ImageMissing(f"image {image.id} must have at least one layer, it has none")

@@ -85,7 +85,7 @@ struct export_entry { /* then: path without leading slash, then `size` bytes of 
 
 enum { L_CREATE = 1, L_KILL = 2, L_SNAPSHOT = 3, L_DISCARD = 4 };
 enum { L_MAP_ME = 16, L_READY = 17, L_DEAD = 18, L_BROKEN = 19, L_COPIED = 20 };
-enum { CREATE_BUILD = 1 };
+enum { CREATE_BUILD = 1, CREATE_HOST_NETWORK = 2 };
 
 struct create_request { /* then: workdir \0, upper \0, work \0, layers \0 ..., (source \0 target \0) ... */
     uint32_t type, id, flags, processes, open_files, lease_s, workdir_uid, workdir_gid;

@@ -131,7 +131,7 @@ static void child(const struct create_request *request, const char *strings, int
         child_fails(socket, "unshare cgroup");
     if (sethostname("sandbox", 7))
         child_fails(socket, "sethostname");
-    if (loopback_up())
+    if (!(request->flags & CREATE_HOST_NETWORK) && loopback_up())
         child_fails(socket, "loopback up");
     struct box box = {.socket_in = 3, .socket_out = 3, .build = !!(request->flags & CREATE_BUILD),
                       .single_id = map_mode == MAP_SINGLE, .lease_s = request->lease_s, .workdir = strings,
@@ -182,6 +182,8 @@ static void create(const struct create_request *request, const char *strings, in
     struct { /* struct clone_args, which not every libc's headers have */
         uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
     } arguments = {.flags = NAMESPACES, .exit_signal = SIGCHLD};
+    if (request->flags & CREATE_HOST_NETWORK)
+        arguments.flags &= ~(uint64_t)CLONE_NEWNET;
     if (request->groups && request->group_version == 2) {
         arguments.flags |= 0x200000000ULL; /* CLONE_INTO_CGROUP */
         arguments.cgroup = (uint64_t)groups[0];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import zipfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from gymsmith.errors import BuildError, PolicyRefused
 from sandboxes import build_box
-from sandboxes.base import MIB, UID_SHIFT
+from sandboxes.base import MIB, UID_SHIFT, SandboxSpec
 from sandboxes.build_policy import BuildPolicy
 from sandboxes.layer import AS_ROOT, LayerWriter, lookup
 from tests.sandboxes.image_shop import Shop
@@ -110,6 +111,22 @@ def test_the_mirrors_policy_opens_listed_names_only_and_stays_out_of_the_image(s
     image = shop.build(look, policy=BuildPolicy(network="mirrors"))
     assert shop.say(image, "cat /opt/seen; env | grep -c http_proxy") == "1\n0\n"
     assert shop.say(shop.build(look), "cat /opt/seen") == "0\n", "without it the step is another one"
+
+
+def test_the_host_policy_gives_a_build_and_nobody_else_the_network_of_the_machine(shop: Shop) -> None:
+    """A server of this machine's loopback is the network. The control is the same step without the policy."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        text = f"FROM gymsmith/host\nRUN python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", {port}), 3)'\n"
+        with pytest.raises(BuildError, match="refused"):
+            shop.build(text)
+        image = shop.build(text + "RUN cat /etc/hosts > /opt/hosts\n", policy=BuildPolicy(network="host"))
+        ask = f"python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", {port}), 3)' 2>&1"
+        assert "refused" in shop.say(image, ask), "a sandbox of the image has none of it"
+        assert "localhost" in shop.say(image, "cat /opt/hosts")
+        assert not (image.layers[0] / "etc").exists(), "how the host finds names is seen, not kept"
+        with pytest.raises(PolicyRefused, match='only a sandbox of role "build"'):
+            shop.run(shop.provider.create_on_host_network(SandboxSpec(image=image.id)))
 
 
 def test_a_step_cannot_fill_the_disk(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
