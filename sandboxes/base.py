@@ -436,5 +436,10 @@ def check_path(name: str, path: str) -> str:
 def check_env(env: Mapping[str, str]) -> None:
     """Refuse names and values that no process environment can hold. Raises: PolicyRefused."""
     for key, value in env.items():
-        if not key or "=" in key or "\0" in key or "\0" in value:
-            raise PolicyRefused(f"env must map names without '=' to values without NUL, got {key[:100]!r}={value[:100]!r}")
+        try:
+            (key + value).encode("utf-8", "surrogateescape")
+            good = key != "" and "=" not in key and "\0" not in key + value
+        except (TypeError, UnicodeEncodeError):
+            good = False
+        if not good:
+            raise PolicyRefused(f"env must map names without '=' to values without NUL, got {key!r:.100}={value!r:.100}")

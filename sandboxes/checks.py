@@ -26,6 +26,7 @@ def words_of(command: CommandLine) -> list[str]:
             raise PolicyRefused(f"command must consist of strings, got {word!r:.100}")
         if "\0" in word:
             raise PolicyRefused(f"command must not contain NUL, got {word[:100]!r}")
+        encoded("command", word)
     if not words or not words[0]:
         raise PolicyRefused(f"command must name a program, got {command!r:.100}")
     return words

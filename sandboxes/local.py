@@ -236,27 +236,26 @@ class LocalSandbox:
         if not self._frozen:
             raise PolicyRefused(f"export needs a frozen sandbox, {self.id} still runs; call freeze() first")
         self._heard()
-        files = size = 0
-        skipped = []
+        kept: list[int] = []
+        skipped: list[str] = []
         for path in paths:
-            for found in _below(self._place(check_path("paths", path))):
-                name = found.relative_to(self.root)
-                status = found.lstat()
-                files += 1
-                size += status.st_size if stat.S_ISREG(status.st_mode) else 0
-                if files > max_files or size > max_bytes:
-                    raise OutputLimit(f"{path} must hold at most {max_bytes} bytes in {max_files} files, it holds more")
-                if len(name.parts) > 200:
-                    raise OutputLimit(f"{path} must have paths below 4096 characters and 200 levels, some are longer")
-                if stat.S_IFMT(status.st_mode) in _SKIPPED:
-                    skipped.append(f"/{name}")
-                    continue
-                (dest / name).parent.mkdir(parents=True, exist_ok=True)
-                if stat.S_ISDIR(status.st_mode):
-                    (dest / name).mkdir(exist_ok=True)
-                else:
-                    shutil.copy2(found, dest / name, follow_symlinks=False)
-        return Exported(files, size, 0, tuple(skipped))
+            top = self._place(check_path("paths", path))
+            try:
+                for found in _below(top):
+                    name = found.relative_to(self.root)
+                    status = found.lstat()
+                    kept.append(status.st_size if stat.S_ISREG(status.st_mode) else 0)
+                    if len(kept) > max_files or sum(kept) > max_bytes:
+                        raise OutputLimit(f"{path} must hold at most {max_bytes} bytes in {max_files} files, it holds more")
+                    if len(name.parts) > 200:
+                        raise OSError(errno.ENAMETOOLONG, "")
+                    if not _copied(found, dest / name, status.st_mode):
+                        skipped.append(f"/{name}")
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                raise OutputLimit(f"{path} must have paths below 4096 characters and 200 levels, some are longer") from None
+        return Exported(len(kept), sum(kept), 0, tuple(skipped))
 
     async def snapshot(self) -> Snapshot:
         self._heard()
@@ -387,6 +386,18 @@ class LocalProvider:
 def remove(folder: Path) -> None:
     """Remove a tree, however deep: Python's own way down ends at a thousand levels."""
     subprocess.run(["rm", "-rf", "--", folder], stderr=subprocess.DEVNULL, check=False)
+
+
+def _copied(source: Path, target: Path, mode: int) -> bool:
+    """Copy one name without following it; False for what is never copied."""
+    if stat.S_IFMT(mode) in _SKIPPED:
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if stat.S_ISDIR(mode):
+        target.mkdir(exist_ok=True)
+    else:
+        shutil.copy2(source, target, follow_symlinks=False)
+    return True
 
 
 def _below(top: Path) -> Iterator[Path]:

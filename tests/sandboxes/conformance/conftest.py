@@ -1,0 +1,92 @@
+"""One running provider of each kind for all conformance tests. GYMSMITH_TEST_FAULTY=KIND runs them against
+one kind alone, with the faults that each test names put into it: then every test must fail (`test_conformance_bites.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymsmith.errors import GymsmithError
+from sandboxes.base import Image, Provider, Sandbox
+from tests.sandboxes.conformance.faults import Faulty
+from tests.sandboxes.conftest import House, OneImage, lacking, start_provider
+
+KINDS = ["ns", pytest.param("docker", marks=pytest.mark.docker), "local", "remote"]
+
+
+class Place(House):
+    """A house whose sandboxes may be local ones: everything these tests run is our own."""
+
+    async def box(self, *, layers: list[Path] | None = None, upper: Path | None = None, **spec: Any) -> Sandbox:
+        return await super().box(layers=layers, upper=upper, **{"trusted": True, **spec})
+
+    def needs(self, feature: str) -> None:
+        """Skip when the provider does not promise this capability field."""
+        if not getattr(self.able, feature):
+            reason = f"{self.provider.name} offers no {feature}: {self.able.notes}"
+            lacking(reason) if self.provider.name == "ns" else pytest.skip(reason)
+
+
+async def open_place(kind: str, folder: Path) -> Provider:
+    if kind == "local":
+        from sandboxes.local import LocalProvider
+
+        return await LocalProvider.start(OneImage(Image("base")), folder)
+    if kind == "remote":
+        from sandboxes.probe import HostUsr
+        from tests.sandboxes.remote_site import start_remote
+
+        root = folder / "root"
+        root.mkdir(mode=0o755)
+        return await start_remote(folder, OneImage(HostUsr(root).image))
+    return await start_provider(kind, folder)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "broken_by(*faults): the faults of faults.py against which this test must fail")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "house" in metafunc.fixturenames:
+        faulty = os.environ.get("GYMSMITH_TEST_FAULTY")
+        metafunc.parametrize("house", [faulty] if faulty else KINDS, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def provider_house(request: pytest.FixtureRequest) -> Iterator[dict[str, Place]]:
+    """Running providers by kind; one loop each."""
+    running: dict[str, Place] = {}
+    yield running
+    for place in running.values():
+        place.loop.run_until_complete(place.provider.close())
+        place.loop.close()
+
+
+@pytest.fixture
+def house(
+    request: pytest.FixtureRequest, provider_house: dict[str, Place], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    kind = request.param
+    if kind not in provider_house:
+        loop = asyncio.new_event_loop()
+        try:
+            provider = loop.run_until_complete(open_place(kind, tmp_path_factory.mktemp(kind)))
+        except GymsmithError as error:
+            loop.close()
+            lacking(f"the {kind} provider does not start here: {error}")
+            raise
+        provider_house[kind] = Place(provider, loop)
+    place = provider_house[kind]
+    if os.environ.get("GYMSMITH_TEST_FAULTY"):
+        mark = request.node.get_closest_marker("broken_by")
+        faults = mark.args if mark else ()
+        provider = Faulty(place.provider, frozenset(faults))
+        yield Place(provider, place.loop)
+        place.loop.run_until_complete(provider.clean())
+        return
+    yield place

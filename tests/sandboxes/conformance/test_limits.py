@@ -1,0 +1,129 @@
+"""What a sandbox may use: processes, memory, disk, processor. Each limit ends in the sandbox, not on the host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gymsmith.errors import SandboxError
+from sandboxes.base import MIB
+
+if TYPE_CHECKING:
+    from tests.sandboxes.conformance.conftest import Place
+
+broken_by = pytest.mark.broken_by
+
+
+def living(marker: str) -> int:
+    """How many processes with this word among their arguments the host sees."""
+    count = 0
+    for folder in Path("/proc").iterdir():
+        try:
+            count += folder.name.isdigit() and marker.encode() in (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+    return count
+
+
+@broken_by("leftovers")
+@pytest.mark.parametrize("bomb", [":(){ :|:& };:", 'while :; do (setsid bash -c "$BASH_EXECUTION_STRING" $0 &) ; done'])
+def test_a_fork_bomb_stays_inside(house: Place, bomb: str) -> None:
+    house.needs("pids_limit")
+    marker = f"bomb{os.getpid()}"
+
+    async def act() -> None:
+        box = await house.box(pids=32)
+        neighbour = await house.box()
+        await box.spawn(["bash", "-c", bomb, marker])
+        for _ in range(200):
+            if living(marker) > 8:
+                break
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
+        assert 8 < living(marker) <= 48
+        assert (await neighbour.exec("echo fine", timeout_s=10)).output == b"fine\n"
+        with contextlib.suppress(SandboxError):
+            await box.exec("true", timeout_s=2)
+        began = time.monotonic()
+        await box.destroy()
+        assert time.monotonic() - began < (2 if house.provider.name == "ns" else 8)
+        assert living(marker) == 0
+        await neighbour.destroy()
+
+    house.run(act())
+
+
+@broken_by("limits dropped")
+def test_the_limit_of_processes_is_the_asked_one(house: Place) -> None:
+    house.needs("pids_limit")
+    code = (
+        "import os, signal\nmade = []\ntry:\n    while len(made) < 200:\n        pid = os.fork()\n"
+        "        if not pid: signal.pause()\n        made.append(pid)\nexcept OSError: pass\n"
+        "for pid in made: os.kill(pid, 9)\nprint(len(made))\n"
+    )
+    result = house.play(lambda box: box.exec(["python3", "-c", code]), pids=20)
+    assert 15 <= int(result.output) <= 28
+
+
+@broken_by("limits dropped")
+def test_a_memory_bomb_dies_alone(house: Place) -> None:
+    house.needs("memory_limit")
+
+    async def scene(box: Any) -> None:
+        result = await box.exec(["python3", "-c", "x = bytearray(900 << 20)"], timeout_s=20)
+        assert result.signal == 9 and result.oom
+        after = await box.exec("echo alive; exit 1")
+        assert after.output == b"alive\n" and not after.oom
+
+    house.play(scene, memory_bytes=64 * MIB, disk_bytes=16 * MIB)
+
+
+@broken_by("limits dropped")
+def test_a_full_disk_is_an_error_inside(house: Place) -> None:
+    house.needs("disk_limit")
+
+    async def scene(box: Any) -> None:
+        result = await box.exec("dd if=/dev/zero of=/tmp/big bs=1M count=200")
+        assert result.exit_code == 1 and b"No space left" in result.output
+        assert (await box.exec("rm /tmp/big; echo again > /tmp/small; cat /tmp/small")).output == b"again\n"
+
+    house.play(scene, disk_bytes=32 * MIB)
+
+
+@broken_by("limits dropped")
+def test_a_busy_loop_gets_its_share(house: Place) -> None:
+    house.needs("cpu_limit")
+
+    async def scene(box: Any) -> None:
+        result = await box.exec("timeout 1 sh -c 'while :; do :; done' & timeout 1 sh -c 'while :; do :; done'; wait")
+        assert result.cpu_s < 0.9, "two loops for a second under a limit of 0.3"
+
+    house.play(scene, cpus=0.3)
+
+
+@broken_by("limits dropped")
+def test_many_small_files_are_an_error_inside(house: Place) -> None:
+    house.needs("disk_limit")
+
+    async def scene(box: Any) -> None:
+        made = await box.exec("mkdir many; cd many; seq 20000 | xargs touch 2>&1 | tail -1", timeout_s=60)
+        assert b"No space left" in made.output
+        assert (await box.exec("rm -r many; echo again > small; cat small")).output == b"again\n"
+
+    house.play(scene, disk_bytes=8 * MIB)
+
+
+@broken_by("stale output")
+def test_what_is_not_limited_is_said(house: Place) -> None:
+    """A provider either keeps a limit, as the tests above show, or names what it lacks."""
+    words = {"memory_limit": "memory", "disk_limit": "disk", "cpu_limit": "CPU"}
+    for feature, word in words.items():
+        if not getattr(house.able, feature):
+            assert word in str(house.able.notes) or "no isolation" in str(house.able.notes)
+    assert house.play(lambda box: box.exec("echo asked")).output == b"asked\n"
