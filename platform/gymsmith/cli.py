@@ -17,11 +17,10 @@ from typing import Annotated, Any
 import typer
 
 from gymsmith.errors import GymsmithError, UserError
-from gymsmith.verbs import environments, evaluation, hosts, images, learning, packages, sandboxes
+from gymsmith.verbs import environments, evaluation, hosts, images, learning, packages, sandboxes, upkeep
 from gymsmith.verbs.terminal import Home, Json, Seed, can_train, emit, settings_for
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
-db_app = typer.Typer(no_args_is_help=True, help="The database behind the state folder.")
 KEPT = "what was finished is kept, the same command goes on from there"
 
 
@@ -152,14 +151,6 @@ def bench(
     raise typer.Exit(0 if all(row.ok is not False for row in rows) else 1)
 
 
-@db_app.command("upgrade")
-def db_upgrade(home: Home = None) -> None:
-    """Bring the database to this version's tables (the embedded SQLite does so by itself)."""
-    from gymsmith.store import Store
-
-    Store.migrate(settings_for(home))
-
-
 for verb in (environments.generate, learning.rollout, learning.train, learning.rl, learning.export):
     app.command()(verb)
 for name, group in (
@@ -170,7 +161,7 @@ for name, group in (
     ("sandbox", sandboxes.app),
     ("sandbox-host", hosts.app),
     ("index", packages.app),
-    ("db", db_app),
+    ("db", upkeep.app),
 ):
     app.add_typer(group, name=name)
 

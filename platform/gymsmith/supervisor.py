@@ -42,6 +42,8 @@ WORKER_NICE = 10
 """Of workers and their sandboxes: dozens of short processes must not crowd out the one learner on a small machine."""
 STOP_S = 8.0
 """How long children may take to end before they are killed."""
+LOG_BYTES = 16 << 20
+"""A child's log above this size is turned over when the child starts."""
 _LOOK_S = 0.2
 _SWEEP_S = 2.0
 """How often it looks for commands that were killed while our workers do their jobs."""
@@ -183,6 +185,7 @@ class Supervisor:
         self.stop()
 
     def _spawn(self, child: Child) -> None:
+        _turn_over(child.log_file)
         child.process = lifeline.spawn(
             child.command, log_file=child.log_file, environment=self.settings.environment(), pass_fds=child.pass_fds
         )
@@ -223,6 +226,13 @@ class Supervisor:
                 f"{child.name} ended with code {code} {child.short_lives} times in a row; "
                 f"last lines of {child.log_file}:\n{child.tail()}"
             )
+
+
+def _turn_over(log_file: Path) -> None:
+    """Start a new log when this one has grown large; one old one is kept."""
+    with contextlib.suppress(FileNotFoundError):
+        if log_file.stat().st_size > LOG_BYTES:
+            log_file.replace(log_file.with_suffix(".log.1"))
 
 
 def running(settings: Settings) -> bool:

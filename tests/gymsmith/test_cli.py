@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from gymsmith import cli
 from gymsmith.attach import Workers, attached, failure
 from gymsmith.config import Settings
 from gymsmith.errors import BuildError, GymsmithError, InfrastructureError, Rejected, StoreError, UnknownPackage, named
@@ -22,23 +21,9 @@ from gymsmith.store import Store
 from gymsmith.supervisor import Supervisor, running
 
 import job_doors  # isort: skip # noqa: F401  registers the kinds
+from spoken import say  # isort: skip
 
 ROOT = Path(__file__).parents[2]
-
-
-def say(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of `gymsmith WORDS`, run in this process."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
-    given, sys.argv = sys.argv, ["gymsmith", *words]
-    try:
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    finally:
-        sys.argv = given
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    out, err = capsys.readouterr()
-    return int(end.value.code or 0), out, err
 
 
 def spawn(*words: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""Events: what happened, in the order of `id`. A reader tails them by id; rows are never changed.
+"""Events: what happened, in the order of `id`. A reader tails them by id; rows are never changed, only forgotten when old.
 
 `emit` hands an event to one background thread, which writes what has gathered every 50 ms, so a busy worker pays one transaction
 for many events. `close` writes the rest. In PostgreSQL writers take turns, or a reader could see id 8 before id 7 and skip it.
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 FLUSH_S = 0.05
 MAX_WAITING = 20_000
 """Events held while the database refuses them; beyond that some are given up."""
+_FORGET = 5000
+"""Rows removed in one transaction."""
 _TURN = 0x67796D73
 """Key of PostgreSQL's advisory lock."""
 
@@ -110,6 +112,22 @@ class Events:
         """Id of the newest event, 0 when there is none: where a live page starts to tail."""
         with self.db.read() as c:
             return int(c.execute(sa.select(sa.func.coalesce(sa.func.max(t.events.c.id), 0))).scalar_one())
+
+    def count_events(self, before: datetime) -> int:
+        """How many events are older."""
+        with self.db.read() as c:
+            return int(c.execute(sa.select(sa.func.count()).where(t.events.c.created_us < t.to_us(before))).scalar_one())
+
+    def forget_events(self, before: datetime) -> int:
+        """Remove older events, a few thousand per transaction so that writers get their turn; how many there were."""
+        old = sa.select(t.events.c.id).where(t.events.c.created_us < t.to_us(before)).limit(_FORGET)
+        total = 0
+        while True:
+            with self.db.write() as c:
+                n = c.execute(sa.delete(t.events).where(t.events.c.id.in_(old))).rowcount
+            total += n
+            if n < _FORGET:
+                return total
 
     def _write_in_batches(self) -> None:
         while not self._closing:

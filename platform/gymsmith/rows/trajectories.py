@@ -128,6 +128,11 @@ class Trajectories:
                 raise NotFound(f"no trajectory {i!r}; the page of its run lists what there is")
         return chunks.read(self.settings.trajectories_dir, [places[i] for i in ids])
 
+    def chunk_files(self) -> set[str]:
+        """Every chunk file that some row names, relative to the trajectories folder."""
+        with self.db.read() as c:
+            return set(c.execute(sa.select(t.trajectories.c.file).distinct()).scalars())
+
     def trajectory_rows(self, wanted: TrajectoryFilter = EVERY, *, cursor: str = "", limit: int = 50) -> Page[TrajectoryRow]:
         """A page of index rows, newest first."""
         return newest_first(self.db, t.trajectories, _COLUMNS, wanted.where(), _hand_out, cursor, limit)
