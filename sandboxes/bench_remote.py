@@ -57,9 +57,7 @@ class _Hosts:
 
     def start(self) -> None:
         for number in (1, 2):
-            address, prefix = "127.0.0.1", []
-            if self.wired:
-                address, prefix = self._space(number)
+            address, prefix = self._space(number) if self.wired else ("127.0.0.1", [])
             make_certificate(self.folder, f"host{number}", [address])
             environment = {
                 **os.environ,

@@ -71,13 +71,8 @@ class Egress:
             service = IndexService(self._cache, policy)
         else:
             service = ProxyService(policy, internal=self._internal, resolve=self._resolve)
-        listener = await box.listener(PORTS[policy.mode])
-        gate = Gate(policy, listener, service, box.id)
-        try:
-            await gate.open()
-        except BaseException:
-            listener.close()
-            raise
+        gate = Gate(policy, await box.listener(PORTS[policy.mode]), service, box.id)
+        gate.open()
         return gate
 
 

@@ -7,6 +7,7 @@ one sandbox used goes with it.
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from sandboxes import image_base
 from sandboxes.base import Image
 from sandboxes.channel import pack
 
+KEEP_DAYS = 30
+"""A host that starts removes layers that no image has named for so long."""
+
 
 class Shelf:
     """The layers that workers have sent, by digest, and the images made of them: what the provider here looks images up in."""
@@ -25,8 +29,14 @@ class Shelf:
         self._layers = root / "layers"
         self.scratch = root / "scratch"
         shutil.rmtree(self.scratch, ignore_errors=True)
-        for folder in (root, self._layers, self.scratch):
+        self._used = root / "used"
+        for folder in (root, self._layers, self.scratch, self._used):
             folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for layer in self._layers.iterdir():
+            mark = self._used / layer.name
+            if not mark.exists() or mark.stat().st_mtime < time.time() - KEEP_DAYS * 86_400:
+                shutil.rmtree(layer, ignore_errors=True)
+                mark.unlink(missing_ok=True)
         self._images: dict[str, Image] = {}
         self._users: Counter[str] = Counter()
 
@@ -53,6 +63,9 @@ class Shelf:
                 )
         key = digest(pack(said))[:32]
         layers = tuple(self.path(name) for name in said["layers"])
+        if key not in self._images:
+            for layer in layers:
+                (self._used / layer.name).touch()
         words = {name: said[name] for name in ("env", "workdir", "user", "engine_ref")}
         self._images[key] = Image(id=key, layers=layers, binds=tuple(map(tuple, said["binds"])), **words)
         return self._images[key]

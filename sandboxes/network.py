@@ -32,6 +32,9 @@ MIB = 1024 * 1024
 MAX_HEAD_BYTES = 16_384
 IDLE_S = 60.0
 """A connection on which nothing moves for so long is closed."""
+RATE_PER_S = 200.0
+"""Connections and requests of one sandbox; one that asks faster waits, so that others are not kept waiting by it."""
+_BURST = 100.0
 _KEPT_REFUSALS = 100
 
 Mode = Literal["none", "index", "proxy"]
@@ -181,6 +184,7 @@ class Connection:
         except (asyncio.LimitOverrunError, TimeoutError) as error:
             raise Refused("bad-request", f"no whole request head: {type(error).__name__}", 400) from None
         self.gate.spend(len(raw))
+        await self.gate.turn()
         lines = raw[:-4].decode("latin-1").split("\r\n")
         if not (lines[0].isascii() and lines[0].isprintable()):
             raise Refused("bad-request", repr(lines[0][:100]), 400)
@@ -229,24 +233,38 @@ class Gate:
         self.sandbox = sandbox
         self.refused: deque[Refusal] = deque(maxlen=_KEPT_REFUSALS)
         """The last refusals, oldest first."""
+        self.refusals = 0
+        """How many there were."""
         self.bytes = 0
         self._listener = listener
         self._service = service
         self._open: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._turns, self._counted = _BURST, time.monotonic()
 
-    async def open(self) -> None:
+    def open(self) -> None:
         """Begin to accept."""
         self._listener.setblocking(False)
-        self._server = await asyncio.start_server(self._accept, sock=self._listener, limit=MAX_HEAD_BYTES)
+        self._accepting = asyncio.ensure_future(self._accept())
 
     def close(self) -> None:
-        """Stop accepting and cut what is open; the port is closed when this returns."""
-        if self._server is not None:
-            self._server.close()
+        """Stop accepting and cut what is open; the port is closed when this returns. Calling it again does nothing."""
+        if self._accepting is None:
+            return
+        self._accepting.get_loop().remove_reader(self._listener.fileno())
+        self._accepting.cancel()
+        self._accepting = None
         self._listener.close()
         for task in self._open:
             task.cancel()
+
+    async def turn(self) -> None:
+        """Wait until this sandbox may have one more connection or request."""
+        now = time.monotonic()
+        self._turns, self._counted = min(_BURST, self._turns + (now - self._counted) * RATE_PER_S), now
+        self._turns -= 1
+        if self._turns < 0:
+            await asyncio.sleep(-self._turns / RATE_PER_S)
 
     def spend(self, count: int) -> None:
         """Count bytes that crossed. Raises: Refused (the sandbox has used up its allowance)."""
@@ -257,13 +275,27 @@ class Gate:
     def refuse(self, refusal: Refusal) -> None:
         """Record a refusal."""
         self.refused.append(refusal)
+        self.refusals += 1
+        if self.refusals > _KEPT_REFUSALS:
+            return  # a sandbox must not fill our log
         log.info("event=network_refused sandbox=%s mode=%s reason=%s what=%r",
                  self.sandbox, self.policy.mode, refusal.reason, refusal.what)  # fmt: skip
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(self._serve(Connection(self, reader, writer), writer))
-        self._open.add(task)
-        task.add_done_callback(self._open.discard)
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(self._listener)
+            try:
+                reader, writer = await asyncio.open_connection(sock=sock, limit=MAX_HEAD_BYTES)
+            except BaseException as error:
+                sock.close()
+                if isinstance(error, OSError):
+                    continue
+                raise
+            task = asyncio.ensure_future(self._serve(Connection(self, reader, writer), writer))
+            self._open.add(task)
+            task.add_done_callback(self._open.discard)
+            await self.turn()
 
     async def _serve(self, connection: Connection, writer: asyncio.StreamWriter) -> None:
         began = time.monotonic()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,6 +26,7 @@ _CONNECT_S = 15.0
 _CHUNK_BYTES = 64 * 1024
 _MAX_HELLO_BYTES = 16_384 + 5
 _SERVER_NAME, _ENCRYPTED_HELLO = 0, 0xFE0D
+_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z")
 _HOP_HEADERS = frozenset(
     ("connection", "proxy-connection", "keep-alive", "te", "trailer", "upgrade", "proxy-authorization", "transfer-encoding")
 )
@@ -133,6 +135,8 @@ class ProxyService:
         if _is_address(name):
             raise Refused("ip-literal", authority)
         name = name.removesuffix(".")
+        if not _NAME.match(name):
+            raise Refused("bad-request", authority, 400)
         ports = [port_of(entry) for entry in self.policy.hosts if _covers(entry.partition(":")[0], name)]
         if not ports:
             raise Refused("not-listed", authority)

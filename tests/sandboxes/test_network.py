@@ -13,6 +13,7 @@ import ipaddress
 import socket
 import ssl
 import threading
+import tomllib
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,8 +21,10 @@ from typing import Any
 
 import pytest
 
+from gymsmith import taskdir
 from gymsmith.errors import Capacity, PolicyRefused
-from gymsmith.schema import TaskSpec
+from gymsmith.schema import Draft, Source, TaskSpec
+from gymsmith.taskdir import Task
 from sandboxes.base import Sandbox
 from sandboxes.egress import Egress
 from sandboxes.index_server import PackageCache
@@ -235,6 +238,53 @@ def test_connections_and_bytes_are_bounded(house: House) -> None:
     house.play(scene, network=policy)
 
 
+def test_one_that_asks_without_end_does_not_keep_others_waiting(house: House) -> None:
+    flood = (
+        "import socket, threading\n"
+        "def ask():\n"
+        "    while True:\n"
+        "        try:\n"
+        "            s = socket.create_connection(('127.0.0.1', 3141), 5)\n"
+        "            s.sendall(b'GET /simple/ HTTP/1.1\\r\\n\\r\\n' * 200); s.recv(1000)\n"
+        "        except OSError: pass\n"
+        "for _ in range(8): threading.Thread(target=ask).start()"
+    )
+
+    async def act() -> None:
+        loud, quiet = await house.box(network=INDEX), await house.box()
+        try:
+            await loud.spawn(["python3", "-c", flood])
+            await asyncio.sleep(1.5)
+            gate = loud.gate
+            seen, began = gate.bytes, asyncio.get_running_loop().time()
+            for _ in range(10):
+                assert (await quiet.exec("true")).ok
+            await asyncio.sleep(1.0)
+            requests = (gate.bytes - seen) / 250  # a request and its answer are larger than that
+            assert requests < 250 * (asyncio.get_running_loop().time() - began) + 100
+            assert gate.bytes > 20_000, "the flood did come"
+        finally:
+            await loud.destroy()
+            await quiet.destroy()
+
+    house.run(act())
+
+
+def test_a_fork_has_a_gate_of_its_own(house: House) -> None:
+    house.needs("fork")
+
+    async def scene(box: Sandbox) -> None:
+        (fork,) = await box.fork()
+        try:
+            await box.disconnect()
+            assert await connects(box, tcp("127.0.0.1", 3141)) == "ECONNREFUSED"
+            assert await connects(fork, tcp("127.0.0.1", 3141)) == "open"
+        finally:
+            await fork.destroy()
+
+    house.play(scene, network=INDEX)
+
+
 def test_the_cache_serves_only_what_its_digest_says(tmp_path: Path, house: House) -> None:
     cache = PackageCache(tmp_path / "cache")
     package = cache.add(write_wheel(tmp_path, "gym_hurt", "1.0"))
@@ -441,12 +491,19 @@ def test_a_policy_that_cannot_be_kept_is_refused(make: Callable[[], NetworkPolic
         make()
 
 
-def test_tasks_say_it_in_harbors_words() -> None:
+def test_tasks_say_it_in_harbors_words(tmp_path: Path) -> None:
     spec = TaskSpec(name="gymsmith/x", kind="shell", network="allowlist", allowed_hosts=("a.test", "*.b.test:8443"))
     assert policy_of(spec) == NetworkPolicy("proxy", hosts=("a.test", "*.b.test:8443"))
     assert policy_of(spec, verifying=True) == OFFLINE
     assert policy_of(spec.model_copy(update={"verifier_network": True}), verifying=True).mode == "proxy"
     assert policy_of(TaskSpec(name="gymsmith/x", kind="shell", packages=("six==1.17.0",))).mode == "index"
     assert policy_of(TaskSpec(name="gymsmith/x", kind="shell")) == OFFLINE
+    draft = Draft(Source(uri="shell:x", kind="parametric"), spec, "Do it.", {
+        "environment/Dockerfile": b"FROM gymsmith/host\n", "tests/test.sh": b"true\n"})  # fmt: skip
+    written = taskdir.write(Task.of(draft), tmp_path / "task")
+    assert taskdir.read(tmp_path / "task").spec == spec, written
+    document = tomllib.loads((tmp_path / "task" / "task.toml").read_text())
+    assert document["environment"]["allowed_hosts"] == document["agent"]["allowed_hosts"] == ["a.test", "*.b.test:8443"]
+    assert (document["agent"]["network_mode"], document["verifier"]["network_mode"]) == ("allowlist", "no-network")
     with pytest.raises(ValueError, match="allowed_hosts"):
         TaskSpec(name="gymsmith/x", kind="shell", allowed_hosts=("a.test",))
