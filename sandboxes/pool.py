@@ -179,10 +179,7 @@ class WarmPool:
         await asyncio.gather(*tasks, *self._ending, return_exceptions=True)
 
     def _shelf(self, spec: SandboxSpec) -> _Shelf:
-        key = (
-            spec.image, spec.workdir, tuple(sorted(spec.env.items())), spec.user, spec.memory_bytes, spec.pids, spec.cpus,
-            spec.disk_bytes, spec.lease_s, spec.network,
-        )  # fmt: skip
+        key = kind(spec)
         shelf = self._shelves.get(key)
         if shelf is None:
             shelf = self._shelves[key] = _Shelf(spec, half_life_s=self._ttl_s / 4)
@@ -251,3 +248,11 @@ class WarmPool:
                     del self._shelves[key]
                 else:
                     self._fill(shelf)
+
+
+def kind(spec: SandboxSpec) -> tuple[Any, ...]:
+    """What a warm sandbox must have in common with what is asked for: everything but the labels."""
+    return (
+        spec.image, spec.workdir, tuple(sorted(spec.env.items())), spec.user, spec.memory_bytes, spec.pids, spec.cpus,
+        spec.disk_bytes, spec.lease_s, spec.role, spec.network, spec.trusted,
+    )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ import pytest
 from gymsmith.config import Settings
 from gymsmith.errors import ImageMissing
 from sandboxes.admission import Admission, Room
-from sandboxes.base import Image, SandboxSpec
+from sandboxes.base import MIB, Image, SandboxSpec
 from sandboxes.namespace import NamespaceProvider
-from sandboxes.pool import WarmPool
+from sandboxes.network import NetworkPolicy
+from sandboxes.pool import WarmPool, kind
 from sandboxes.probe import HostUsr
 from sandboxes.registry import entries
 from sandboxes.worker import Worker
@@ -68,6 +70,17 @@ def test_what_is_taken_was_made_before_and_is_never_given_again(tmp_path: Path) 
         assert len(seen) == 16, "a used sandbox came back"
 
     with_pool(tmp_path, scene)
+
+
+def test_every_field_but_the_labels_tells_kinds_apart() -> None:
+    other = dict(
+        image="other", workdir="/tmp", env={"A": "1"}, user="root", memory_bytes=32 * MIB, pids=32, cpus=2.0, disk_bytes=32 * MIB,
+        lease_s=60.0, role="build", network=NetworkPolicy("proxy", hosts=("example.org",)), trusted=True,
+    )  # fmt: skip
+    assert set(other) == {f.name for f in fields(SandboxSpec)} - {"labels"}, "a field that is new belongs into the kind"
+    kinds = {kind(replace(SPEC, **{name: value})) for name, value in other.items()}  # type: ignore[arg-type]
+    assert len(kinds) == len(other) and kind(SPEC) not in kinds
+    assert kind(replace(SPEC, labels={})) == kind(SPEC)
 
 
 def test_only_the_same_spec_is_taken(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from gymsmith.errors import Capacity, SandboxGone
 from sandboxes import bench_leak, cgroups, reaper
-from sandboxes.base import SandboxSpec
+from sandboxes.base import Image, SandboxSpec
+from sandboxes.container import ContainerProvider
 from sandboxes.launcher import probe
 from sandboxes.namespace import NamespaceProvider
 from sandboxes.probe import HostUsr
@@ -93,6 +94,35 @@ def test_an_owner_whose_registry_is_lost_ends_what_it_holds(tmp_path: Path) -> N
         shutil.rmtree(tmp_path / "state")
         assert (await (await provider.create(SPEC)).exec("echo b")).ok, "noticed at the next create, not only by the janitor"
         assert not again.alive
+        await provider.close()
+        assert not list((tmp_path / "state" / reaper.OWNERS).iterdir())
+
+    asyncio.run(act())
+
+
+@pytest.mark.docker
+def test_containers_end_with_their_registry_too(tmp_path: Path) -> None:
+    class OneImage:
+        def resolve(self, image_id: str) -> Image:
+            return Image(id=image_id, engine_ref="gymsmith/debian:bookworm")
+
+    async def act() -> None:
+        try:
+            provider = await ContainerProvider.start(OneImage(), tmp_path / "state")
+        except Capacity as error:
+            if os.environ.get("GYMSMITH_REQUIRE_ALL") == "1":
+                raise
+            pytest.skip(f"no engine: {error}")
+        box = await provider.create(SPEC)
+        assert [entry.id for entry in entries(provider._folder)] == [box.id]
+        shutil.rmtree(tmp_path / "state")
+        provider._beat()
+        with pytest.raises(SandboxGone):
+            await box.exec("true")
+        await box.destroy()
+        assert provider.admission.sandboxes == 0
+        again = await provider.create(SPEC)
+        assert [entry.id for entry in entries(provider._folder)] == [again.id]
         await provider.close()
         assert not list((tmp_path / "state" / reaper.OWNERS).iterdir())
 
