@@ -39,7 +39,8 @@ def slide(number: int) -> str:
     return (
         "<!doctype html><style>body{margin:0;font:18px sans-serif;background:#f7f7fb}h1{position:absolute;left:40px;top:30px}"
         ".card{position:absolute;width:270px;height:150px;background:#fff;border:1px solid #ccd;border-radius:8px;padding:0 12px;"
-        f"box-sizing:border-box}}h2{{font-size:22px;margin:10px 0}}</style><body><h1>Deck {number}</h1><em>subtitle</em>{cards}</body>"
+        "box-sizing:border-box}h2{font-size:22px;margin:10px 0}</style>"
+        f"<body><h1>Deck {number}</h1><em>subtitle</em>{cards}</body>"
     )
 
 

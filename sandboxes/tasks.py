@@ -1,4 +1,4 @@
-"""The doors through which jobs enter: rollout, evaluate, evaluate_swebench.
+"""The doors through which jobs enter: rollout, evaluate, evaluate_swebench, render.
 
 A door is synchronous, runs in a Celery thread, checks its payload, prepares what needs the store, and hands the rest to the
 process's loop (`worker`). Payloads carry ids; what the attempts give goes into the store in batches, under the job's fence.
@@ -212,6 +212,22 @@ def evaluate_swebench(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any
     ctx.check()
     ctx.store.put_report(report)
     return {"report_id": report.id, "left_out": left_out}
+
+
+def render(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Pages, rendered in order as one trust domain: {"renders": [{"status", "cause", "png", "report"}]}.
+
+    `png` and `report` are names of files below `settings.renders_dir`, "" where there is none.
+    Raises:
+        ConfigError: the payload is not a RenderOrder.
+        PolicyRefused: a page is too large, or its folder is not below the state folder.
+        Capacity: no browser can be had here.
+    """
+    from sandboxes import browser_job
+
+    order = _read(browser_job.RenderOrder, payload)
+    worker = process_worker(ctx.settings)
+    return {"renders": worker.run(browser_job.render_all(worker, ctx, order), ctx)}
 
 
 def _play(order: _Order, worker: Worker, ctx: JobContext, temperature: float) -> Play:

@@ -12,7 +12,7 @@ import concurrent.futures
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from gymsmith import taskdir
 from gymsmith.config import Settings
@@ -23,6 +23,9 @@ from gymsmith.store import Store
 from gymsmith.taskdir import Task
 from sandboxes.base import MIB, Image, Provider
 from sandboxes.image import ImageStore
+
+if TYPE_CHECKING:
+    from sandboxes.browser import RenderService
 
 T = TypeVar("T")
 
@@ -54,6 +57,7 @@ class Worker:
         self._thread.start()
         self._opening = asyncio.Lock()
         self._provider: Provider | None = None
+        self._renderer: RenderService | None = None
         self._images = ImageStore(settings.images_dir)
         self.slots = asyncio.Semaphore(settings.max_sandboxes)
         """One for each sandbox that may be alive; hold one (on the loop) around each attempt."""
@@ -97,6 +101,16 @@ class Worker:
                 if warm and isinstance(self._provider, Maker):
                     self._provider = WarmPool(self._provider, max_warm=warm)
             return self._provider
+
+    async def renderer(self) -> RenderService:
+        """The render service of this process, opened on first use. Raises: Capacity (no browser can be had here)."""
+        async with self._opening:
+            if self._renderer is None:
+                from sandboxes.browser import RenderService
+
+                place = self.settings
+                self._renderer = await RenderService.start(place.sandboxes_dir, place.images_dir, chromium=place.chromium)
+            return self._renderer
 
     async def images(self) -> ImageStore:
         """The image store, able to build."""
@@ -154,6 +168,9 @@ class Worker:
         for policy in self._policies.values():
             await policy.close()
         self._policies.clear()
+        if self._renderer is not None:
+            renderer, self._renderer = self._renderer, None
+            await renderer.close()
         if self._provider is not None:
             provider, self._provider = self._provider, None
             await provider.close()

@@ -62,7 +62,7 @@ class Settings(BaseModel):
     docker_base_image: str = "debian:12-slim"
     """What `FROM gymsmith/host` becomes under the Docker provider."""
     chromium: str = ""
-    """Browser binary for the browser tests; empty means look for one."""
+    """Chromium or Chrome program that renders pages; empty means look for one."""
 
     @field_validator("home")
     @classmethod
@@ -151,6 +151,11 @@ class Settings(BaseModel):
     def runs_dir(self) -> Path:
         """One folder per run: checkpoints, exports."""
         return self.home / "runs"
+
+    @property
+    def renders_dir(self) -> Path:
+        """Screenshots and their reports by content hash."""
+        return self.home / "renders"
 
     @property
     def wheelhouse_dir(self) -> Path:

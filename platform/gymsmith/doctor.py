@@ -11,7 +11,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,12 +132,9 @@ def sandbox_hosts(settings: Settings) -> Check:
 
 
 def chromium(settings: Settings) -> Check:
-    """Whether a Chromium for rendering environments and browser tests is there."""
-    found = settings.chromium or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not found:
-        return Check("chromium", "missing", "not found", "apt-get install chromium, or set GYMSMITH_CHROMIUM")
-    done = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=20)
-    return Check("chromium", "ok" if done.returncode == 0 else "missing", f"{done.stdout.strip()} at {found}")
+    """Whether pages can be rendered, as the sandboxes' own probe found it."""
+    report: dict[str, Any] = importlib.import_module("sandboxes.browser_probe").probe(settings.chromium)
+    return Check("chromium", "ok" if report["works"] else "missing", report["summary"], report["next_move"])
 
 
 def torch() -> Check:

@@ -48,6 +48,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "image": ("factory", "sandboxes.image_door:image"),
     "evaluate": ("evals", "sandboxes.tasks:evaluate"),
     "evaluate_swebench": ("evals", "sandboxes.tasks:evaluate_swebench"),
+    "render": ("rollouts", "sandboxes.tasks:render"),
     "train": ("train", "trainer.tasks:train"),
     "serve": ("train", "trainer.tasks:serve"),
     "export": ("train", "trainer.tasks:export"),

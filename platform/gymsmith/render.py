@@ -148,6 +148,7 @@ _LINES: dict[str, Callable[[dict[str, Any]], list[Any]]] = {
     "rollout": lambda p: [f"{len(p.get('items') or [])} attempts", p.get("run_id")],
     "evaluate": lambda p: [p.get("name"), p.get("mode"), p.get("run_id")],
     "evaluate_swebench": lambda p: [p.get("predictions"), p.get("dataset")],
+    "render": lambda p: [f"{len(p.get('pages') or [])} pages", p.get("run_id")],
 }
 
 

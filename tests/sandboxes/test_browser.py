@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gymsmith.errors import Capacity, PolicyRefused
+from gymsmith import doctor, jobs
+from gymsmith.config import Settings
+from gymsmith.errors import Capacity, ConfigError, PolicyRefused
+from gymsmith.schema import Job
+from gymsmith.store import Store
+from gymsmith.worker import Context
 from sandboxes import browser, browser_door
 from sandboxes.browser_chromium import find
 from sandboxes.browser_result import Document, Rect
+from sandboxes.worker import process_worker
 
 if TYPE_CHECKING:
     from tests.sandboxes.conftest import Painter
@@ -301,3 +307,42 @@ def test_a_service_without_walls_says_so(painter: Painter) -> None:
     notes, shown = painter.run(asyncio.wait_for(scene(), 60))
     assert (shown.status, shown.isolation, shown.metrics.visible_text) == ("ok", "none", "trusted")
     assert "not confined" in notes[0] and painter.service.isolation == "namespace" and painter.service.notes == ()
+
+
+def test_a_render_job_keeps_pictures_and_reports_by_hash(painter: Painter, tmp_path: Path) -> None:
+    settings = Settings.load(home=tmp_path)
+    store = Store.open(settings)
+    (tmp_path / "decks/one").mkdir(parents=True)
+    (tmp_path / "decks/one/index.html").write_text("<p>from a folder</p>")
+    pages = [{"html": "<p>inline</p>"}, {"folder": "decks/one"}, {"html": "<p>inline</p>"}]
+    payload = {"pages": pages, "deadline_s": 60.0}
+    hopeless = {"pages": [{"html": "<script>while(1);</script>"}], "deadline_s": 0.5}
+
+    def job(number: int, payload: dict[str, Any]) -> Context:
+        store.put_job(Job(id=f"job{number}", kind="render", queue="rollouts", payload=payload))
+        claimed = store.claim(f"job{number}", "test")
+        assert claimed is not None
+        return Context(claimed, store)
+
+    try:
+        first, second, third = jobs.door_of("render")(payload, job(1, payload))["renders"]
+        assert first["status"] == second["status"] == "ok" and first["png"] == third["png"] != second["png"]
+        (stuck,) = jobs.door_of("render")(hopeless, job(2, hopeless))["renders"]
+        assert (stuck["status"], stuck["png"]) == ("stopped", "")
+        report = json.loads((settings.renders_dir / second["report"]).read_text())
+        assert [text["text"] for text in report["metrics"]["texts"]] == ["from a folder"]
+        assert (settings.renders_dir / first["png"]).read_bytes().startswith(b"\x89PNG")
+        for bad in ({"folder": "../.."}, {"folder": "/etc"}, {}, {"html": "x", "folder": "decks"}):
+            with pytest.raises(PolicyRefused, match=r"folder must be|html or folder"):
+                jobs.door_of("render")({"pages": [bad]}, job(hash(str(bad)), {"pages": [bad]}))
+        with pytest.raises(ConfigError, match="RenderOrder"):
+            jobs.door_of("render")({"pages": []}, job(9, {}))
+    finally:
+        process_worker(settings).close()
+
+
+def test_the_doctor_renders_a_page() -> None:
+    good = doctor.chromium(Settings.load())
+    assert good.state == "ok" and "in a sandbox without a network" in good.detail
+    bad = doctor.chromium(Settings.load(chromium="/no/such/browser"))
+    assert bad.state == "missing" and "apt-get install chromium" in bad.next_move
