@@ -119,9 +119,10 @@ class ImageStore:
 
     def _engine(self) -> tuple[Any, str] | None:
         """The client of the container engine that the provider drives and its base image; None for a provider without one."""
-        if self.provider is None or self.provider.capabilities.isolation != "container":
-            return None
-        return self.provider.client, self.provider.base_image  # type: ignore[attr-defined]
+        client = getattr(self.provider, "client", None)
+        if self.provider is None or client is None or self.provider.capabilities.isolation != "container":
+            return None  # engines of other machines are driven by their sandbox hosts
+        return client, self.provider.base_image  # type: ignore[attr-defined]
 
     async def build(
         self,
