@@ -13,13 +13,12 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.responses import JSONResponse, Response
 
-from gymsmith import pages, problems
+from gymsmith import openapi, pages, problems
 from gymsmith.config import Settings, settings
 from gymsmith.endpoints import environments, evaluations, jobs, runs, trajectories
 from gymsmith.endpoints.envelope import PREFIX, SettingsDep, StoreDep
 from gymsmith.errors import ConfigError, GymsmithError, NotFound
 from gymsmith.guard import LOOPBACK, Guard
-from gymsmith.problems import Problem
 from gymsmith.render import app_version
 from gymsmith.store import Store
 from gymsmith.streams import Tail
@@ -58,13 +57,13 @@ def create_app(config: Settings | None = None, store: Store | None = None) -> Fa
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        responses={"4XX": {"model": Problem, "content": {problems.MEDIA_TYPE: {}}}},
     )
     app.state.store, app.state.settings, app.state.tail = opened, config, Tail(opened)
     for resource in (environments, jobs, trajectories, runs, evaluations):
         app.include_router(resource.router, prefix=PREFIX)
     _add_health(app)
     problems.install(app)
+    openapi.describe(app)
 
     @app.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     def no_such_resource(rest: str) -> Response:

@@ -6,6 +6,7 @@ import http.client
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -444,6 +445,17 @@ def test_the_description_names_every_operation_once(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert sorted(ids) == sorted(OPERATIONS), "operation ids are part of the contract: clients are generated from them"
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        name = operation["operationId"]
+        assert " " in operation["summary"] and operation["summary"].lower() != name.lower(), f"{name} has no summary of its own"
+        failures = {status: answer for status, answer in operation["responses"].items() if not status.startswith("2")}
+        assert set(failures) == {"4XX", "5XX"}, name
+        for answer in failures.values():
+            assert answer["content"] == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        assert all(answer["content"] for status, answer in operation["responses"].items() if status.startswith("2")), name
+    known = document["components"]["schemas"]
+    assert set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document))) <= set(known), "a reference leads nowhere"
+    assert {"status", "detail", "code"} <= set(known["Problem"]["properties"])
     assert client.get("/docs").status_code == 404, "FastAPI's own page loads scripts from elsewhere"
 
 
