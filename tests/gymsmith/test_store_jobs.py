@@ -6,9 +6,11 @@ import threading
 import time
 
 import pytest
+import sqlalchemy as sa
 
 from gymsmith.errors import Conflict, Fenced, NotFound
 from gymsmith.ids import ulid
+from gymsmith.rows import tables
 from gymsmith.schema import Job, State, Trajectory
 from gymsmith.store import Store
 
@@ -151,6 +153,9 @@ def test_a_released_job_is_due_at_once_and_loses_no_attempt(store: Store) -> Non
     store.cancel(job.id)
     store.release(job.id, 2)
     assert store.job(job.id).state is State.CANCELLED, "queued and cancelled, it would wait for ever"
+    with store.db.write() as c:
+        c.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job.id).values(state="queued", due_us=0))
+    assert store.lapsed() == [] and store.job(job.id).state is State.CANCELLED, "a row of an older version"
 
 
 def test_the_jobs_of_a_dead_worker_do_not_wait_for_their_lease(store: Store) -> None:

@@ -296,6 +296,11 @@ class Jobs(Events):
                 c.execute(update.values(state=state.value, finished_us=now_us, lease_us=None, **values))
             overtaken: dict[str, int] = {}
             for due in c.execute(_DUE, {"now": now_us}).all():
+                if due.cancel:
+                    ended = {"state": State.CANCELLED.value, "finished_us": now_us, "due_us": None}
+                    c.execute(sa.update(t.jobs).where(_J.id == due.id).values(**ended))
+                    changed.append((due, State.CANCELLED))
+                    continue
                 waits_its_turn = False
                 if due.publishes:
                     if due.queue not in overtaken:
@@ -306,7 +311,7 @@ class Jobs(Events):
                 if not waits_its_turn:
                     out.append((due.id, due.queue))
         for row, state in changed:
-            self._changed(row.id, row.run_id, state, row.attempt, why="its worker died or fell silent")
+            self._changed(row.id, row.run_id, state, row.attempt)
         return out
 
     def due_again(self, ids: Sequence[str], pause_s: float) -> None:
@@ -456,7 +461,7 @@ _LAPSED = (
     .with_for_update(skip_locked=True)
 )
 _DUE = (
-    sa.select(_J.id, _J.queue, _J.publishes, _J.created_us)
+    sa.select(_J.id, _J.run_id, _J.attempt, _J.cancel, _J.queue, _J.publishes, _J.created_us)
     .where(_J.state == State.QUEUED.value, _J.due_us <= _bound("now"))
     .order_by(_J.due_us)
     .limit(_SWEEP)
