@@ -282,7 +282,7 @@ class Jobs(Events):
             if not c.execute(_ANY_LAPSED, {"now": now_us}).first():
                 return []
         out = []
-        changed = []
+        changed: list[tuple[Any, State]] = []
         with self.db.write() as c:
             for row in c.execute(_LAPSED, {"now": now_us}).all():
                 update = sa.update(t.jobs).where(_J.id == row.id)
