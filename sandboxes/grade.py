@@ -25,7 +25,7 @@ import logging
 import secrets
 import time
 
-from gymsmith.errors import Capacity, ExecTimeout, ImageMissing, PolicyRefused, SandboxError, SandboxGone
+from gymsmith.errors import Capacity, ExecTimeout, HostLost, ImageMissing, PolicyRefused, SandboxError, SandboxGone
 from gymsmith.schema import Reward
 from gymsmith.taskdir import Task
 from sandboxes import observations, services
@@ -120,6 +120,8 @@ async def verify(provider: Provider, image: Image, task: Task, artifacts: Artifa
         except SandboxError as error:
             log.warning("verifier sandbox lost task=%s attempt=%d error=%s", task.spec.name, attempt, error)
             if attempt == 2:
+                if isinstance(error, HostLost):
+                    raise
                 await assert_alive(provider, image)
                 reward = nothing(task, f"the verifier's sandbox failed twice on what was left, others work: {error}")
     assert reward is not None
@@ -206,7 +208,7 @@ async def _harbor(box: Sandbox, result: ExecResult) -> tuple[float, dict[str, st
         except FileNotFoundError:
             found[name] = None
         except (SandboxError, PolicyRefused, OSError) as error:
-            if isinstance(error, SandboxGone | ExecTimeout):
+            if isinstance(error, SandboxGone | ExecTimeout | HostLost):
                 raise
             found[name] = b""  # too large, a FIFO, a directory: there, and no number
     return harbor_verdict(found["reward.json"], found["reward.txt"], result)

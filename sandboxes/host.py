@@ -71,7 +71,9 @@ class HostServer:
 
     async def listen(self, address: str, port: int, tls: ssl.SSLContext) -> int:
         """Begin to serve; the port."""
-        self._server = await asyncio.start_server(self._connected, address, port, ssl=tls, backlog=256, ssl_handshake_timeout=GREETING_S)
+        self._server = await asyncio.start_server(
+            self._connected, address, port, ssl=tls, backlog=256, ssl_handshake_timeout=GREETING_S
+        )
         self._watch = asyncio.ensure_future(self._keep_leases())
         return int(self._server.sockets[0].getsockname()[1])
 

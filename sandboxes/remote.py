@@ -2,7 +2,7 @@
 
 One worker has one connection to each host (`remote_link.py`). A sandbox goes to the host with the most room left. A connection
 that breaks is made again, and what was asked goes on there meanwhile; a host that stays away for longer than the lease has
-destroyed what it had, so every call on it raises SandboxGone from then on. Images are sent as layers, by digest, when a host does
+destroyed what it had, so every call on that raises HostLost from then on. Images are sent as layers, by digest, when a host does
 not have them.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from gymsmith.config import Settings
-from gymsmith.errors import Capacity, ConfigError, ImageMissing, SandboxError, SandboxGone
+from gymsmith.errors import Capacity, ConfigError, HostLost, ImageMissing, SandboxError, SandboxGone
 from sandboxes import image_base
 from sandboxes.base import MIB, Capabilities, Image, ImageSource, SandboxSpec
 from sandboxes.layer_transfer import OWN, pack_layer
@@ -85,7 +85,7 @@ class RemoteProvider:
             try:
                 name = await self._create(link, spec, image, layers, upper)
                 return self.keep(link, name, spec, upper, reserved=True)
-            except (Capacity, SandboxGone) as error:
+            except (Capacity, HostLost) as error:
                 refusals.append(f"{link.address}: {error}")
             finally:
                 if name is None and link.epoch == epoch:

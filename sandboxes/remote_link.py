@@ -1,7 +1,7 @@
 """A worker's side of one sandbox host: a connection that is made again when it breaks, and the calls that go over it.
 
 What is asked is kept until it is answered and sent again after a reconnection; the host does nothing twice. When the host stays
-away for longer than the lease, or was started anew, all that waits ends with SandboxGone and a new session (epoch) begins.
+away for longer than the lease, or was started anew, all that waits ends with HostLost and a new session (epoch) begins.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gymsmith.errors import ConfigError, ExecTimeout, GymsmithError, SandboxError, SandboxGone
+from gymsmith.errors import ConfigError, GymsmithError, HostLost, SandboxError, SandboxGone
 from sandboxes.base import Capabilities
 from sandboxes.channel import (
     ACK,
@@ -93,7 +93,7 @@ class HostLink:
         self._last = 0
         self._channel: Channel | None = None
         self._heard = 0.0
-        self._ready = asyncio.Event()
+        self._closed = False
         self._tried = asyncio.Event()
         self._keeper = asyncio.ensure_future(self._keep())
 
@@ -110,10 +110,10 @@ class HostLink:
 
         epoch: in which session; within_s: how long the deed itself may take.
 
-        Raises: what the host raised; SandboxGone (it was away for longer than the lease, or is another one now); ExecTimeout.
+        Raises: what the host raised; HostLost (it was away for longer than the lease, or is another one now).
         """
         if epoch != self.epoch:
-            raise SandboxGone(f"host {self.address} has lost its sandboxes of before: {self.why_not}")
+            raise self._gone()
         self._last += 1
         number = self._last
         call = _Call(asyncio.get_running_loop().create_future(), pack({"do": do, "on": on, "args": args}))
@@ -125,7 +125,7 @@ class HostLink:
             async with asyncio.timeout(within_s + _PATIENCE_S + self._lease_s):
                 return await call.future
         except TimeoutError:
-            raise ExecTimeout(f"host {self.address} must answer {do}, it did not") from None
+            raise HostLost(f"host {self.address} must answer {do}, it did not") from None
         finally:
             if self._calls.pop(number, None) is not None and self._channel is not None:
                 with contextlib.suppress(OSError):
@@ -181,7 +181,6 @@ class HostLink:
         self._heard = time.monotonic()
         self.capabilities, self.usage = welcome["capabilities"], welcome["usage"]
         self._channel = channel
-        self._ready.set()
         self._tried.set()
         known = set(welcome["known"])
         for number, call in list(self._calls.items()):
@@ -230,8 +229,14 @@ class HostLink:
         calls, self._calls = self._calls, {}
         for call in calls.values():
             if not call.future.done():
-                call.future.set_exception(SandboxGone(f"host {self.address} has lost its sandboxes: {why}"))
+                call.future.set_exception(self._gone())
                 call.future.exception()  # marks it as seen: nobody may be waiting any more
+
+    def _gone(self) -> Exception:
+        """Why what was made there is gone."""
+        if self._closed:
+            return SandboxGone("the provider is closed, and its sandboxes were destroyed")
+        return HostLost(f"host {self.address} has lost its sandboxes: {self.why_not}")
 
     async def close(self) -> None:
         """Say goodbye: the host destroys what is left."""
@@ -245,7 +250,7 @@ class HostLink:
         self._keeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._keeper
-        self._heard = 0.0
+        self._heard, self._closed = 0.0, True
         self._lost("the provider was closed")
 
 

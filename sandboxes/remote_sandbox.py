@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from gymsmith.errors import NotFound, PolicyRefused, SandboxError, SandboxGone, ShellEnded
+from gymsmith.errors import HostLost, NotFound, PolicyRefused, SandboxError, SandboxGone, ShellEnded
 from sandboxes.base import (
     MAX_FRAME_BYTES,
     MIB,
@@ -129,7 +129,7 @@ class RemoteSnapshot:
     async def discard(self) -> None:
         if not self._discarded:
             self._discarded = True
-            with contextlib.suppress(SandboxGone):
+            with contextlib.suppress(SandboxGone, HostLost):
                 await self._box.link.call("discard", {}, epoch=self._box.epoch, on=self.id)
 
 
@@ -258,7 +258,7 @@ class RemoteSandbox:
                     raise SandboxGone(f"sandbox {self.id} was gone before what it wrote could be fetched")
                 await asyncio.to_thread(_emptied, self._upper)
                 await receive_layer(self.link, self.epoch, blob, self._upper)
-        except SandboxGone:
+        except (SandboxGone, HostLost):
             if self._upper is not None:
                 raise
         finally:

@@ -17,6 +17,7 @@
         ├── SandboxError
         │   ├── SandboxGone       the sandbox died or was destroyed under us
         │   ├── ShellEnded        a persistent shell has exited; the sandbox goes on
+        │   ├── HostLost          the machine that it was on is away or was started anew
         │   ├── ExecTimeout       the sandbox did not answer (a command's own timeout is data, not this)
         │   ├── OutputLimit       a transfer was larger than the caller allowed
         │   ├── ImageMissing      the image is not in the store
@@ -149,6 +150,12 @@ class SandboxGone(SandboxError):
     """The sandbox died or was destroyed."""
 
     code = "sandbox-gone"
+
+
+class HostLost(SandboxError):
+    """The machine that a sandbox was on is away or was started anew: nothing that was done in the sandbox is the reason."""
+
+    code = "host-lost"
 
 
 class ShellEnded(SandboxError):
