@@ -30,6 +30,8 @@ FORBIDDEN = ("/tests", "/solution", "/logs", "/proc", "/sys", "/dev")
 """No artifact lies here and no carried symlink leads here or above (/dev/null excepted)."""
 SHARED = ("/etc", "/home", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var")
 """What "shared" tasks carry besides their artifacts: everything that a workload may have changed."""
+LOADER = ("/etc/ld.so.preload", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.cache")
+"""What decides which code every program loads: never carried."""
 _PREFIX = "gymsmith-artifacts-"
 _swept: list[int] = []
 """How many left-overs this process removed before its first use; empty until then."""
@@ -50,6 +52,8 @@ class Artifacts:
     closed: dict[str, int] = field(default_factory=dict)
     """Path inside -> mode of the files that only their owner may read and that this process could not give to the tester: the
     verifier has root-inside write them again, as the tester's."""
+    keeps_owner: bool = False
+    """What the agent owned stays the agent's id's, for services that run as it; else the tests' user owns it."""
     _admitted: bool = False
     _finalizer: weakref.finalize | None = None
 
@@ -82,7 +86,7 @@ async def collect(sandbox: Sandbox, task: Task) -> Artifacts:
     wanted = sorted({path.rstrip("/") for path in (*task.spec.artifacts, *shared) if not _forbidden(path.rstrip("/") or "/")})
     roots = tuple(path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted))
     layer = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=scratch_dir()))
-    artifacts = Artifacts(layer, roots, task.spec.protected)
+    artifacts = Artifacts(layer, roots, task.spec.protected, keeps_owner=bool(task.spec.services))
     artifacts._finalizer = weakref.finalize(artifacts, discard, layer)
     await sandbox.freeze()
     try:
@@ -199,7 +203,7 @@ class _Gate:
             here = entry.stat(follow_symlinks=False)
             folder = stat.S_ISDIR(here.st_mode)
             under = child(lower.places, entry.name) if lower is not None and (folder or self.patterns) else None
-            if self._protected(inner):
+            if self._protected(inner) or f"{path}/{entry.name}" in LOADER:
                 self._drop(entry.path, f"{path}/{entry.name}", "protected", here)
             elif folder:
                 self._directory(entry.path, f"{path}/{entry.name}", inner, here, under, hidden=spell_out)
@@ -246,8 +250,8 @@ class _Gate:
         self._own(place, status)
 
     def _own(self, place: str, status: os.stat_result) -> None:
-        """The tests' user owns what the agent owned, whatever its mode; nothing is set-id."""
-        if AS_ROOT and status.st_uid == _AGENT:
+        """The tests' user owns what the agent owned, whatever its mode, or the services' does; nothing is set-id."""
+        if AS_ROOT and status.st_uid == _AGENT and not self.artifacts.keeps_owner:
             os.lchown(place, _TESTER, _TESTER)
         if stat.S_ISLNK(status.st_mode) or is_whiteout(status):
             return

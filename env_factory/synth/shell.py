@@ -24,6 +24,8 @@ TOOL = ToolSpec(
     max_output_bytes=4096,
 )
 """One command per action and no operators, so that a value can only travel from a file to another through the agent."""
+HARBOR = "[ ! -d /logs/verifier ] || echo $((1 - ${bad:-0})) > /logs/verifier/reward.txt"
+"""Last line of a test script that has set `bad` where something failed: the reward, where Harbor looks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def verifier(files: Mapping[str, str], changes: Sequence[Change]) -> tuple[str, 
     lines = [
         "LC_ALL=C; export LC_ALL; nl='\n'",
         f'sums="$nl$(cksum {" ".join(sorted(sums))} 2>/dev/null)$nl"' if sums else 'sums=""',
-        "say() { if [ $? = 0 ]; then echo PASS $1; else echo FAIL $1; fi; }",
+        "say() { if [ $? = 0 ]; then echo PASS $1; else echo FAIL $1; bad=1; fi; }",
         'holds() { case "$sums" in *"$nl$1$nl"*) return 0;; *) return 1;; esac; }',
     ]
     for change in changes:
@@ -131,6 +133,7 @@ def verifier(files: Mapping[str, str], changes: Sequence[Change]) -> tuple[str, 
     lines.append(f"{' && '.join(kept) or 'true'}; say kept")
     names = " ".join(sorted(path for path, change in end.items() if change.kind is not Kind.ABSENT))
     lines.append(f'set -- *; [ "$*" = "{names}" ]; say only')
+    lines.append(HARBOR)
     return "\n".join(lines) + "\n", (*(change.path for change in changes), "kept", "only")
 
 

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from env_factory.synth.shell import cksum
+from env_factory.synth.shell import HARBOR, cksum
 
 MAX_LINES = 6
 
@@ -88,7 +88,7 @@ def script(start: Mapping[str, Node], changed: Mapping[str, Node | None]) -> tup
         "#!/bin/sh",
         "cd /work || exit 1",
         "LC_ALL=C; export LC_ALL",
-        'say() { if [ $? = 0 ]; then echo "PASS $1"; else echo "FAIL $1"; fi; }',
+        'say() { if [ $? = 0 ]; then echo "PASS $1"; else echo "FAIL $1"; bad=1; fi; }',
         'same() { [ -f "$1" ] && [ ! -L "$1" ] && [ "$(cksum < "$1")" = "$2" ]; }',
         "plain() { sed 's/[[:space:]]\\{1,\\}/ /g; s/^ //; s/ $//' \"$1\" | cksum; }",
         'alike() { [ -f "$1" ] && [ ! -L "$1" ] && [ "$(plain "$1")" = "$2" ]; }',
@@ -107,6 +107,7 @@ def script(start: Mapping[str, Node], changed: Mapping[str, Node | None]) -> tup
     total = cksum("".join(sorted(listing.splitlines(keepends=True))).encode())
     rows.append(f'[ "$(find . | sort | cksum)" = "{total}" ]; say only')
     expected.append("only")
+    rows.append(HARBOR)
     return "\n".join(rows) + "\n", tuple(expected)
 
 

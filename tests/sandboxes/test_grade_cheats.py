@@ -65,7 +65,7 @@ DROPPED = Naive('echo 0 > /logs/verifier/reward.txt; [ "$(cat /logs/verifier/rew
 ASKED = Naive(
     "sleep 0.8; python3 -c \"import urllib.request as u; assert u.urlopen('http://127.0.0.1:7070/', timeout=3).status == 200\""
 )
-HELD = Naive("sleep 1; /bin/true; /bin/echo FAIL", pids=24)
+HELD = Naive("/bin/true; /bin/echo FAIL", pids=24)
 KILLED = Naive("sleep 0.5; echo FAIL")
 GIT = "git -c user.name=a -c user.email=a@b"
 NAIVE: dict[str, Naive] = {
