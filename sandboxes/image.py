@@ -112,7 +112,7 @@ class ImageStore:
     def base_digest(self) -> str:
         """Digest of what `FROM gymsmith/host` stands for here, for evidence: this machine's /usr, or the engine's base image."""
         if (engine := self._engine()) is not None:
-            from sandboxes.image_engine import engine_digest
+            from sandboxes.engine_order import engine_digest
 
             return engine_digest(*engine)
         return image_base.base_digest()

@@ -14,6 +14,9 @@ from sandboxes import dockerfile_words as words_of
 from sandboxes.build_state import State, merged
 from sandboxes.dockerfile import Step
 
+KEPT = ("User", "Entrypoint", "Cmd", "Healthcheck", "Labels", "ExposedPorts", "Volumes", "Shell", "StopSignal", "OnBuild")
+"""What is kept of a configuration; Env and WorkingDir have fields of their own."""
+
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?\Z")
 _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?\Z")
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}

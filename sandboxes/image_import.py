@@ -29,6 +29,7 @@ from sandboxes import unpack
 from sandboxes.base import MIB, Image, check_env, check_path
 from sandboxes.build_state import State
 from sandboxes.dockerfile import Step
+from sandboxes.image_config import KEPT
 from sandboxes.layer import AS_ROOT, LayerWriter
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ DEBOOTSTRAP_S = 1800.0
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 _SUITE = re.compile(r"[a-z][a-z0-9.-]{0,40}\Z")
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
-_KEPT = ("User", "Entrypoint", "Cmd", "Healthcheck", "Labels", "ExposedPorts", "Volumes", "Shell", "StopSignal", "OnBuild")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ async def _stacked(store: ImageStore, found: Found) -> Image:
     check_env(env)
     state.env = env
     state.workdir = check_path("WorkingDir", config.get("WorkingDir") or "/")
-    state.config = {name: config[name] for name in _KEPT if config.get(name)}
+    state.config = {name: config[name] for name in KEPT if config.get(name)}
     if user := str(config.get("User") or ""):
         state.user = state.user_named(user, Step("USER", user, 0))
     return state.image()

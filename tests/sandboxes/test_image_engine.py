@@ -62,14 +62,26 @@ def test_an_engine_builds_the_same_dockerfiles(yard: Yard, tmp_path: Path) -> No
     (tmp_path / "x.whl").write_bytes(b"wheel")
     text = (
         "FROM gymsmith/host\nENV A=1\nRUN cp /wheelhouse/x.whl /opt/ && id -un > /opt/who\n"
+        "USER tester\nRUN cat /wheelhouse/x.whl > /tmp/read && id -un > /tmp/reader\nRUN id -un >> /tmp/reader\nUSER agent\n"
         "COPY --chown=agent:agent --chmod=750 work/ /work/\nCOPY a.sh /opt/\n"
     )
     image = yard.build(text, {"work/f": b"1", "a.sh": b"#!/bin/sh\necho ran\n"}, tmp_path)
     assert (image.user, image.workdir, image.env["A"], image.layers) == ("agent", "/work", "1", ())
     assert ImageStore(yard.store.root).get(image.id) == image
-    look = "pwd; cat /opt/who /opt/x.whl; echo; /opt/a.sh; stat -c '%a %U' /work/f /work /logs/verifier"
+    look = "pwd; cat /opt/who /opt/x.whl; echo; cat /tmp/reader; /opt/a.sh; stat -c '%a %U' /work/f /work /logs/verifier"
     said = yard.say(image, f"{look}; ls / | grep -c wheelhouse; true")
-    assert said.split("\n")[:-1] == ["/work", "root", "wheel", "ran", "750 agent", "755 agent", "755 tester", "0"]
+    assert said.split("\n")[:-1] == [
+        "/work",
+        "root",
+        "wheel",
+        "tester",
+        "tester",
+        "ran",
+        "750 agent",
+        "755 agent",
+        "755 tester",
+        "0",
+    ]
     child = yard.build(f"FROM {image.id}\nCOPY b /opt/b\n", {"b": b"2"})
     assert child.engine_ref != image.engine_ref and child.user == "agent"
 

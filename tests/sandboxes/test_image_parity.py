@@ -6,6 +6,7 @@ parser, its own .dockerignore, its own COPY. Its tree is read from `docker expor
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import os
@@ -17,9 +18,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from sandboxes import dockerfile
 from sandboxes.base import Image
 from sandboxes.build_context import BuildContext
 from sandboxes.build_policy import BuildPolicy
+from sandboxes.image import ImageStore
+from sandboxes.image_engine import build_with_engine
 from tests.sandboxes.conftest import lacking
 from tests.sandboxes.image_cases import BASE, CASES, Case
 from tests.sandboxes.image_shop import Shop, small_tar
@@ -59,6 +63,10 @@ def based(shop: Shop, engine: Any) -> Shop:
     return shop
 
 
+DOOR = ("stages", "variables", "documents")
+"""Cases that the Docker provider's own way of building is held to as well: they are the ones that it rewrites."""
+
+
 class Theirs(NamedTuple):
     """What the engine made of a case."""
 
@@ -71,7 +79,10 @@ def theirs(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
     """The engine builds all cases beside one another: most of its time it waits."""
     folder = tmp_path_factory.mktemp("theirs")
     with ThreadPoolExecutor(4) as pool:
-        yield {name: pool.submit(their_build, engine, folder / name, CASES[name]) for name in CASES}
+        yield {
+            **{name: pool.submit(their_build, engine, folder / name, CASES[name]) for name in CASES},
+            **{f"door {name}": pool.submit(door_build, engine, folder / f"door-{name}", CASES[name]) for name in DOOR},
+        }
 
 
 @pytest.mark.docker
@@ -92,6 +103,8 @@ def test_the_same_dockerfile_gives_the_same_tree(
     differing = {path: (ours.get(path), wanted.tree.get(path)) for path in paths if ours.get(path) != wanted.tree.get(path)}
     assert differing == {}, "path: (here, docker)"
     assert our_settings(image) == wanted.settings
+    if name in DOOR:
+        assert theirs[f"door {name}"].result(300) == Theirs(ours, our_settings(image)), "as the Docker provider builds it"
 
 
 def lay_out(case: Case, folder: Path) -> None:
@@ -120,6 +133,21 @@ def their_build(engine: Any, folder: Path, case: Case) -> Theirs:
         return Theirs(their_tree(engine, image.id), their_settings(engine, image.id))
     finally:
         engine.images.remove(image.id, force=True)
+
+
+def door_build(engine: Any, folder: Path, case: Case) -> Theirs:
+    """As `their_build`, by what the Docker provider does with a Dockerfile."""
+    folder.mkdir(mode=0o755)
+    lay_out(case, folder)
+    work = build_with_engine(
+        ImageStore(folder.parent / f"{folder.name}-store"), engine.api, BASE, dockerfile.parse(case.text),
+        BuildContext.read(folder), BuildPolicy(arguments=case.arguments), timeout_s=300.0,
+    )  # fmt: skip
+    image = asyncio.run(work)
+    try:
+        return Theirs(their_tree(engine, str(image.engine_ref)), our_settings(image))
+    finally:
+        engine.images.remove(str(image.engine_ref), force=True)
 
 
 def our_tree(shop: Shop, image: Image) -> dict[str, Entry]:
@@ -158,7 +186,7 @@ def their_tree(engine: Any, image: str) -> dict[str, Entry]:
 
 def our_settings(image: Image) -> dict[str, Any]:
     kept = {name: value for name, value in image.config.items() if value}
-    return {**kept, "Env": dict(image.env), "WorkingDir": image.workdir}
+    return {**kept, "Env": dict(image.env), "WorkingDir": os.path.normpath(image.workdir)}
 
 
 def their_settings(engine: Any, image: str) -> dict[str, Any]:
