@@ -23,13 +23,15 @@ from gymsmith.errors import Capacity, ConfigError, HostLost, ImageMissing, Polic
 from sandboxes.base import ExecResult, Image, SandboxSpec
 from sandboxes.certificates import make_authority, make_certificate
 from sandboxes.channel import Broken, pack, pack_error, unpack, unpack_error
+from sandboxes.grade import attempt_script
+from sandboxes.host import server_context
 from sandboxes.image import ImageStore
 from sandboxes.index_server import PackageCache
 from sandboxes.layer_transfer import pack_layer, unpack_layer
 from sandboxes.network import NetworkPolicy
 from sandboxes.probe import HostUsr
 from sandboxes.remote import RemoteProvider
-from sandboxes.remote_link import Address
+from sandboxes.remote_link import Address, client_context
 from tests.sandboxes.conftest import OneImage, start_provider
 from tests.sandboxes.remote_site import TOKEN, HostProcess, Wire, make_certificates
 from tests.sandboxes.test_network import write_wheel
@@ -292,6 +294,49 @@ def test_a_killed_host_is_lost_and_comes_back(site: Site) -> None:
             assert (await again.exec("echo back")).output == b"back\n"
 
     play(scene)
+
+
+def test_a_host_that_is_lost_under_an_attempt_is_no_verdict(site: Site, tmp_path: Path) -> None:
+    from tests.sandboxes.graded import NOTE_SOLUTION, note_task
+
+    async def scene() -> None:
+        async with site.provider(site.hosts[1].address) as provider:
+            task, provider.images = note_task(), (store := ImageStore(tmp_path / "images", provider))
+            image = await store.build(task.dockerfile, task.under("environment"))
+            attempt = asyncio.ensure_future(attempt_script(provider, image, task, "sleep 20"))
+            await asyncio.sleep(1.0)
+            await asyncio.to_thread(site.hosts[1].kill)
+            await asyncio.to_thread(site.hosts[1].start)
+            with pytest.raises(HostLost):
+                await attempt
+            rewards = [(await attempt_script(provider, image, task, script)).value for script in ("true", NOTE_SOLUTION)]
+            assert rewards == [0.0, 1.0], "control arm: on a host that stays there are verdicts"
+
+    play(scene)
+
+
+def test_the_verbs_make_what_hosts_need(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from gymsmith.cli import app
+
+    runner = CliRunner()
+    words = ["--home", str(tmp_path)]
+    for name, more in (("host", ["--address", "localhost", "--address", "127.0.0.1"]), ("client", [])):
+        done = runner.invoke(app, ["sandbox-host", "certificate", name, *more, *words])
+        assert done.exit_code == 0, done.output
+    folder = tmp_path / "certificates"
+    assert {path.name for path in folder.iterdir()} == {
+        "ca.pem", "ca.key", "host.pem", "host.key", "client.pem", "client.key",
+    }  # fmt: skip
+    assert all((folder / name).stat().st_mode & 0o077 == 0 for name in ("ca.key", "host.key", "client.key"))
+    client_context(folder, "client")
+    server_context(folder, "host")
+    done = runner.invoke(app, ["index", "add", str(write_wheel(tmp_path, "gym_tiny", "1.0")), *words])
+    assert done.output == 'packages = ["gym-tiny==1.0"]\n'
+    assert [package.filename for package in PackageCache(tmp_path / "wheelhouse").packages("gym-tiny")] == [
+        "gym_tiny-1.0-py3-none-any.whl"
+    ]
 
 
 def test_only_those_with_our_certificates_and_token_come_in(site: Site, tmp_path: Path) -> None:
