@@ -17,6 +17,8 @@ from tests.sandboxes.conformance.faults import Faulty
 from tests.sandboxes.conftest import House, OneImage, lacking, start_provider
 
 KINDS = ["ns", pytest.param("docker", marks=pytest.mark.docker), "local", "remote"]
+FAULTY = os.environ.get("GYMSMITH_TEST_FAULTY", "")
+"""KIND or, as a control arm with the wrapper but without its faults, KIND:none."""
 
 
 class Place(House):
@@ -44,6 +46,8 @@ async def open_place(kind: str, folder: Path) -> Provider:
         root = folder / "root"
         root.mkdir(mode=0o755)
         return await start_remote(folder, OneImage(HostUsr(root).image))
+    if kind not in ("ns", "docker"):
+        raise ValueError(f"a provider must be ns, docker, local or remote, got {kind!r}")
     return await start_provider(kind, folder)
 
 
@@ -53,8 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "house" in metafunc.fixturenames:
-        faulty = os.environ.get("GYMSMITH_TEST_FAULTY")
-        metafunc.parametrize("house", [faulty] if faulty else KINDS, indirect=True, scope="session")
+        metafunc.parametrize("house", [FAULTY.partition(":")[0]] if FAULTY else KINDS, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -82,9 +85,9 @@ def house(
             raise
         provider_house[kind] = Place(provider, loop)
     place = provider_house[kind]
-    if os.environ.get("GYMSMITH_TEST_FAULTY"):
+    if FAULTY:
         mark = request.node.get_closest_marker("broken_by")
-        faults = mark.args if mark else ()
+        faults = mark.args if mark and not FAULTY.endswith(":none") else ()
         provider = Faulty(place.provider, frozenset(faults))
         yield Place(provider, place.loop)
         place.loop.run_until_complete(provider.clean())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gymsmith.errors import GymsmithError
-from sandboxes.base import MIB, Capabilities, ExecResult, JobState, Provider, SandboxSpec
+from sandboxes.base import MIB, Capabilities, ExecResult, Exported, JobState, Provider, SandboxSpec
 from sandboxes.network import OFFLINE
 
 FAULTS = {
@@ -105,6 +105,7 @@ class FaultySandbox:
 
     async def exec(self, command: Any, **how: Any) -> ExecResult:
         if "one at a time" in self.faults:
+            how["timeout_s"] = min(how.get("timeout_s", 30.0), 0.3)
             async with self._turn:
                 return await self._exec(command, how)
         return await self._exec(command, how)
@@ -117,7 +118,7 @@ class FaultySandbox:
         if "uncapped" in faults:
             how["max_output_bytes"] = 16 * MIB
         if "deadline ignored" in faults:
-            how["timeout_s"] = max(how.get("timeout_s", 30.0), 5.0)
+            how["timeout_s"] = max(how.get("timeout_s", 30.0), 1.5)
         if "deadline spares tree" in faults and how.get("timeout_s", 30.0) < 5:
             job = await self.inner.spawn(command)
             state = await job.wait(how["timeout_s"])
@@ -128,6 +129,8 @@ class FaultySandbox:
             if "checks off" in faults:
                 return ExecResult(0, None, b"")
             raise
+        if "deadline ignored" in faults and result.timed_out:
+            result = replace(result, exit_code=0, signal=None, timed_out=False)
         if "wrong code" in faults:
             result = replace(result, exit_code=(result.exit_code or 0) + 1, signal=None)
         if "last byte lost" in faults:
@@ -143,7 +146,7 @@ class FaultySandbox:
     async def spawn(self, command: Any, **how: Any) -> Any:
         if "job forgotten" in self.faults:
             try:
-                result = await self.inner.exec(command, timeout_s=5, **how)
+                result = await self.inner.exec(command, timeout_s=0.4, **how)
             except GymsmithError:
                 result = ExecResult(0, None, b"")
             return FaultyJob(result)
@@ -213,7 +216,12 @@ class FaultySandbox:
             paths = ["/work/no-such-place"]
         if "uncapped" in self.faults:
             how = {}
-        return await self.inner.export(paths, dest, **how)
+        try:
+            return await self.inner.export(paths, dest, **how)
+        except GymsmithError:
+            if "checks off" in self.faults:
+                return Exported(0, 0, 0, ())
+            raise
 
     async def destroy(self) -> None:
         if "leftovers" not in self.faults:

@@ -164,12 +164,12 @@ def test_a_fork_of_a_fork(house: Place) -> None:
     async def scene(box: Any) -> None:
         line, boxes = box, []
         for i in range(4):
-            await line.exec(f"echo {i} > file.{i}; rm -f file.{i - 2}")
+            await line.exec(f"echo {i} > file.{i}; rm -f file.{i - 2}; echo {i} >> all")
             [line] = await line.fork()
             boxes.append(line)
             if i:
                 await boxes[i - 1].destroy()
-        assert (await line.exec("ls; cat file.*")).output == b"file.2\nfile.3\n2\n3\n"
+        assert (await line.exec("ls; cat file.* all")).output == b"all\nfile.2\nfile.3\n2\n3\n0\n1\n2\n3\n"
         await end(line)
 
     house.play(scene)

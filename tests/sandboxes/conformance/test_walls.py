@@ -210,7 +210,7 @@ def test_control_the_host_would_allow_them() -> None:
     assert done.stdout.strip() == "22"
 
 
-@broken_by("user dropped")
+@broken_by("stale output")
 def test_set_user_id_gains_nothing(house: Place) -> None:
     async def scene(box: Any) -> None:
         await box.exec("cp $(command -v id) /tmp/id; chmod 4755 /tmp/id", user="root")
