@@ -254,6 +254,8 @@ class Gate:
         self._accepting.get_loop().remove_reader(self._listener.fileno())
         self._accepting.cancel()
         self._accepting = None
+        log.info("event=network_closed sandbox=%s mode=%s bytes=%d refusals=%d",
+                 self.sandbox, self.policy.mode, self.bytes, self.refusals)  # fmt: skip
         self._listener.close()
         for task in self._open:
             task.cancel()

@@ -31,6 +31,8 @@ _HOP_HEADERS = frozenset(
     ("connection", "proxy-connection", "keep-alive", "te", "trailer", "upgrade", "proxy-authorization", "transfer-encoding")
 )
 
+_NAT64, _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48")
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -46,14 +48,12 @@ async def system_resolve(name: str, port: int) -> Sequence[str]:
 def is_public(address: Address) -> bool:
     """Whether an address belongs to the public internet, also when an IPv4 address hides in an IPv6 one."""
     if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1])
-        if inner is None and address in ipaddress.IPv6Network("64:ff9b::/96"):
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner and not is_public(inner):
-            return False
-        if address in ipaddress.IPv6Network("64:ff9b:1::/48"):
-            return False
-        if address.is_site_local:
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
+        if address in _NAT64:
+            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        tunnelled = address.sixtofour or (address.teredo and address.teredo[1])
+        if (tunnelled and not is_public(tunnelled)) or address in _LOCAL_NAT64 or address.is_site_local:
             return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
