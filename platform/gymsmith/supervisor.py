@@ -118,6 +118,7 @@ class Supervisor:
             jobs.reach(self.settings)
             orders.sweep(self._store)
             self._lock_file = _lock(self.settings)
+            self._sweep()
             if self._api:
                 self._socket = _listen(self.settings)
                 fd = self._socket.fileno()
@@ -147,7 +148,7 @@ class Supervisor:
             self._lock_file.close()
 
     def _sweep(self) -> None:
-        """Remove what killed workers could not: a worker that came after them does so only when it makes a sandbox."""
+        """Remove what killed workers left, of this house or one before it; workers do so only when they make a sandbox."""
         try:
             importlib.import_module("sandboxes.reaper").sweep(self.settings.sandboxes_dir)
         except OSError as e:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import urllib.request
@@ -18,6 +19,7 @@ from gymsmith.errors import Conflict, InfrastructureError, StoreError
 from gymsmith.schema import State
 from gymsmith.store import Store
 from gymsmith.supervisor import Supervisor, running
+from sandboxes import reaper
 
 import job_doors  # isort: skip # noqa: F401  registers the kinds
 
@@ -65,6 +67,16 @@ def test_the_api_answers_on_the_port_that_was_bound(settings: Settings) -> None:
             except OSError:
                 assert time.monotonic() < deadline, supervisor.children[-1].tail()
                 time.sleep(0.1)
+
+
+def test_it_removes_what_a_killed_house_left(settings: Settings) -> None:
+    code = "import sys; from pathlib import Path; from sandboxes import reaper; print(reaper.register(Path(sys.argv[1]))[1])"
+    command = [sys.executable, "-c", code, str(settings.sandboxes_dir)]
+    left = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    _, ours = reaper.register(settings.sandboxes_dir)
+    assert left.is_dir()
+    with Supervisor(settings, workers=0, api=False, learner=False):
+        assert not left.exists() and ours.is_dir()
 
 
 def test_a_port_in_use_is_told_and_nothing_is_started(settings: Settings) -> None:
