@@ -2,6 +2,7 @@
 
 Nothing is downloaded here (debootstrap does that itself, from the mirror it is told). What an image claims about its own
 contents is checked: blobs against their names, layers against the configuration's list. Each layer is unpacked once per machine.
+An ordinary user cannot give files away: for one, what an image gives to other ids is root's inside and open to all.
 """
 
 from __future__ import annotations
