@@ -141,6 +141,21 @@ def test_the_groups_of_a_dead_owner_are_found_without_its_registry(tmp_path: Pat
     assert not any(group.parent.exists() for group in groups)
 
 
+def test_sandboxes_together_weigh_one_process_per_core(tmp_path: Path) -> None:
+    """At a load of 75 on two cores a first exec took 12 ms with the kernel's default weight, 6 ms with this one."""
+    version, roots = cgroups.hierarchies()
+    if not version:
+        pytest.skip("no control groups that this user may write")
+
+    async def act() -> None:
+        await (await NamespaceProvider.start(image(tmp_path), tmp_path / "state")).close()
+
+    asyncio.run(act())
+    name, one = ("cpu.weight", 100) if version == 2 else ("cpu.shares", 1024)
+    found = [int((root / cgroups.PARENT / name).read_text()) for root in roots if (root / cgroups.PARENT / name).exists()]
+    assert found == [one * (os.cpu_count() or 1)]
+
+
 FULL = r"""
 import asyncio, subprocess, sys
 from pathlib import Path
