@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from gymsmith.errors import Capacity, PolicyRefused, SandboxError, SandboxGone
 from sandboxes.base import MIB
 from sandboxes.browser_chromium import BrowserImages, Chromium, find, fonts
-from sandboxes.browser_page import Tab, Unmeasured, decoded
+from sandboxes.browser_page import Tab, Unmeasured, blank_page, decoded
 from sandboxes.browser_result import Document, Metrics, Rendered
 from sandboxes.browser_watch import Stopped, put_down, watched
 from sandboxes.reaper import OWNERS
@@ -69,7 +70,7 @@ class RenderService:
     ) -> None:
         self.seats = seats
         self.isolation = "namespace" if provider is not None else "none"
-        self.notes = () if provider is not None else (LOST,)
+        self.notes = provider.capabilities.notes if provider is not None else (LOST,)
         """What this machine does not guarantee."""
         self.started = 0
         """Browsers started so far."""
@@ -81,6 +82,7 @@ class RenderService:
         self._turn = asyncio.Semaphore(seats)
         self._idle: list[Seat] = []
         self._busy: set[Seat] = set()
+        self._starting = 0
         self._farewells: set[asyncio.Task[None]] = set()
         self._closed = False
         self._version = ""
@@ -95,10 +97,8 @@ class RenderService:
         sandboxes, for pages that are trusted; `notes` says what is lost.
         Raises: Capacity (no Playwright, Chromium or fonts, or no namespaces; the message says how to get them).
         """
-        try:
-            from playwright.async_api import async_playwright
-        except ImportError as error:
-            raise Capacity("rendering needs the playwright package; pip install 'gymsmith[browser]'") from error
+        if importlib.util.find_spec("playwright") is None:
+            raise Capacity("rendering needs the playwright package; pip install 'gymsmith[browser]'")
         program = find(chromium)
         fonts()
         provider = None if unconfined else await _provider(state_dir, images_dir, program)
@@ -108,7 +108,7 @@ class RenderService:
             folder = state_dir.absolute() / OWNERS / provider.owner / "browsers"
             folder.mkdir()
         try:
-            playwright = await async_playwright().start()
+            playwright = await _driver()
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             if provider is not None:
@@ -121,7 +121,7 @@ class RenderService:
 
         `domain`: who is trusted with what this page leaves in its tab; pages of different domains never share one.
         `deadline_s`: from when a browser takes it up; a page that is not done then is stopped within another second.
-        Raises: PolicyRefused (deadline_s), SandboxGone (the service is closed), Capacity (no browser starts).
+        Raises: PolicyRefused (deadline_s), SandboxGone (the service is closed), Capacity (no browser starts), SandboxError.
         """
         if not 0.05 <= deadline_s <= 600:
             raise PolicyRefused(f"deadline_s must be between 0.05 and 600, got {deadline_s}")
@@ -132,9 +132,11 @@ class RenderService:
                 seat = await self._take(domain)
                 try:
                     return await self._render(seat, document, domain, deadline_s, metrics)
-                except SandboxGone as error:
-                    if last:
+                except SandboxError as error:
+                    if last and isinstance(error, SandboxGone):
                         return self._rendered("crashed", time.monotonic(), cause=f"its browser died twice: {error}")
+                    if last:
+                        raise
                     log.warning("event=browser_lost error=%r", str(error))
                 finally:
                     self._busy.discard(seat)
@@ -153,7 +155,7 @@ class RenderService:
                     seat.tabs.popitem(last=False)[1].drop()
         except (TimeoutError, Error) as error:
             await seat.chromium.end()
-            raise SandboxGone(f"a browser must make a tab, it did not: {str(error).splitlines()[:1]}") from error
+            raise SandboxError(f"a browser must make a tab, it did not: {str(error).splitlines()[:1]}") from error
         stage: list[str] = []
         began = time.monotonic()
         try:
@@ -168,9 +170,9 @@ class RenderService:
             status = "crashed" if str(why) == "its renderer died" else "stopped"
             return self._rendered(status, began, tab, cause=str(why))
         except (Error, Unmeasured) as error:
-            if not seat.chromium.alive:
-                raise SandboxGone(f"the browser ended: {error}") from error
-            await put_down(tab, seat.chromium, 2.0)
+            # a browser that still does as it is told was not the reason
+            if not seat.chromium.alive or not await put_down(tab, seat.chromium, 2.0):
+                raise SandboxGone(f"the browser ended: {str(error).splitlines()[:1]}") from error
             return self._rendered("failed", began, tab, cause=str(error).splitlines()[0][:500])
         except BaseException:
             await seat.chromium.end()
@@ -183,7 +185,7 @@ class RenderService:
             status=status,
             png=png,
             png_sha256=hashlib.sha256(png).hexdigest() if png else "",
-            refused=tuple(tab.refused) if tab else (),
+            refused=tuple(sorted(tab.refused, key=lambda refusal: (refusal.url, refusal.kind))) if tab else (),
             refused_count=tab.refused_count if tab else 0,
             dialogs=tab.dialogs if tab else 0,
             popups=tab.popups if tab else 0,
@@ -195,18 +197,36 @@ class RenderService:
 
     async def _take(self, domain: str) -> Seat:
         """A browser that is idle, best one that knows the domain; else a fresh one."""
+        for seat in [seat for seat in self._idle if not seat.chromium.alive]:
+            self._idle.remove(seat)
+            await self._dismiss(seat)
         known = next((seat for seat in self._idle if domain in seat.tabs), None)
-        if known is None and len(self._idle) + len(self._busy) >= self.seats:
+        if known is None and self._idle and len(self._idle) + len(self._busy) + self._starting >= self.seats:
             known = self._idle[0]
         if known is not None:
             self._idle.remove(known)
             self._busy.add(known)
             return known
-        chromium = await self.browser()
-        self._version = f"Chromium {chromium.browser.version}"
-        seat = Seat(chromium, await (await chromium.browser.new_context()).new_page())
+        self._starting += 1
+        try:
+            seat = await self._seat()
+        finally:
+            self._starting -= 1
         self._busy.add(seat)
         return seat
+
+    async def _seat(self) -> Seat:
+        from playwright.async_api import Error
+
+        chromium = await self.browser()
+        self._version = f"Chromium {chromium.browser.version}"
+        try:
+            return Seat(chromium, await blank_page(chromium.browser))
+        except BaseException as error:
+            await chromium.close()
+            if isinstance(error, Error):
+                raise Capacity(f"a browser must make a page, it did not: {str(error).splitlines()[:1]}") from error
+            raise
 
     async def _give_back(self, seat: Seat) -> None:
         """Keep a browser for the next page, unless it is dead, old, or has grown."""
@@ -217,18 +237,30 @@ class RenderService:
             except SandboxError:
                 spent = True
         if spent:
-            await seat.chromium.end()
-            task = asyncio.create_task(seat.chromium.close())
-            self._farewells.add(task)
-            task.add_done_callback(self._farewells.discard)
+            await self._dismiss(seat)
         else:
             self._idle.append(seat)
 
+    async def _dismiss(self, seat: Seat) -> None:
+        await seat.chromium.end()
+        task = asyncio.create_task(seat.chromium.close())
+        self._farewells.add(task)
+        task.add_done_callback(self._farewells.discard)
+
     async def browser(self) -> Chromium:
         """A browser of the caller's own, confined like the others; the caller closes it. Raises: Capacity."""
-        chromium = await Chromium.start(self._playwright, self._program, self._folder, self._provider)
-        self.started += 1
-        return chromium
+        for driver in ("the one we have", "another one"):
+            try:
+                chromium = await Chromium.start(self._playwright, self._program, self._folder, self._provider)
+                self.started += 1
+                return chromium
+            except Capacity:
+                if driver == "another one" or self._busy or self._idle:
+                    raise
+                log.warning("event=driver_restarted")  # nothing is left that the old one serves, if it lives at all
+                await _stopped(self._playwright)
+                self._playwright = await _driver()
+        raise AssertionError("the loop above returns or raises")
 
     async def close(self) -> None:
         """End every browser. The service cannot be used afterwards."""
@@ -237,9 +269,20 @@ class RenderService:
         self._idle.clear()
         if self._provider is not None:
             await self._provider.close()
-        with contextlib.suppress(Exception):  # the driver may have been killed with us
-            await self._playwright.stop()
+        await _stopped(self._playwright)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def _driver() -> Playwright:
+    from playwright.async_api import async_playwright
+
+    return await async_playwright().start()
+
+
+async def _stopped(playwright: Playwright) -> None:
+    with contextlib.suppress(Exception):  # it may have been killed
+        async with asyncio.timeout(10.0):
+            await playwright.stop()
 
 
 async def _work(tab: Tab, document: Document, ours: Page | None, stage: list[str]) -> tuple[bytes, Metrics | None]:

@@ -144,7 +144,7 @@ class Tab:
         texts = browser_metrics.pixel_query(seen["texts"], layers)
         tile = max(4, seen["viewport"][0] // TILES)
         query = {"shots": shots, "bare": bare, "texts": texts, "tile": tile}
-        return browser_metrics.measure(seen, await ours.evaluate(script("pixels.js"), query))
+        return browser_metrics.measure(seen, await ours.evaluate("query => globalThis.compare(query)", query))
 
     async def _only(self, world: int, show: list[int]) -> str:
         """A screenshot with no other text than these."""
@@ -222,6 +222,13 @@ class Tab:
         task = asyncio.ensure_future(do())
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
+
+
+async def blank_page(browser: Browser) -> Page:
+    """A page of our own, which no document ever reaches, ready to compare pixels."""
+    page = await (await browser.new_context()).new_page()
+    await page.evaluate(f"() => {{ globalThis.compare = {script('pixels.js')} }}")  # once, so that it gets compiled for speed
+    return page
 
 
 def decoded(shot: str) -> bytes:
