@@ -21,7 +21,7 @@ from sandboxes import image_base
 from sandboxes.base import MIB, Capabilities, Image, ImageSource, SandboxSpec
 from sandboxes.layer_transfer import OWN, pack_layer
 from sandboxes.remote_link import Address, HostLink, client_context
-from sandboxes.remote_sandbox import RemoteSandbox, send_layer
+from sandboxes.remote_sandbox import RemoteSandbox, send_layer, unless_cancelled
 
 LEASE_S = 60.0
 _ROUNDS = 5
@@ -83,7 +83,7 @@ class RemoteProvider:
             link.reserved += size
             epoch, name = link.epoch, None
             try:
-                name = await self._create(link, spec, image, layers, upper)
+                (name,) = await unless_cancelled(link, self._create(link, spec, image, layers, upper))
                 return self.keep(link, name, spec, upper, reserved=True)
             except (Capacity, HostLost) as error:
                 refusals.append(f"{link.address}: {error}")
@@ -92,7 +92,9 @@ class RemoteProvider:
                     link.reserved -= size
         raise Capacity(f"no sandbox host can make one more: {'; '.join(refusals)}")
 
-    async def _create(self, link: HostLink, spec: SandboxSpec, image: Image, layers: Sequence[Path], upper: Path | None) -> str:
+    async def _create(
+        self, link: HostLink, spec: SandboxSpec, image: Image, layers: Sequence[Path], upper: Path | None
+    ) -> list[str]:
         epoch = link.epoch
         folders: dict[str, Path] = {}
         keys = [await self._key(layer, folders, kept=True) for layer in image.layers]
@@ -108,7 +110,7 @@ class RemoteProvider:
             args = {"image": said, "spec": spec, "layers": private, "upper": top}
             answer = await link.call("create", args, epoch=epoch)
             if isinstance(answer, str):
-                return answer
+                return [answer]
             for key in answer:
                 await self._send_once(link, key, folders[key])
         raise SandboxError(f"host {link.address} asks again and again for layers that it was sent; look at its log")

@@ -10,11 +10,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from gymsmith.errors import HostLost, NotFound, PolicyRefused, SandboxError, SandboxGone, ShellEnded
+from gymsmith.errors import GymsmithError, HostLost, NotFound, PolicyRefused, SandboxError, SandboxGone, ShellEnded
 from sandboxes.base import (
     MAX_FRAME_BYTES,
     MIB,
@@ -34,6 +34,8 @@ from sandboxes.remote_link import HostLink
 log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 4 * MIB
+_UNWANTED: set[asyncio.Task[None]] = set()
+"""Tasks that somebody must hold until they are done."""
 
 
 class Keeper(Protocol):
@@ -123,7 +125,8 @@ class RemoteSnapshot:
         if spec is not None and spec.image != self.spec.image:
             raise PolicyRefused(f"a snapshot starts with its own image {self.spec.image}, got {spec.image}")
         link = self._box.link
-        (name,) = await link.call("start", {"spec": spec}, epoch=self._box.epoch, on=self.id)
+        making = link.call("start", {"spec": spec}, epoch=self._box.epoch, on=self.id)
+        (name,) = await unless_cancelled(link, making)
         return self._box.provider.keep(link, name, spec or self.spec, None)
 
     async def discard(self) -> None:
@@ -207,7 +210,7 @@ class RemoteSandbox:
         return RemoteSnapshot(self, await self.ask("snapshot"))
 
     async def fork(self, n: int = 1) -> list[Sandbox]:
-        names = await self.ask("fork", n=n)
+        names = await unless_cancelled(self.link, self.ask("fork", n=n))
         return [self.provider.keep(self.link, name, self.spec, None) for name in names]
 
     async def kill_agents(self) -> None:
@@ -263,6 +266,24 @@ class RemoteSandbox:
                 raise
         finally:
             self.provider.forget(self)
+
+
+async def unless_cancelled(link: HostLink, making: Coroutine[Any, Any, list[str]]) -> list[str]:
+    """The names of sandboxes that a host makes. When the caller gives up meanwhile, they are destroyed once they are there."""
+    epoch, task = link.epoch, asyncio.ensure_future(making)
+
+    async def destroy_later() -> None:
+        with contextlib.suppress(GymsmithError):
+            for name in await task:
+                await link.call("destroy", {"name": name}, epoch=epoch)
+
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        unwanted = asyncio.ensure_future(destroy_later())
+        _UNWANTED.add(unwanted)
+        unwanted.add_done_callback(_UNWANTED.discard)
+        raise
 
 
 async def send_layer(link: HostLink, key: str, folder: Path) -> None:

@@ -247,6 +247,30 @@ async def _connected(provider: RemoteProvider) -> bool:
     return all(link.connected for link in provider.links)
 
 
+def test_what_nobody_waits_for_any_more_is_destroyed(site: Site) -> None:
+    async def scene() -> None:
+        async with site.provider(site.hosts[0].address) as provider:
+            box = await provider.create(SPEC)
+            for delay_ms in (0, 1, 2, 4, 6, 8, 10, 15, 20, 30):
+                for making in (provider.create(SPEC), box.fork(2)):
+                    task = asyncio.ensure_future(making)  # type: ignore[arg-type]
+                    await asyncio.sleep(delay_ms / 1000)
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        made = await task
+                        for one in made if isinstance(made, list) else [made]:
+                            await one.destroy()
+            await until(lambda: _alone(site))
+            await box.destroy()
+            assert provider.links[0].reserved == 0
+
+    play(scene)
+
+
+async def _alone(site: Site) -> bool:
+    return await site.live() == 1
+
+
 def test_a_killed_client_leaves_nothing(site: Site) -> None:
     code = f"""
 import asyncio, sys
