@@ -92,6 +92,15 @@ def postgres() -> Iterator[Postgres]:
         shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="session")
+def engine_image() -> str:
+    """A base image that a running Docker Engine has."""
+    name = "gymsmith/debian:bookworm"
+    if shutil.which("docker") is None or subprocess.run(["docker", "image", "inspect", name], capture_output=True).returncode:
+        missing(f"no Docker Engine with the image {name}")
+    return name
+
+
 @dataclass
 class Redis:
     """A server of our own on loopback that keeps nothing on disk."""
