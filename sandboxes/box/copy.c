@@ -76,19 +76,19 @@ static int copy_file(int from_directory, int to_directory, const char *name, con
     if (from < 0)
         return errno;
     int to = openat(to_directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600), error = to < 0 ? errno : 0;
+    int sparse = st->st_blocks * 512 < st->st_size;
     off_t at = 0;
     while (!error && at < st->st_size) {
-        off_t data = lseek(from, at, SEEK_DATA); /* a hole stays a hole, or a sparse file would fill the copy */
-        if (data < 0 && errno == ENXIO)
-            break;
-        if (data < 0 || lseek(to, data, SEEK_SET) < 0) {
-            error = errno;
-            break;
-        }
-        off_t hole = lseek(from, data, SEEK_HOLE);
-        if (hole < 0 || lseek(from, data, SEEK_SET) < 0) {
-            error = errno;
-            break;
+        off_t data = at, hole = st->st_size;
+        if (sparse) { /* a hole stays a hole, or a sparse file would fill the copy */
+            data = lseek(from, at, SEEK_DATA);
+            if (data < 0 && errno == ENXIO)
+                break;
+            if (data < 0 || lseek(to, data, SEEK_SET) < 0 || (hole = lseek(from, data, SEEK_HOLE)) < 0 ||
+                lseek(from, data, SEEK_SET) < 0) {
+                error = errno;
+                break;
+            }
         }
         for (at = data; !error && at < hole;) {
             ssize_t n = read(from, buffer, hole - at < BUFFER ? (size_t)(hole - at) : BUFFER), done = 0;
@@ -104,7 +104,7 @@ static int copy_file(int from_directory, int to_directory, const char *name, con
             at += n;
         }
     }
-    if (!error && ftruncate(to, st->st_size))
+    if (!error && sparse && ftruncate(to, st->st_size))
         error = errno;
     if (!error)
         error = copy_metadata(from, to, st);
