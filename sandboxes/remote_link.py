@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gymsmith.errors import ConfigError, GymsmithError, HostLost, SandboxError, SandboxGone
+from gymsmith.errors import ConfigError, GymsmithError, HostLost, PolicyRefused, SandboxError, SandboxGone
 from sandboxes.base import Capabilities
 from sandboxes.channel import (
     ACK,
@@ -116,7 +116,11 @@ class HostLink:
             raise self._gone()
         self._last += 1
         number = self._last
-        call = _Call(asyncio.get_running_loop().create_future(), pack({"do": do, "on": on, "args": args}))
+        try:
+            data = pack({"do": do, "on": on, "args": args})
+        except TypeError as error:
+            raise PolicyRefused(f"arguments of {do} must be those of the protocol: {error}") from error
+        call = _Call(asyncio.get_running_loop().create_future(), data)
         self._calls[number] = call
         try:
             if self._channel is not None:

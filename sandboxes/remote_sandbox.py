@@ -28,6 +28,7 @@ from sandboxes.base import (
     Shell,
     Snapshot,
 )
+from sandboxes.checks import check_forks, check_line, check_output, check_run, check_terminal, check_timeout, words_of
 from sandboxes.layer_transfer import pack_layer, unpack_layer
 from sandboxes.remote_link import HostLink
 
@@ -90,6 +91,9 @@ class RemoteShell:
         return self._ended or self._box.gone
 
     async def run(self, line: str, *, timeout_s: float = 30.0, max_output_bytes: int = 65_536) -> ExecResult:
+        check_line(line)
+        check_timeout(timeout_s)
+        check_output(max_output_bytes)
         async with self._turn:
             return await self._do("run", line=line, timeout_s=timeout_s, max_output_bytes=max_output_bytes)
 
@@ -173,7 +177,7 @@ class RemoteSandbox:
         max_output_bytes: int = 65_536,
         split: bool = False,
     ) -> ExecResult:
-        _refuse_large(command, stdin)
+        check_run(words_of(command), cwd, env, stdin, timeout_s, max_output_bytes)
         result: ExecResult = await self.ask(
             "exec", command=_line(command), cwd=cwd, env=env, user=user, stdin=stdin, timeout_s=timeout_s,
             max_output_bytes=max_output_bytes, split=split,
@@ -189,7 +193,7 @@ class RemoteSandbox:
         user: str | None = None,
         max_output_bytes: int = 65_536,
     ) -> Job:
-        _refuse_large(command, b"")
+        check_run(words_of(command), cwd, env, b"", 1, max_output_bytes)
         name = await self.ask(
             "spawn", command=_line(command), cwd=cwd, env=env, user=user, max_output_bytes=max_output_bytes
         )  # fmt: skip
@@ -204,12 +208,15 @@ class RemoteSandbox:
         rows: int = 24,
         cols: int = 80,
     ) -> Shell:
+        check_terminal(rows, cols)
+        check_run((), cwd, env, b"", 1, 0)
         return RemoteShell(self, await self.ask("shell", cwd=cwd, env=env, user=user, rows=rows, cols=cols))
 
     async def snapshot(self) -> Snapshot:
         return RemoteSnapshot(self, await self.ask("snapshot"))
 
     async def fork(self, n: int = 1) -> list[Sandbox]:
+        check_forks(n)
         names = await unless_cancelled(self.link, self.ask("fork", n=n))
         return [self.provider.keep(self.link, name, self.spec, None) for name in names]
 
@@ -331,8 +338,3 @@ def _emptied(folder: Path) -> None:
 
 def _line(command: CommandLine) -> CommandLine:
     return command if isinstance(command, str) else list(command)
-
-
-def _refuse_large(command: CommandLine, stdin: bytes) -> None:
-    if sum(map(len, command)) + len(stdin) > MAX_FRAME_BYTES - MIB:
-        raise PolicyRefused(f"command and stdin must stay below {MAX_FRAME_BYTES - MIB} bytes; put a file instead")

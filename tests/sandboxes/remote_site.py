@@ -75,6 +75,9 @@ class Wire:
     def __init__(self, to: Address) -> None:
         self._to = to
         self.up = True
+        self.answering = asyncio.Event()
+        """Cleared: what the host says is held back."""
+        self.answering.set()
         self.cuts = 0
         self.connections = 0
         self._writers: list[asyncio.StreamWriter] = []
@@ -90,10 +93,13 @@ class Wire:
         self.connections += 1
         there, back = await asyncio.open_connection(self._to.host, self._to.port)
         self._writers += [writer, back]
-        await asyncio.gather(self._pump(reader, back), self._pump(there, writer), return_exceptions=True)
+        asking, answering = self._pump(reader, back), self._pump(there, writer, self.answering)
+        await asyncio.gather(asking, answering, return_exceptions=True)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, when: asyncio.Event | None = None) -> None:
         while data := await reader.read(65_536):
+            if when is not None:
+                await when.wait()
             writer.write(data)
             await writer.drain()
         writer.close()
