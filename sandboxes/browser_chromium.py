@@ -158,15 +158,14 @@ class Chromium:
         running: asyncio.Task[Any] | None = None
         try:
             if provider is None:
-                browser = await _launch(playwright, program, {})
+                browser = await _launch(playwright, program, door, {})
                 return cls(browser, None, None, door)
             box = await provider.create(_spec(str(door)))
             await box.put_files({"/etc/fonts/fonts.conf": font_configuration(fonts()[0]).encode()})
             running = asyncio.create_task(_run_inside(box))
             wrapper = _wrapper(folder)
-            launching = asyncio.create_task(
-                _launch(playwright, str(wrapper), {"GYMSMITH_DOOR": str(door), "GYMSMITH_CHROMIUM": program})
-            )
+            handed = {"GYMSMITH_DOOR": str(door), "GYMSMITH_CHROMIUM": program}
+            launching = asyncio.create_task(_launch(playwright, str(wrapper), door, handed))
             await asyncio.wait({launching, running}, return_when=asyncio.FIRST_COMPLETED)
             if not launching.done():
                 launching.cancel()
@@ -242,13 +241,14 @@ def _wrapper(folder: Path) -> Path:
     return path
 
 
-async def _launch(playwright: Playwright, program: str, environment: dict[str, str]) -> Browser:
+async def _launch(playwright: Playwright, program: str, folder: Path, environment: dict[str, str]) -> Browser:
     from playwright.async_api import Error
 
     try:
         return await playwright.chromium.launch(
             executable_path=program,
             args=list(FLAGS),
+            artifacts_dir=folder / "artifacts",
             # the driver trusts its pages
             ignore_default_args=["--disable-ipc-flooding-protection", "--disable-popup-blocking"],
             env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": "/nonexistent", "TZ": "UTC", **environment},

@@ -7,6 +7,7 @@ agent, takes them and becomes Chromium. From then on the two talk directly: no p
 Standard library only, and no import of ours: it runs with `-I -S`, on the host as a script and inside as an argument of Python.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -36,6 +37,10 @@ def outside() -> None:
     os.close(4)
     peer.settimeout(None)
     peer.recv(1)  # Chromium holds the other end: end of file is its end
+    for word in sys.argv[1:]:
+        if word.startswith("--user-data-dir="):  # made for it on the host, and left there by a driver that was killed
+            with contextlib.suppress(OSError):
+                os.rmdir(word.partition("=")[2])
 
 
 def inside() -> None:

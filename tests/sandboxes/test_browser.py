@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,8 +257,11 @@ def test_nothing_is_left_when_the_worker_is_killed(painter: Painter, tmp_path: P
 
 
 def test_a_driver_that_was_killed_is_replaced(painter: Painter, tmp_path: Path) -> None:
+    litter: list[Path] = []
+
     async def scene() -> list[Any]:
         before = _drivers()
+        litter.extend(Path(tempfile.gettempdir()).glob("playwright*"))
         service = await browser.RenderService.start(tmp_path, painter.folder / "images", seats=1)
         try:
             first = await service.render(Document.of_html("<p>x"), domain="d", metrics=False, deadline_s=60)
@@ -269,6 +273,7 @@ def test_a_driver_that_was_killed_is_replaced(painter: Painter, tmp_path: Path) 
 
     first, second = painter.run(scene())
     assert first.status == second.status == "ok" and first.png == second.png
+    assert not [path for path in Path(tempfile.gettempdir()).glob("playwright*") if path not in litter]
 
 
 def _drivers() -> set[int]:
