@@ -41,6 +41,8 @@ RUNS = 3
 MIN_CHEATS = 5
 GENERAL_CHEATS = {"shell": 6, "mutation": 11, "tutorial": 11}
 """How many cheats are tried on one draft of a kind: its own, and general ones, which take turns. Of other kinds, all."""
+ALWAYS = frozenset({"py-equal-to-all"})
+"""General cheats that do not take turns: what they attack is the tests of the one draft, not the grading of all."""
 RETRIES = 3
 T = TypeVar("T")
 
@@ -204,11 +206,14 @@ def _controls_reason(gates: Sequence[Gate]) -> tuple[str, str]:
 
 def _general(draft: Draft, task: Task) -> list[tuple[str, str]]:
     """The general cheats for this draft. Where only some are tried, which ones follows from the draft's id."""
-    known = [(cheat.name, cheat.script) for cheat in cheats_for(task)]
-    count = GENERAL_CHEATS.get(draft.spec.kind, len(known))
+    every = [(cheat.name, cheat.script) for cheat in cheats_for(task)]
+    if draft.spec.kind not in GENERAL_CHEATS:
+        return every
+    always = [cheat for cheat in every if cheat[0] in ALWAYS]
+    known = [cheat for cheat in every if cheat[0] not in ALWAYS]
     start = int(draft.id[:8], 16) % len(known)
     turned = known[start:] + known[:start]
-    return turned[: max(0, count - len(draft.cheats))] if count < len(known) else known
+    return always + turned[: max(0, GENERAL_CHEATS[draft.spec.kind] - len(draft.cheats) - len(always))]
 
 
 async def _asking_again(ask: Callable[[], Awaitable[T]]) -> T:

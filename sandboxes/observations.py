@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -36,10 +37,10 @@ class Observation(NamedTuple):
     """(name in the expression, "module:attribute")."""
 
 
-def member(observations: list[Observation], path: list[str], site: list[str]) -> bytes:
+def member(observations: Sequence[Observation], path: Sequence[str], site: Sequence[str]) -> bytes:
     """The text of `MEMBER`. path, site: where the code under test and its dependencies are, as the runner's options say."""
     rows = [{**each._asdict(), "imports": dict(each.imports), "setup": list(each.setup)} for each in observations]
-    return (json.dumps({"path": path, "site": site, "observations": rows}, indent=1) + "\n").encode()
+    return (json.dumps({"path": list(path), "site": list(site), "observations": rows}, indent=1) + "\n").encode()
 
 
 async def look(box: Sandbox, task: Task, timeout_s: float) -> dict[str, str]:
@@ -51,31 +52,40 @@ async def look(box: Sandbox, task: Task, timeout_s: float) -> dict[str, str]:
         return {}
     try:
         document = json.loads(task.files[MEMBER])
-        told = {
-            "path": document["path"],
-            "site": document["site"],
-            "observations": [{key: row[key] for key in ("imports", "setup", "expression")} for row in document["observations"]],
-        }
-        wanted = [(row["id"], ast.literal_eval(row["expected"])) for row in document["observations"]]
-    except (ValueError, KeyError, TypeError, SyntaxError) as error:
+        path, site, rows = document["path"], document["site"], document["observations"]
+        observed = [Observation(**{**row, "imports": tuple(row["imports"].items())}) for row in rows]
+        states = await evaluate(box, observed, path, site, user="tester", timeout_s=timeout_s)
+    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
         raise SourceError(f"{MEMBER} must be as sandboxes.observations writes it: {error!r}") from error
+    await box.kill_agents()
+    return dict(zip((each.id for each in observed), states, strict=True))
+
+
+async def evaluate(
+    box: Sandbox, observed: Sequence[Observation], path: Sequence[str], site: Sequence[str], *, user: str, timeout_s: float
+) -> list[str]:
+    """passed, failed, missing or duplicate for each, in order.
+
+    Raises: ValueError, SyntaxError: an expected value is no literal. SandboxError: the sandbox did not answer.
+    """
+    wanted = [ast.literal_eval(each.expected) for each in observed]
+    rows = [{"imports": dict(each.imports), "setup": list(each.setup), "expression": each.expression} for each in observed]
     result = await box.exec(
         ["python3", "-I", "-S", "-c", _program()],
-        user="tester",
-        stdin=json.dumps(told).encode(),
+        user=user,
+        stdin=json.dumps({"path": list(path), "site": list(site), "observations": rows}).encode(),
         timeout_s=min(timeout_s, TIMEOUT_S),
         max_output_bytes=4 * MIB,
         split=True,
     )
-    await box.kill_agents()
     answers: dict[int, list[tuple[str, str]]] = {}
     for line in result.output.decode(errors="replace").splitlines():
         try:
             index, kind, text = json.loads(line)
             answers.setdefault(int(index), []).append((str(kind), str(text)))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             continue
-    return {name: _state(answers.get(index, []), value) for index, (name, value) in enumerate(wanted)}
+    return [_state(answers.get(index, []), value) for index, value in enumerate(wanted)]
 
 
 def _state(answers: list[tuple[str, str]], wanted: Any) -> str:

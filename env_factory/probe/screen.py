@@ -116,6 +116,29 @@ class Observer:
                     return known
         return ""
 
+    def _home(self, name: str, value: object) -> str:
+        """The module of the code under test, or of the standard library, that has `value` under this name."""
+        found = [
+            module.__name__
+            for module in list(sys.modules.values())
+            if getattr(module, "__dict__", {}).get(name, self) is value and self._importable(module)
+        ]
+        return min(found, key=lambda each: (each.count("."), each), default="")
+
+    def _importable(self, module: object) -> bool:
+        where = getattr(module, "__file__", None) or ""
+        return where.startswith(self.code) or getattr(module, "__name__", "") in sys.stdlib_module_names
+
+    def _attributes(self, source: str, before: Any, aliases: list[str], scope: dict[str, Any]) -> dict[str, str]:
+        """What is reached through modules in these statements: attribute -> module."""
+        found: dict[str, str] = {}
+        for node in (n for text in [source, *before] for n in ast.walk(ast.parse(text))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+                module = scope[node.value.id]
+                if self._importable(module) and hasattr(module, node.attr):
+                    found[node.attr] = module.__name__
+        return found
+
     def _describe(self, error: BaseException) -> dict[str, Any]:
         frames: list[tuple[FrameType, int]] = []
         trace: TracebackType | None = error.__traceback__
@@ -141,6 +164,8 @@ class Observer:
         }
         told["modules"] = sorted(n for n in names if type(scope.get(n)).__name__ == "module")
         told["public"] = {n: real for n in sorted(names) if n in scope and (real := self._public(n, scope[n]))}
+        told["homes"] = {real: home for n, real in told["public"].items() if (home := self._home(real, scope[n]))}
+        told["homes"] |= self._attributes(told.get("source", ""), told.get("before", ()), told["modules"], scope)
         told["builtin"] = sorted(n for n in names if n not in scope and hasattr(builtins, n))
         # unittest raises from a helper of its own, whose arguments are the two sides.
         for deeper, _ in frames[mine[-1] + 1 :]:

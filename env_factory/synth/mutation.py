@@ -23,8 +23,9 @@ from env_factory.synth.operators import Site
 from env_factory.synth.patch import edit_script
 from env_factory.synth.rewriting import other_words
 from env_factory.synth.screening import MIN_P2P, SITE, SUITE, Screen, Survey, base_context, base_dockerfile, suite, tree
-from env_factory.synth.symptom import report
+from env_factory.synth.symptom import observations, report
 from gymsmith.schema import Draft, TaskSpec, ToolSpec
+from sandboxes.observations import MEMBER, Observation, member
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ TRIES_PER_FUNCTION = 8
 WAVES = (6, 24)
 """Least and most faults that are screened in one go."""
 MAX_P2P, MAX_F2P = 24, 24
+MAX_OBSERVED = 6
 PYTEST = "--assert=plain --tb=line -p no:unraisableexception -p no:threadexception"
 """Options of the verifier's pytest: what explains failures to people costs 40% of a run and changes no outcome."""
 PROTECTED = (
@@ -66,6 +68,8 @@ class _Tried:
     failed: list[str] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)
     failures: Mapping[str, Any] = field(default_factory=dict)
+    observed: list[Observation] = field(default_factory=list)
+    """Values that the host will compare; each holds on the healthy package."""
     reason: str = ""
 
 
@@ -133,6 +137,7 @@ async def _wave(
     answers = await screen.run([run(i, each.tests, True) for i, each in enumerate(wave)])
     for each, answer in zip(wave, answers, strict=True):
         _judge(each, answer, known)
+    await _observe(package, screen, wave)
     for each, text in zip(wave, texts, strict=True):
         key = f"{each.site.path}::{each.site.function}"
         if not each.reason and given.get(key, 0) >= PER_FUNCTION:
@@ -143,6 +148,22 @@ async def _wave(
             yield Candidate(each.index, each.site, made)
         else:
             yield Candidate(each.index, each.site, None, made or each.reason)
+
+
+def _roots(package: Package) -> list[str]:
+    return [f"/work/{root}".rstrip("/") for root in package.roots]
+
+
+async def _observe(package: Package, screen: Screen, wave: list[_Tried]) -> None:
+    """Find what the host can compare by itself for each fault, and keep what holds on the healthy package."""
+    for each in wave:
+        failures = [each.failures[t] for t in each.failed if t in each.failures]
+        each.observed = [] if each.reason else observations(failures, report(failures))[:MAX_OBSERVED]
+    every = [(each, observed) for each in wave for observed in each.observed]
+    holding = await screen.holding([observed for _, observed in every], _roots(package))
+    for each in wave:
+        kept = [observed for (owner, observed), holds in zip(every, holding, strict=True) if owner is each and holds]
+        each.observed = [observed._replace(id=f"observed-{number}") for number, observed in enumerate(kept, 1)]
 
 
 def _tests_for(known: Survey, site: Site) -> list[str]:
@@ -199,6 +220,8 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int) -> Draft | st
         return "leak"
     tests = tuple(dict.fromkeys([*each.failed, *each.passed]))
     files = dict(_shared(package, tests))
+    if each.observed:
+        files[MEMBER] = member(each.observed, _roots(package), [SITE])
     hunk = _hunk(healthy, faulty)
     if len(hunk) >= 60 and any(hunk in data for path, data in tree(package).items() if path != site.path):
         return "leak"  # The healthy lines stand in another file too.
@@ -229,7 +252,7 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int) -> Draft | st
         max_turns=30,
         protected=PROTECTED,
         verifier_timeout_s=120.0,
-        expected=tests,
+        expected=(*tests, *(observed.id for observed in each.observed)),
     )
     return Draft(
         source=package.source,
@@ -259,7 +282,7 @@ def _shared(package: Package, tests: Sequence[str]) -> Iterator[tuple[str, bytes
         yield f"tests/suite/{path}", data
     yield "tests/run.py", resources.files("sandboxes.verifier").joinpath("pytest_runner.py").read_bytes()
     yield "tests/select.txt", ("\n".join(tests) + "\n").encode()
-    paths = " ".join(f"--path {f'/work/{root}'.rstrip('/')}" for root in package.roots)
+    paths = " ".join(f"--path {root}" for root in _roots(package))
     files = " ".join(f"'{SUITE}/{name}'" for name in dict.fromkeys(t.split("::")[0] for t in tests))
     yield (
         "tests/test.sh",

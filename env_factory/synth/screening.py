@@ -19,6 +19,7 @@ from typing import Any
 from env_factory.sources import Package
 from gymsmith.errors import NoTests, SandboxError
 from sandboxes.base import MIB, Sandbox
+from sandboxes.observations import Observation, evaluate
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,13 @@ class Screen:
         answers: list[dict[str, Any]] = json.loads(await self.sandbox.get("/tmp/answer.json", max_bytes=48 * MIB))
         self.executions += sum(len(a["outcomes"]) for a in answers)
         return answers
+
+    async def holding(self, observed: Sequence[Observation], roots: Sequence[str]) -> list[bool]:
+        """Whether each observation holds on the healthy package, seen as a verifier would see it."""
+        if not observed:
+            return []
+        states = await evaluate(self.sandbox, observed, roots, [SITE], user="agent", timeout_s=60.0)
+        return [state == "passed" for state in states]
 
 
 def tree(package: Package) -> dict[str, bytes]:

@@ -8,10 +8,13 @@ that built them are shown before it. What a reader could not repeat is not repor
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from sandboxes.observations import Observation
 
 MAX_SHOWN = 160
 """Characters of an expression or a value; longer ones are left out rather than cut, for what matters may be in the cut."""
@@ -31,6 +34,8 @@ class Symptom:
     expected: str
     setup: tuple[str, ...] = ()
     """Statements that have to run before."""
+    value: str = ""
+    """What the expression must equal, where that is a literal."""
 
     def text(self) -> str:
         """As an item of a report, in Markdown."""
@@ -96,6 +101,46 @@ def report(failures: Iterable[Mapping[str, Any]], limit: int = 3) -> list[str]:
     return told or list(dict.fromkeys(s.text() for s in ordered))[:2]
 
 
+def observations(failures: Iterable[Mapping[str, Any]], told: Iterable[str]) -> list[Observation]:
+    """What the host can compare by itself (see `sandboxes/observations.py`): what a report does not tell first, then the rest.
+
+    told: items of the report. Only expressions whose every name can be imported.
+    """
+    shown = frozenset(told)
+    found: dict[tuple[bool, str], Observation] = {}
+    for failure in failures:
+        symptom = observe(failure)
+        if symptom is None or not symptom.value:
+            continue
+        imports = _imports(symptom, failure.get("homes", {}))
+        if imports is not None:
+            key = (symptom.text() in shown, symptom.text())
+            found[key] = Observation("", symptom.expression, symptom.value, symptom.setup, imports)
+    return [found[key] for key in sorted(found)]
+
+
+def _imports(symptom: Symptom, homes: Mapping[str, str]) -> tuple[tuple[str, str], ...] | None:
+    """("name", "module:name") for every name that is not made on the way; None where one has no home."""
+    nodes = [n for text in (*symptom.setup, symptom.expression) for n in ast.walk(ast.parse(text))]
+    made = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    made |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)} | {
+        n.arg for n in nodes if isinstance(n, ast.arg)
+    }
+    used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - made
+    used = {name for name in used if name in homes or not hasattr(builtins, name)}
+    if not used <= homes.keys():
+        return None
+    return tuple((name, f"{homes[name]}:{name}") for name in sorted(used))
+
+
+def _literal(text: str) -> bool:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return bool(value == value)
+
+
 def _asserted(test: ast.expr, failure: Mapping[str, Any], write: _Writer) -> Symptom | None:
     if isinstance(test, ast.Compare) and len(test.ops) == 1:
         compared = failure.get("compared")
@@ -135,7 +180,8 @@ def _sides(left: ast.expr, right: ast.expr, operator: str, left_value: str, righ
     if operator in ("==", "is") and left_value == right_value:
         return None  # Equal to the eye: a reader learns nothing.
     if operator in ("==", "is"):
-        return Symptom(shown, f"gives `{left_value}`", f"expected `{right_value}`")
+        value = right_value if operator == "==" and _literal(right_value) else ""
+        return Symptom(shown, f"gives `{left_value}`", f"expected `{right_value}`", value=value)
     if operator in ("!=", "is not"):
         return Symptom(shown, f"gives `{left_value}`", f"it should be anything but `{right_value}`")
     return Symptom(shown, f"gives `{left_value}`", f"expected a value with `value {operator} {right_value}`")

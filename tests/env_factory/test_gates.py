@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from env_factory import gates
 from env_factory.build import build
+from env_factory.cheats.corpus import corpus
 from env_factory.gates import Proof, prove
+from gymsmith import taskdir
 from gymsmith.errors import InfrastructureError, SandboxError
 from gymsmith.schema import Draft, Source, TaskSpec
+from gymsmith.taskdir import Task
 
 TEST = '#!/bin/sh\nif [ "$(cat sum.txt 2>/dev/null)" = "$(cat /tests/want)" ]; then echo PASS sum; else echo FAIL sum; fi\n'
 DOCKERFILE = "FROM gymsmith/host\nWORKDIR /work\nCOPY --chown=agent:agent work /work\n"
@@ -112,6 +116,29 @@ def test_the_leak_scan_knows_solutions_histories_and_test_names() -> None:
     named = GOOD.spec.model_copy(update={"expected": ("test_a.py::test_b",)})
     assert not gates.leak(replace(GOOD, spec=named, instruction="Make test_a.py::test_b pass.")).passed
     assert gates.leak(GOOD).passed
+
+
+def test_general_cheats_take_turns_and_some_do_not() -> None:
+    """Over many drafts every cheat of the corpus is tried; what attacks one draft's own tests is tried on each."""
+    runner = {**FILES, "tests/run.py": b"x"}
+    kind = GOOD.spec.model_copy(update={"kind": "mutation"})
+    drafts = [replace(GOOD, files=runner, spec=kind, instruction=f"{GOOD.instruction} ({n})") for n in range(200)]
+    tried = [[name for name, _ in gates._general(draft, Task.of(draft))] for draft in drafts]
+    assert all(len(names) == len(set(names)) == gates.GENERAL_CHEATS["mutation"] - len(GOOD.cheats) for names in tried)
+    assert all(set(names) >= gates.ALWAYS for names in tried)
+    assert {name for names in tried for name in names} == {cheat.name for cheat in corpus()}
+    other = replace(GOOD, spec=GOOD.spec.model_copy(update={"kind": "service"}))
+    assert len(gates._general(other, Task.of(other))) >= 20, "a kind without a number of its own is tried with all that fit"
+
+
+def test_a_task_with_a_service_is_proved_in_its_own_sandbox(doorway: Any) -> None:
+    """The bundled stateful task stands every gate, and falls where its service can no longer start."""
+    draft = taskdir.read(Path(__file__).parents[2] / "examples/services/ledger").draft
+    proof = proved(doorway, draft, "controls")
+    assert (proof.reason, proof.evidence.proved) == ("", True), proof
+    lame = draft.spec.services[0].model_copy(update={"command": "exit 1", "ready_timeout_s": 0.5})
+    fallen = proved(doorway, replace(draft, spec=draft.spec.model_copy(update={"services": (lame,)})), "controls")
+    assert fallen.reason == "oracle-fails" and "service ledger" in fallen.detail, fallen
 
 
 def test_a_sandbox_that_fails_us_is_asked_again_and_never_counts() -> None:

@@ -14,7 +14,7 @@ from env_factory import tasks
 from env_factory.synth import operators
 from env_factory.synth.patch import edit_script
 from env_factory.synth.rewriting import other_words
-from env_factory.synth.symptom import observe, report
+from env_factory.synth.symptom import observations, observe, report
 from gymsmith import taskdir
 
 SAMPLE = '''"""Über alles: offsets count bytes."""
@@ -91,6 +91,28 @@ def test_other_words_mean_the_same() -> None:
     wanted = results(SAMPLE)
     for site, other in rewritten.items():
         assert other != SAMPLE and results(other) == wanted, (site, other)
+
+
+def test_observations_are_what_the_host_can_compare() -> None:
+    """Equalities with a literal, whose names can all be imported; what the report does not tell comes first."""
+    homes = {"plural": "tool.words", "Cache": "tool"}
+    word = failure(source="assert tool.plural(word) == expected", compared=["==", "'foots'", "'feet'"],
+                   values={"word": "'foot'", "expected": "'feet'"}, modules=["tool"], homes=homes)  # fmt: skip
+    longer = word | {"values": {"word": "'a long foot'", "expected": "'long feet'"}, "compared": ["==", "'foots'", "'long feet'"]}
+    built = failure(source="assert c.size == len(c)", compared=["==", "2", "3"], builtin=["len"], public={"Cache": "Cache"},
+                    before=["c = Cache(maxsize=n)"], values={"n": "4"}, homes=homes)  # fmt: skip
+    told = report([word, built])
+    found = observations([word, longer, built], told)
+    assert [(o.expression, o.expected) for o in found] == [
+        ("len(c)", "2"),
+        ("plural('a long foot')", "'long feet'"),
+        ("plural('foot')", "'feet'"),
+    ]
+    assert found[1].imports == (("plural", "tool.words:plural"),)
+    assert found[0].setup == ("c = Cache(maxsize=4)",) and found[0].imports == (("Cache", "tool:Cache"),)
+    assert observations([word | {"homes": {}}], []) == [], "a name that nobody can import"
+    assert observations([word | {"compared": ["==", "'foots'", "<Feet>"]}], []) == [], "no literal"
+    assert observations([word | {"compared": ["<", "3", "2"]}], []) == [], "no equality"
 
 
 def test_the_edit_script_turns_one_text_into_the_other(tmp_path: Path) -> None:
