@@ -22,6 +22,7 @@ from gymsmith.config import Settings
 from gymsmith.errors import ConfigError
 
 BENCHES = {
+    "images": "sandboxes.bench_images:measure",
     "loop": "gymsmith.bench_loop:measure",
     "remote": "sandboxes.bench_remote:measure",
     "render": "sandboxes.bench_render:measure",

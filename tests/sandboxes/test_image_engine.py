@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from gymsmith.config import Settings
 from gymsmith.errors import BuildError, PolicyRefused
-from sandboxes import dockerfile
+from sandboxes import bench_images, dockerfile
 from sandboxes.base import Image
 from sandboxes.build_context import BuildContext
 from sandboxes.build_policy import BuildPolicy
@@ -36,7 +37,8 @@ class Yard:
             wheelhouse=wheelhouse, timeout_s=60.0,
         )  # fmt: skip
         image = self.store.record(asyncio.run(work))
-        self.made.append(str(image.engine_ref))
+        if image.engine_ref not in self.made:
+            self.made.append(str(image.engine_ref))
         return image
 
     def say(self, image: Image, command: str) -> str:
@@ -54,6 +56,8 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> Any:
         lacking(f"no container engine with {BASE}: {error}")
     made = Yard(engine, tmp_path_factory.mktemp("yard"))
     yield made
+    for ref in reversed(made.made):
+        engine.images.remove(ref)
     engine.close()
 
 
@@ -137,3 +141,10 @@ def test_an_image_of_the_engine_becomes_ours(yard: Yard, tmp_path: Path) -> None
 
     entry = lookup(ours.layers, "/d/b")[1]
     assert entry is not None and Path(entry.places[0]).read_bytes() == b"b" and ours.workdir == "/d"
+
+
+def test_the_bench_says_when_it_has_no_peer(namespaces: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody")
+    rows = asyncio.run(bench_images._measure(Settings.load(home=tmp_path / "home"), 0))
+    assert len(rows) == 4 and all(row.ours > 0 and row.peer is None for row in rows)
+    assert all(row.peer_name.startswith("none: ") for row in rows)
