@@ -11,6 +11,7 @@ import asyncio
 import errno
 import json
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
@@ -49,6 +50,8 @@ class Channel:
         self._parts: dict[int, bytearray] = {}
         self._unfinished = 0
         self._drained = asyncio.Lock()
+        self.heard = time.monotonic()
+        """When the last frame came, also one in the middle of a long message."""
 
     async def send(self, kind: int, number: int, data: bytes = b"") -> None:
         """Send a message, at the pace of the other side. Raises: ConnectionError."""
@@ -78,6 +81,7 @@ class Channel:
             if length > PART_BYTES:
                 raise Broken(f"a frame must be at most {PART_BYTES} bytes, got {length}")
             data = await self._reader.readexactly(length)
+            self.heard = time.monotonic()
             if kind != PART:
                 before = self._parts.pop(number, None)
                 if before is not None:

@@ -100,20 +100,23 @@ class HostServer:
         session: Session | None = None
         try:
             async with asyncio.timeout(GREETING_S):
-                session = await self._greet(channel)
+                session, again = await self._greet(channel)
+            for number, (kind, data) in again:
+                await channel.send(kind, number, data)
             while session is not None and session.channel is channel:
                 message = await channel.receive()
                 session.heard = time.monotonic()
                 await self._take(session, channel, message)
-        except (OSError, asyncio.IncompleteReadError, TimeoutError, GymsmithError, asyncio.CancelledError) as error:
+        except (OSError, EOFError, GymsmithError, LookupError, TypeError, ValueError, asyncio.CancelledError) as error:
             log.info("event=connection_lost session=%s why=%r", session.id[:8] if session else "", error)
         finally:
             if session is not None and session.channel is channel:
-                session.channel = None
+                session.channel, session.heard = None, max(session.heard, channel.heard)
             channel.close()
             self._connections.discard(task)
 
-    async def _greet(self, channel: Channel) -> Session:
+    async def _greet(self, channel: Channel) -> tuple[Session, list[tuple[int, tuple[int, bytes]]]]:
+        """The session of whoever comes, and the answers that it did not get before."""
         message = await channel.receive()
         said = unpack(message.data) if message.kind == HELLO else {}
         if message.kind != HELLO or not hmac.compare_digest(str(said.get("token", "")).encode(), self._token):
@@ -132,22 +135,20 @@ class HostServer:
             self._sessions[session.id] = session
         elif session.channel is not None:
             session.channel.close()
-        session.channel, session.heard = channel, time.monotonic()
         wanted = set(said["outstanding"])
         session.done = {number: answer for number, answer in session.done.items() if number in wanted}
-        known = wanted & (session.done.keys() | session.running.keys())
+        again = list(session.done.items())  # what is done from here on is sent by whoever does it
         welcome = {
             "resumed": resumed,
-            "known": sorted(known),
+            "known": sorted(wanted & (session.done.keys() | session.running.keys())),
             "capabilities": self.provider.capabilities,
             "usage": self._usage(),
             "lease_s": session.lease_s,
         }
+        session.channel, session.heard = channel, time.monotonic()
         await channel.send(WELCOME, 0, pack(welcome))
-        for number, (kind, data) in list(session.done.items()):
-            await channel.send(kind, number, data)
         log.info("event=session session=%s resumed=%s", session.id[:8], resumed)
-        return session
+        return session, again
 
     async def _take(self, session: Session, channel: Channel, message: Message) -> None:
         number = message.number
@@ -191,7 +192,8 @@ class HostServer:
         while True:
             now = time.monotonic()
             for session in list(self._sessions.values()):
-                if now - session.heard > session.lease_s:
+                heard = max(session.heard, session.channel.heard) if session.channel is not None else session.heard
+                if now - heard > session.lease_s:
                     await self._end(session, f"nothing was heard for {session.lease_s:g} s")
             await asyncio.sleep(min([s.lease_s / 8 for s in self._sessions.values()], default=1.0))
 

@@ -132,8 +132,7 @@ class HostLink:
             raise HostLost(f"host {self.address} must answer {do}, it did not") from None
         finally:
             if self._calls.pop(number, None) is not None and self._channel is not None:
-                with contextlib.suppress(OSError):
-                    await self._channel.send(CANCEL, number)
+                self._channel.post(CANCEL, number)
 
     async def _keep(self) -> None:
         """Connect, listen, connect again."""
@@ -148,6 +147,7 @@ class HostLink:
             finally:
                 if self._channel is not None:
                     self._channel.close()
+                    self._heard = max(self._heard, self._channel.heard)
                 self._channel = None
                 self._tried.set()
             if self._heard and time.monotonic() - self._heard > self._lease_s:
@@ -218,7 +218,7 @@ class HostLink:
             while True:
                 await channel.send(PING, 0)
                 await asyncio.sleep(self._lease_s / 6)
-                if time.monotonic() - self._heard > self._lease_s / 2:
+                if time.monotonic() - channel.heard > self._lease_s / 2:
                     channel.close()
                     return
 
