@@ -25,6 +25,7 @@ from sqlalchemy.engine import Connection
 
 from gymsmith.config import Settings
 from gymsmith.errors import Conflict, Fenced, NotFound
+from gymsmith.rows import job_statements as q
 from gymsmith.rows import tables as t
 from gymsmith.rows.database import Database
 from gymsmith.rows.events import Events
@@ -33,10 +34,7 @@ from gymsmith.schema import Job, State, now
 
 ENDED = (State.SUCCEEDED.value, State.FAILED.value, State.CANCELLED.value)
 _J = t.jobs.c
-_COLUMNS = [c for c in t.jobs.columns if c.name not in ("publishes", "due_us")]
 _MAX_RETRY_S = 30.0
-_SWEEP = 500
-"""Jobs that one look of the reaper takes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +75,12 @@ class Jobs(Events):
         out = []
         with self.db.write() as c:
             for job in jobs:
-                row = c.execute(_PUT[self.db.sqlite], _job_row(job, self.settings.lease_s)).first()
+                row = c.execute(q.PUT[self.db.sqlite], q.job_row(job, self.settings.lease_s)).first()
                 if row is not None:
                     out.append((job, True))
                     continue
                 match = (_J.key == job.key) if job.key else (_J.id == job.id)
-                old = _hand_out(c.execute(sa.select(*_COLUMNS).where(match)).one())
+                old = q.hand_out(c.execute(sa.select(*q.COLUMNS).where(match)).one())
                 if (old.kind, _canonical(old.payload)) != (job.kind, _canonical(job.payload)):
                     raise Conflict(
                         f"the key {job.key or job.id!r} already names the {old.kind} job {old.id} with another payload; "
@@ -101,10 +99,10 @@ class Jobs(Events):
             NotFound: there is none.
         """
         with self.db.read() as c:
-            row = c.execute(sa.select(*_COLUMNS).where(_J.id == job_id)).first()
+            row = c.execute(sa.select(*q.COLUMNS).where(_J.id == job_id)).first()
         if row is None:
             raise NotFound(f"no job {job_id!r}; the page Jobs lists what there is")
-        return _hand_out(row)
+        return q.hand_out(row)
 
     def jobs(
         self,
@@ -123,17 +121,17 @@ class Jobs(Events):
         where = [column == str(value) for column, value in equal if value is not None]
         if top_level:
             where.append(_J.parent == "")
-        return newest_first(self.db, t.jobs, _COLUMNS, where, _hand_out, cursor, limit)
+        return newest_first(self.db, t.jobs, q.COLUMNS, where, q.hand_out, cursor, limit)
 
     def claim(self, job_id: str, owner: str, lease_s: float | None = None) -> Job | None:
         """Take a queued job, or one whose lease lapsed; None when somebody else has it, it ended or it was cancelled."""
         now_us = t.to_us(now())
         with self.db.write() as c:
-            row = c.execute(_CLAIM, {"i": job_id, "o": owner, "now": now_us, "lease": now_us + self._lease_us(lease_s)}).first()
+            row = c.execute(q.CLAIM, {"i": job_id, "o": owner, "now": now_us, "lease": now_us + self._lease_us(lease_s)}).first()
         if row is None:
             return None
         self._changed(row.id, row.run_id, State.RUNNING, row.attempt)
-        return _hand_out(row)
+        return q.hand_out(row)
 
     def heartbeat(self, job_id: str, attempt: int, lease_s: float | None = None) -> bool:
         """Extend one lease; True when the job was asked to stop.
@@ -152,7 +150,7 @@ class Jobs(Events):
         lost, cancelled = set(), set()
         with self.db.write() as c:
             for job_id, attempt in held:
-                cancel = c.execute(_BEAT, {"i": job_id, "a": attempt, "lease": lease_us}).scalar()
+                cancel = c.execute(q.BEAT, {"i": job_id, "a": attempt, "lease": lease_us}).scalar()
                 if cancel is None:
                     lost.add(job_id)
                 elif cancel:
@@ -191,7 +189,7 @@ class Jobs(Events):
             again = retry and attempt < row.max_attempts and not row.cancel
             if again:
                 pause_s = min(0.25 * 2**attempt, _MAX_RETRY_S)
-                c.execute(sa.update(t.jobs).where(_J.id == job_id).values(error=error, **_queued(pause_s)))
+                c.execute(sa.update(t.jobs).where(_J.id == job_id).values(error=error, **q.queued(pause_s)))
         if again:
             self._changed(job_id, row.run_id, State.QUEUED, attempt, error=error[:200])
             return State.QUEUED
@@ -208,7 +206,7 @@ class Jobs(Events):
         """
         with self.db.write() as c:
             row = hold(c, job_id, attempt)
-            values = {"max_attempts": _J.max_attempts + 1, **_queued(0.0)}
+            values = {"max_attempts": _J.max_attempts + 1, **q.queued(0.0)}
             if row.cancel:
                 values = {"state": State.CANCELLED.value, "finished_us": t.to_us(now()), "lease_us": None}
             c.execute(sa.update(t.jobs).where(_J.id == job_id).values(**values))
@@ -223,7 +221,7 @@ class Jobs(Events):
 
     def revive(self, job_id: str) -> tuple[Job, bool]:
         """Queue a failed or cancelled job again, with as many attempts as a new one; says whether it was in such a state."""
-        values = _queued(self.settings.lease_s) | {"publishes": 1, "cancel": False, "error": "", "finished_us": None}
+        values = q.queued(self.settings.lease_s) | {"publishes": 1, "cancel": False, "error": "", "finished_us": None}
         ended_badly = _J.state.in_((State.FAILED.value, State.CANCELLED.value))
         attempts = _J.attempt + Job.model_fields["max_attempts"].default
         with self.db.write() as c:
@@ -279,23 +277,23 @@ class Jobs(Events):
         """
         now_us = t.to_us(now())
         with self.db.read() as c:
-            if not c.execute(_ANY_LAPSED, {"now": now_us}).first():
+            if not c.execute(q.ANY_LAPSED, {"now": now_us}).first():
                 return []
         out = []
         changed: list[tuple[Any, State]] = []
         with self.db.write() as c:
-            for row in c.execute(_LAPSED, {"now": now_us}).all():
+            for row in c.execute(q.LAPSED, {"now": now_us}).all():
                 update = sa.update(t.jobs).where(_J.id == row.id)
                 state = State.CANCELLED if row.cancel else State.FAILED if row.attempt >= row.max_attempts else State.QUEUED
                 changed.append((row, state))
                 if state is State.QUEUED:
-                    c.execute(update.values(**{**_queued(0.0), "due_us": now_us}))
+                    c.execute(update.values(**{**q.queued(0.0), "due_us": now_us}))
                     continue
                 error = f"its worker died or fell silent in each of {row.attempt} attempts; see the workers' logs"
                 values = {"error": row.error or error} if state is State.FAILED else {}
                 c.execute(update.values(state=state.value, finished_us=now_us, lease_us=None, **values))
             overtaken: dict[str, int] = {}
-            for due in c.execute(_DUE, {"now": now_us}).all():
+            for due in c.execute(q.DUE, {"now": now_us}).all():
                 if due.cancel:
                     ended = {"state": State.CANCELLED.value, "finished_us": now_us, "due_us": None}
                     c.execute(sa.update(t.jobs).where(_J.id == due.id).values(**ended))
@@ -307,7 +305,7 @@ class Jobs(Events):
                         overtaken[due.queue] = self._newest_claimed_us(c, due.queue, now_us)
                     waits_its_turn = overtaken[due.queue] >= 0 and due.created_us >= overtaken[due.queue]
                 pause_us = self._lease_us(None) * 2 ** min(due.publishes, 6)
-                c.execute(_POSTPONE, {"i": due.id, "due": now_us + pause_us, "p": due.publishes + (not waits_its_turn)})
+                c.execute(q.POSTPONE, {"i": due.id, "due": now_us + pause_us, "p": due.publishes + (not waits_its_turn)})
                 if not waits_its_turn:
                     out.append((due.id, due.queue))
         for row, state in changed:
@@ -318,8 +316,8 @@ class Jobs(Events):
         """No message of these queued jobs got through: they are due for publishing after the pause, as if none had been tried."""
         due_us = t.to_us(now()) + int(pause_s * 1e6)
         with self.db.write() as c:
-            for start in range(0, len(ids), _SWEEP):
-                mine = (_J.id.in_(ids[start : start + _SWEEP]), _J.state == State.QUEUED.value)
+            for start in range(0, len(ids), q.SWEEP):
+                mine = (_J.id.in_(ids[start : start + q.SWEEP]), _J.state == State.QUEUED.value)
                 c.execute(sa.update(t.jobs).where(*mine).values(due_us=due_us, publishes=0))
 
     def states(self, ids: Sequence[str]) -> dict[str, State]:
@@ -346,7 +344,8 @@ class Jobs(Events):
         with self.db.read() as c:
             for start in range(0, len(ids), 500):
                 out.update(
-                    (row.id, _hand_out(row)) for row in c.execute(sa.select(*_COLUMNS).where(_J.id.in_(ids[start : start + 500])))
+                    (row.id, q.hand_out(row))
+                    for row in c.execute(sa.select(*q.COLUMNS).where(_J.id.in_(ids[start : start + 500])))
                 )
         return out
 
@@ -385,7 +384,7 @@ class Jobs(Events):
             "now": t.to_us(now()),
         }
         with self.db.write() as c:
-            row = c.execute(_END, values).first()
+            row = c.execute(q.END, values).first()
         if row is None:
             raise _fenced(job_id, attempt)
         self._changed(job_id, row.run_id, state, attempt, seconds=round((values["now"] - row.started_us) / 1e6, 4))
@@ -409,7 +408,7 @@ def hold(c: Connection, job_id: str, attempt: int) -> Any:
     Raises:
         Fenced: another attempt owns the job.
     """
-    row = c.execute(_HOLD, {"i": job_id, "a": attempt}).first()
+    row = c.execute(q.HOLD, {"i": job_id, "a": attempt}).first()
     if row is None:
         raise _fenced(job_id, attempt)
     return row
@@ -417,130 +416,6 @@ def hold(c: Connection, job_id: str, attempt: int) -> Any:
 
 def _fenced(job_id: str, attempt: int) -> Fenced:
     return Fenced(f"attempt {attempt} of job {job_id} no longer owns it; its work is dropped, the newer attempt's counts")
-
-
-def _bound(name: str, kind: Any = None) -> Any:
-    return sa.bindparam(name, type_=kind)
-
-
-_OWNED = (_J.id == _bound("i"), _J.attempt == _bound("a"), _J.state == State.RUNNING.value)
-_HOLD = sa.select(_J.max_attempts, _J.progress, _J.cancel, _J.run_id).where(*_OWNED).with_for_update()
-_CLAIM = (
-    sa.update(t.jobs)
-    .where(
-        _J.id == _bound("i"),
-        sa.or_(_J.state == State.QUEUED.value, sa.and_(_J.state == State.RUNNING.value, _J.lease_us < _bound("now"))),
-        _J.attempt < _J.max_attempts,
-        ~_J.cancel,
-    )
-    .values(
-        state=State.RUNNING.value,
-        attempt=_J.attempt + 1,
-        owner=_bound("o"),
-        lease_us=_bound("lease"),
-        started_us=sa.func.coalesce(_J.started_us, _bound("now")),
-        due_us=None,
-    )
-    .returning(*_COLUMNS)
-)
-_BEAT = sa.update(t.jobs).where(*_OWNED).values(lease_us=_bound("lease")).returning(_J.cancel)
-_END = (
-    sa.update(t.jobs)
-    .where(*_OWNED)
-    .values(state=_bound("s"), result=_bound("r", t.Json), error=_bound("e"), finished_us=_bound("now"), lease_us=None)
-    .returning(_J.run_id, _J.started_us)
-)
-_ANY_LAPSED = sa.union_all(
-    sa.select(sa.literal(1)).where(_J.state == State.RUNNING.value, _J.lease_us < _bound("now")),
-    sa.select(sa.literal(1)).where(_J.state == State.QUEUED.value, _J.due_us <= _bound("now")),
-)
-_LAPSED = (
-    sa.select(_J.id, _J.run_id, _J.cancel, _J.attempt, _J.max_attempts, _J.error)
-    .where(_J.state == State.RUNNING.value, _J.lease_us < _bound("now"))
-    .limit(_SWEEP)
-    .with_for_update(skip_locked=True)
-)
-_DUE = (
-    sa.select(_J.id, _J.run_id, _J.attempt, _J.cancel, _J.queue, _J.publishes, _J.created_us)
-    .where(_J.state == State.QUEUED.value, _J.due_us <= _bound("now"))
-    .order_by(_J.due_us)
-    .limit(_SWEEP)
-    .with_for_update(skip_locked=True)
-)
-_POSTPONE = sa.update(t.jobs).where(_J.id == _bound("i")).values(due_us=_bound("due"), publishes=_bound("p"))
-
-
-def _put_statement(sqlite: bool) -> Any:
-    from sqlalchemy.dialects import postgresql
-    from sqlalchemy.dialects import sqlite as sqlite_dialect
-
-    insert = sqlite_dialect.insert(t.jobs) if sqlite else postgresql.insert(t.jobs)
-    return insert.on_conflict_do_nothing().returning(_J.id)
-
-
-_PUT = {True: _put_statement(True), False: _put_statement(False)}
-
-
-def _queued(pause_s: float) -> dict[str, Any]:
-    """Values of a job that waits for its next attempt and is due for publishing after the pause."""
-    return {
-        "state": State.QUEUED.value,
-        "owner": "",
-        "lease_us": None,
-        "publishes": 0,
-        "due_us": t.to_us(now()) + int(pause_s * 1e6),
-    }
-
-
-def _job_row(job: Job, lease_s: float) -> dict[str, Any]:
-    created_us = t.to_us(job.created_at)
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "queue": job.queue,
-        "payload": job.payload,
-        "key": job.key or None,
-        "state": job.state.value,
-        "attempt": job.attempt,
-        "max_attempts": job.max_attempts,
-        "owner": job.owner,
-        "lease_us": None,
-        "progress": job.progress,
-        "result": job.result,
-        "error": job.error,
-        "parent": job.parent,
-        "run_id": job.run_id,
-        "cancel": job.cancel,
-        "created_us": created_us,
-        "started_us": None,
-        "finished_us": None,
-        "publishes": 1,
-        "due_us": created_us + int(lease_s * 1e6),
-    }
-
-
-def _hand_out(row: Any) -> Job:
-    return Job.model_construct(
-        id=row.id,
-        kind=row.kind,
-        queue=row.queue,
-        payload=row.payload,
-        key=row.key or "",
-        state=State(row.state),
-        attempt=row.attempt,
-        max_attempts=row.max_attempts,
-        owner=row.owner,
-        lease_until=t.from_us(row.lease_us),
-        progress=row.progress,
-        result=row.result,
-        error=row.error,
-        parent=row.parent,
-        run_id=row.run_id,
-        cancel=bool(row.cancel),
-        created_at=t.from_us(row.created_us),
-        started_at=t.from_us(row.started_us),
-        finished_at=t.from_us(row.finished_us),
-    )
 
 
 def _canonical(payload: Any) -> str:
