@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,6 +166,18 @@ def store(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Store]
         Store.migrate(settings)
     with Store.open(settings) as s:
         yield s
+
+
+@pytest.fixture
+def client(store: Store) -> Iterator[Any]:
+    """Starlette's client of the application over `store`."""
+    from served import HERE
+    from starlette.testclient import TestClient
+
+    from gymsmith.api import create_app
+
+    with TestClient(create_app(store.settings, store), base_url=HERE) as c:
+        yield c
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The application on a real socket, for tests that stream or browse."""
+"""The application on a real socket, for tests that stream or browse, and what its tests share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
 from gymsmith.api import create_app
+from gymsmith.ids import ulid
+from gymsmith.schema import Job
 from gymsmith.store import Store
+
+V = "/api/v1"
+HERE = "http://127.0.0.1:8642"
+ORDER = {"source": "shell:all", "kind": "shell", "n": 12, "seed": 3}
+
+
+def make_job(store: Store, **fields: Any) -> Job:
+    """A job row, and no message."""
+    return store.put_job(Job(id=ulid(), kind="generate", queue="factory", **fields))[0]
 
 
 @contextmanager

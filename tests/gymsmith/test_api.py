@@ -1,8 +1,7 @@
-"""The JSON API against a real store: lists, orders, streams, refusals."""
+"""The JSON API against a real store: lists, orders, its own description."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import os
@@ -11,44 +10,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import population
 import pytest
-from served import served
+from served import HERE, ORDER, V, make_job
 from starlette.testclient import TestClient
 
 from gymsmith.api import create_app
 from gymsmith.config import Settings
-from gymsmith.errors import ConfigError
-from gymsmith.ids import ulid
-from gymsmith.schema import Job, Metric, Run
-from gymsmith.store import Event, Store
-
-V = "/api/v1"
-HERE = "http://127.0.0.1:8642"
-
-
-@pytest.fixture
-def client(store: Store) -> Iterator[TestClient]:
-    """A client of the application over `store`."""
-    with TestClient(create_app(store.settings, store), base_url=HERE) as c:
-        yield c
+from gymsmith.schema import Metric, Run
+from gymsmith.store import Store
 
 
 @pytest.fixture
 def filled(store: Store) -> dict[str, str]:
     """The store holds a small house."""
     return population.fill(store, store.settings)
-
-
-def make_job(store: Store, **fields: Any) -> Job:
-    """A job row, and no message."""
-    return store.put_job(Job(id=ulid(), kind="generate", queue="factory", **fields))[0]
 
 
 # ---------------------------------------------------------------- lists
@@ -166,8 +146,6 @@ def test_curves_keep_their_shape_and_hold_no_nan(client: TestClient, store: Stor
 
 # ---------------------------------------------------------------- orders
 
-ORDER = {"source": "shell:all", "kind": "shell", "n": 12, "seed": 3}
-
 
 def test_equal_orders_with_one_key_are_one_job(client: TestClient, store: Store) -> None:
     def post(_: int) -> Any:
@@ -223,189 +201,6 @@ def test_wait_answers_when_the_job_ends_and_cancel_is_idempotent(client: TestCli
     for _ in range(2):
         assert client.post(f"{V}/jobs/{waiting.id}:cancel").json()["state"] == "cancelled"
     assert client.post(f"{V}/jobs/nope:cancel").status_code == 404
-
-
-# ---------------------------------------------------------------- streams
-
-
-class Stream:
-    """A raw client of server-sent events."""
-
-    def __init__(self, address: str, path: str, last: str = "") -> None:
-        self.connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=10)
-        headers = {"accept": "text/event-stream"} | ({"last-event-id": last} if last else {})
-        self.connection.request("GET", path, headers=headers)
-        self.response = self.connection.getresponse()
-        assert self.response.status == 200 and self.response.getheader("content-type", "").startswith("text/event-stream")
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        event: dict[str, Any] = {}
-        while line := self.response.readline().decode():
-            name, _, value = line.rstrip("\n").partition(": ")
-            if name == "data":
-                event["data"] = json.loads(value)
-            elif name in ("id", "event"):
-                event[name] = value
-            elif not line.strip() and "data" in event:
-                yield event
-                event = {}
-
-    def close(self) -> None:
-        self.response.close()
-        self.connection.close()
-
-
-def test_a_cut_stream_resumes_without_loss_or_doubles(store: Store) -> None:
-    job, other = make_job(store), make_job(store)
-    with served(store) as address:
-        path = f"{V}/jobs/{job.id}/events"
-        total, got, last = 300, [], ""
-
-        def write() -> None:
-            for i in range(total):
-                store.add_events([Event(kind="job.progress", job_id=j.id, data={"i": i}) for j in (job, other)])
-                time.sleep(0.002)
-            store.claim(job.id, "me")
-            store.finish(job.id, 1, {})
-
-        writer = threading.Thread(target=write)
-        writer.start()
-        ended = False
-        while not ended:
-            stream = Stream(address, path, last)
-            for count, event in enumerate(stream):
-                last = event["id"]
-                if event["event"] == "job.progress":
-                    got.append(event["data"]["i"])
-                ended = event["event"] == "end"
-                if count == 40:
-                    break  # the client loses its connection again and again
-            stream.close()
-        writer.join()
-    assert got == list(range(total))
-
-
-def test_new_points_of_a_run_are_streamed_once(store: Store) -> None:
-    store.put_run(Run(id="r", kind="rl"))
-    store.put_metrics([Metric(run_id="r", step=s, name=n, value=s) for s in range(5) for n in ("loss", "eval/rate")])
-    with served(store) as address:
-        points: list[list[Any]] = []
-
-        def read(last: str, until: int) -> str:
-            stream = Stream(address, f"{V}/runs/r/events", last)
-            for event in stream:
-                last = event["id"]
-                if event["event"] == "metrics":
-                    points.extend(event["data"]["points"])
-                if len(points) >= until:
-                    break
-            stream.close()
-            return last
-
-        last = read("", 10)
-        store.put_metrics([Metric(run_id="r", step=s, name="loss", value=math.nan if s == 6 else s) for s in range(5, 9)])
-        last = read(last, 14)
-        # One curve may lag behind another by a few steps.
-        store.put_metrics([Metric(run_id="r", step=5, name="eval/rate", value=0.5)])
-        read(last, 15)
-    assert sorted((p[0], p[1]) for p in points) == sorted([("loss", s) for s in range(9)] + [("eval/rate", s) for s in range(6)])
-    assert next(p[2] for p in points if p[:2] == ["loss", 6]) is None
-
-
-def test_events_are_json_without_an_event_stream(client: TestClient, store: Store) -> None:
-    job = make_job(store)
-    store.flush_events()
-    store.add_events([Event(kind="job.progress", job_id=job.id, data={"i": i}) for i in range(3)])
-    first = client.get(f"{V}/jobs/{job.id}/events").json()["items"]
-    assert [(e["kind"], e["data"]) for e in first] == [
-        ("job.state", {"state": "queued", "attempt": 0}),
-        *(("job.progress", {"i": i}) for i in range(3)),
-    ]
-    assert client.get(f"{V}/jobs/{job.id}/events", params={"after": first[1]["id"]}).json()["items"] == first[2:]
-    bad = client.get(f"{V}/events", headers={"accept": "text/event-stream", "last-event-id": "x;y"})
-    assert bad.status_code == 400 and bad.json()["code"] == "bad-request"
-
-
-# ---------------------------------------------------------------- refusals
-
-
-def test_failures_are_problem_documents(client: TestClient, store: Store) -> None:
-    for path, status, code in (
-        (f"{V}/environments/nope", 404, "not-found"),
-        (f"{V}/nope", 404, "not-found"),
-        (f"{V}/environments?cursor=junk", 400, "bad-request"),
-        (f"{V}/environments?limit=0", 422, "invalid"),
-        (f"{V}/environments?label=nocolon", 400, "bad-request"),
-        (f"{V}/environments?status=splendid", 422, "invalid"),
-    ):
-        answer = client.get(path)
-        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), path
-        document = answer.json()
-        assert (
-            document["code"] == code
-            and document["status"] == status
-            and document["detail"]
-            and document["instance"] == path.split("?")[0]
-        )
-
-
-def test_what_nobody_foresaw_is_a_500_that_tells_nothing(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    app = create_app(store.settings, store)
-
-    @app.get("/healthz/boom")
-    def boom() -> None:
-        raise RuntimeError("inner secret")
-
-    app.router.routes.insert(0, app.router.routes.pop())
-    client = TestClient(app, base_url=HERE)
-    answer = client.get("/healthz/boom")
-    assert answer.status_code == 500 and "inner secret" not in answer.text and answer.json()["code"] == "internal"
-    assert answer.headers["content-security-policy"].startswith("default-src 'self'")
-    assert "inner secret" in caplog.text
-
-
-def test_only_this_machine_and_this_origin_may_speak(store: Store) -> None:
-    app = create_app(store.settings, store)
-    for host in ("127.0.0.1:8642", "localhost:1", "[::1]:8642"):
-        assert TestClient(app, base_url=HERE).get("/healthz", headers={"host": host}).status_code == 200
-    for host in ("evil.example", "127.0.0.1.evil.example", "", "127.0.0.1@evil.example"):
-        answer = TestClient(app, base_url=HERE).get(f"{V}/jobs", headers={"host": host})
-        assert answer.status_code == 403 and answer.json()["code"] == "bad-host", host
-    client = TestClient(app, base_url=HERE)
-    for headers in (
-        {"origin": "http://evil.example"},
-        {"origin": "null"},
-        {"origin": "http://127.0.0.1:9999"},
-        {"sec-fetch-site": "cross-site"},
-    ):
-        answer = client.post(f"{V}/environments:generate", json=ORDER, headers=headers)
-        assert answer.status_code == 403 and answer.json()["code"] == "bad-origin", headers
-    assert store.job_total().n == 0
-    assert client.post(f"{V}/environments:generate", json=ORDER, headers={"origin": HERE}).status_code == 202
-
-
-def test_a_token_guards_everything_but_health_and_login(settings: Settings, store: Store) -> None:
-    token = "correct horse battery staple"
-    guarded = store.settings.model_copy(update={"host": "0.0.0.0", "token": token})
-    client = TestClient(create_app(guarded, store), base_url="http://gym.example", follow_redirects=False)
-    assert client.get("/healthz").status_code == 200
-    for path in (f"{V}/jobs", "/openapi.json", "/readyz"):
-        answer = client.get(path)
-        assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer", path
-    assert client.get(f"{V}/jobs", headers={"authorization": "Bearer wrong"}).status_code == 401
-    assert client.get(f"{V}/jobs", headers={"authorization": f"Bearer {token}"}).status_code == 200
-    assert client.get("/jobs").headers["location"] == "/login?next=/jobs"
-    assert client.post("/login", data={"token": "wrong", "next": "/jobs"}).status_code == 403
-    entered = client.post("/login", data={"token": token, "next": "//evil.example"})
-    assert (entered.status_code, entered.headers["location"]) == (303, "/")
-    assert (
-        "HttpOnly" in entered.headers["set-cookie"]
-        and "SameSite=strict" in entered.headers["set-cookie"]
-        and token not in entered.headers["set-cookie"]
-    )
-    assert client.get("/jobs").status_code == 200, "the cookie is enough for the browser"
-    with pytest.raises(ConfigError, match="at least 16 characters"):
-        create_app(settings.model_copy(update={"host": "0.0.0.0", "token": "short"}), store)
 
 
 # ---------------------------------------------------------------- contract
