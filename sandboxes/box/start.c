@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -25,6 +26,7 @@ static int child_main(void *argument) {
     signal(SIGPIPE, SIG_DFL);
     signal(SIGINT, SIG_DFL); /* the launcher, which PID 1 comes from, ignores it */
     sigprocmask(SIG_SETMASK, &none, NULL);
+    syscall(SYS_setpriority, PRIO_PROCESS, 0, 0); /* PID 1 may have come with a better one */
     if (setsid() < 0 || dup2(launch->in, 0) < 0 || dup2(launch->out, 1) < 0 || dup2(launch->err, 2) < 0 ||
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
         goto fail;
