@@ -87,14 +87,15 @@ class SweRex:
         except ImportError as error:
             raise PeerMissing(f"SWE-ReX is not installed ({error}): pip install 'gymsmith[bench]'") from error
         runtime = LocalRuntime()
-        await runtime.create_session(CreateBashSessionRequest())
+        # its own limit is one second, which a busy machine does not keep
+        await runtime.create_session(CreateBashSessionRequest(startup_timeout=60.0))
         return cls(runtime)
 
     async def run(self, line: str = "true") -> int | None:
         """Run a line in the session; its exit code."""
         from swerex.runtime.abstract import BashAction
 
-        done = await self._runtime.run_in_session(BashAction(command=line, check="silent"))
+        done = await self._runtime.run_in_session(BashAction(command=line, check="silent", timeout=60.0))
         return int(done.exit_code) if done.exit_code is not None else None
 
     async def close(self) -> None:

@@ -13,96 +13,26 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 from gymsmith.bench import Row
 from gymsmith.config import Settings
+from gymsmith.errors import SandboxError
 from sandboxes import bench_leak
 from sandboxes.admission import Admission, Room
-from sandboxes.base import ImageSource, SandboxSpec
+from sandboxes.base import SandboxSpec
 from sandboxes.bench_load import Crowd, crowd, per_second
 from sandboxes.bench_peers import FILL, FORK_FILES, DockerCli, DockerSdk, PeerMissing, SweRex, docker, docker_image, timed
+from sandboxes.bench_rounds import FULL, QUICK, Bench, Size, middle, milliseconds, of_peer
 from sandboxes.container import ContainerProvider
 from sandboxes.image import ImageStore
 from sandboxes.namespace import NamespaceProvider
 from sandboxes.pool import WarmPool
 
-T = TypeVar("T")
-Arm = Callable[[], Awaitable[float]]
-"""One operation; returns its milliseconds."""
 IMAGE = "gymsmith/host"
 IN_FLIGHT = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How much is measured."""
-
-    rounds: int
-    crowd: int
-    crowd_s: float
-    ours_in_flight: int
-    docker_in_flight: int
-    takes: int
-    leak_boxes: int
-    leak_rounds: int
-
-
-QUICK = Size(rounds=4, crowd=300, crowd_s=12, ours_in_flight=256, docker_in_flight=24, takes=60, leak_boxes=40, leak_rounds=1)
-FULL = Size(
-    rounds=15, crowd=1000, crowd_s=60, ours_in_flight=1280, docker_in_flight=128, takes=300, leak_boxes=200, leak_rounds=5
-)
-
-
-@dataclass(slots=True)
-class Bench:
-    """What runs, and the rows so far."""
-
-    settings: Settings
-    size: Size
-    ns: NamespaceProvider
-    images: ImageSource
-    rows: list[Row] = field(default_factory=list)
-    cli: DockerCli | None = None
-    rex: SweRex | None = None
-    no_docker: str = ""
-    no_rex: str = ""
-
-    def against(self, metric: str, ours: float, peer: float | None, name: str, most: float, *, also: bool = True) -> None:
-        """A row of milliseconds whose ratio may be at most 1/`most`; without a peer there is no verdict."""
-        ratio = None if peer is None else ours / peer
-        ok = None if ratio is None else ratio <= 1 / most and also
-        missing = self.no_rex if "SWE-ReX" in name else self.no_docker
-        self.rows.append(
-            Row(
-                metric,
-                "ms",
-                round(ours, 3),
-                None if peer is None else round(peer, 2),
-                name if peer is not None else f"NOT MEASURED: {missing}",
-                None if ratio is None else round(ratio, 5),
-                f"<= 1/{most:g}",
-                ok,
-            )
-        )
-
-    def alone(self, metric: str, unit: str, ours: float, bar: str = "", ok: bool | None = None) -> None:
-        """A row without a peer."""
-        self.rows.append(Row(metric, unit, round(ours, 3), bar=bar, ok=ok))
-
-    async def rounds(self, arms: Mapping[str, tuple[int, Arm | None]]) -> dict[str, list[float]]:
-        """Milliseconds of each arm's operations; in each round an arm does as many as its number says."""
-        took: dict[str, list[float]] = {name: [] for name, (_, arm) in arms.items() if arm is not None}
-        for number in range(self.size.rounds + 1):
-            for name, (times, arm) in arms.items():
-                if arm is not None:
-                    measured = [await arm() for _ in range(times if number else 1)]
-                    if number:  # the first round warms caches
-                        took[name] += measured
-        return took
 
 
 def measure(settings: Settings, quick: bool) -> list[Row]:
@@ -131,7 +61,7 @@ async def _measure(settings: Settings, size: Size) -> list[Row]:
     bench = Bench(settings, size, ns, images)
     try:
         with _peers(bench):
-            bench.rex = await _present(bench, "no_rex", SweRex.start())
+            bench.rex = await of_peer(bench, "no_rex", SweRex.start())
             for part in (_lifecycles, _commands, _in_flight, _warm, _forks, _crowd):
                 began = time.monotonic()
                 await part(bench)
@@ -149,25 +79,16 @@ def _peers(bench: Bench) -> Iterator[None]:
     try:
         bench.cli = DockerCli(docker_image(bench.settings))
     except PeerMissing as missing:
-        bench.no_docker = str(missing)
-        print(f"gymsmith: Docker is not measured: {missing}", file=sys.stderr)
+        bench.failed("no_docker", missing)
         yield
         return
     try:
         yield
     finally:
         left = docker("ps", "--all", "--quiet", "--filter", f"name=gymsmith-bench-{os.getpid()}-").decode().split()
-        if left:
-            docker("rm", "--force", *left)
-
-
-async def _present(bench: Bench, why: str, starting: Awaitable[T]) -> T | None:
-    try:
-        return await starting
-    except PeerMissing as missing:
-        setattr(bench, why, str(missing))
-        print(f"gymsmith: a peer is not measured: {missing}", file=sys.stderr)
-        return None
+        for name in left:
+            with contextlib.suppress(SandboxError):  # somebody who was interrupted is removing it
+                docker("rm", "--force", name)
 
 
 @contextlib.contextmanager
@@ -200,8 +121,8 @@ async def _lifecycles(bench: Bench) -> None:
     with _load():
         loaded = await bench.rounds(arms)
     name = "docker run, exec, rm"
-    bench.against("lifecycle: create, exec true, destroy", median(quiet["ours"]), _median(quiet, "docker"), name, 8)
-    bench.against("lifecycle under load", median(loaded["ours"]), _median(loaded, "docker"), name, 12)
+    bench.against("lifecycle: create, exec true, destroy", median(quiet["ours"]), middle(quiet, "docker"), name, 8)
+    bench.against("lifecycle under load", median(loaded["ours"]), middle(loaded, "docker"), name, 12)
 
 
 async def _one(provider: Any, spec: SandboxSpec = SandboxSpec(image=IMAGE)) -> None:
@@ -217,34 +138,34 @@ async def _commands(bench: Bench) -> None:
     box = await bench.ns.create(SandboxSpec(image=IMAGE))
     shell = await box.shell()
     async with _container(bench) as contained:
-        name = await asyncio.to_thread(cli.start) if cli else ""
-        sdk = await asyncio.to_thread(DockerSdk, name) if cli else None
+        name = await of_peer(bench, "no_docker", asyncio.to_thread(cli.start)) if cli else None
+        sdk = await of_peer(bench, "no_docker", asyncio.to_thread(DockerSdk, name)) if name else None
         took = await bench.rounds(
             {
-                "ns": (20, lambda: _ms(box.exec(["/bin/true"]))),
-                "docker exec": (2, (lambda: timed(lambda: cli.exec(name))) if cli else None),
-                "shell": (20, lambda: _ms(shell.run("true"))),
-                "provider": (20, (lambda: _ms(contained.exec(["/bin/true"]))) if contained else None),
+                "ns": (20, lambda: milliseconds(box.exec(["/bin/true"]))),
+                "docker exec": (2, (lambda: timed(lambda: cli.exec(name))) if cli and name else None),
+                "shell": (20, lambda: milliseconds(shell.run("true"))),
+                "provider": (20, (lambda: milliseconds(contained.exec(["/bin/true"]))) if contained else None),
                 "sdk": (2, (lambda: timed(sdk.exec)) if sdk else None),
-                "rex": (2, (lambda: _ms(rex.run())) if rex else None),
+                "rex": (2, (lambda: milliseconds(rex.run())) if rex else None),
             }
         )
-        if cli:
-            await asyncio.to_thread(cli.remove, name)
+        if cli and name:
+            await of_peer(bench, "no_docker", asyncio.to_thread(cli.remove, name))
     exact = [(await shell.run(f"(exit {code})")).exit_code for code in (0, 1, 37, 255)] == [0, 1, 37, 255]
     await box.destroy()
     ours = median(took["ns"])
     bench.alone("exec through the async API, p50", "ms", ours, "<= 3", ours <= 3)
     bench.alone("exec through the async API, p99", "ms", sorted(took["ns"])[int(len(took["ns"]) * 0.99)])
-    bench.against("exec", ours, _median(took, "docker exec"), "docker exec", 15)
-    bench.against("exec", ours, _median(took, "sdk"), "docker SDK, exec_run", 15)
-    bench.against("exec", ours, _median(took, "rex"), "SWE-ReX run_in_session", 30)
+    bench.against("exec", ours, middle(took, "docker exec"), "docker exec", 15)
+    bench.against("exec", ours, middle(took, "sdk"), "docker SDK, exec_run", 15)
+    bench.against("exec", ours, middle(took, "rex"), "SWE-ReX run_in_session", 30)
     if contained:
         bench.against(
-            "exec through the docker provider", median(took["provider"]), _median(took, "docker exec"), "docker exec", 15
+            "exec through the docker provider", median(took["provider"]), middle(took, "docker exec"), "docker exec", 15
         )
     shells = "persistent shell, exact exit codes" if exact else "persistent shell, WRONG exit codes"
-    bench.against(shells, median(took["shell"]), _median(took, "rex"), "SWE-ReX run_in_session", 20, also=exact)
+    bench.against(shells, median(took["shell"]), middle(took, "rex"), "SWE-ReX run_in_session", 20, also=exact)
 
 
 @contextlib.asynccontextmanager
@@ -267,7 +188,10 @@ async def _in_flight(bench: Bench) -> None:
     cli, size = bench.cli, bench.size
     half = size.ours_in_flight // 2
     first = await per_second(lambda: _one(bench.ns), half, IN_FLIGHT)
-    theirs = await per_second(lambda: timed(cli.lifecycle), size.docker_in_flight, IN_FLIGHT) if cli else None
+    theirs = None
+    if cli:
+        work = per_second(lambda: timed(cli.lifecycle), size.docker_in_flight, IN_FLIGHT)
+        theirs = await of_peer(bench, "no_docker", work)
     ours = 2 / (1 / first + 1 / await per_second(lambda: _one(bench.ns), half, IN_FLIGHT))
     ratio = ours / theirs if theirs else None
     bench.rows.append(
@@ -323,13 +247,16 @@ async def _forks(bench: Bench) -> None:
         await child.destroy()
         return took
 
-    name = ""
-    if cli:
-        name = await asyncio.to_thread(cli.start)
-        await asyncio.to_thread(cli.exec, name, "sh", "-c", FILL)
+    def filled_container() -> str:
+        assert cli is not None
+        name = cli.start()
+        cli.exec(name, "sh", "-c", FILL)
+        return name
+
+    name = await of_peer(bench, "no_docker", asyncio.to_thread(filled_container)) if cli else None
 
     def theirs() -> None:
-        assert cli is not None
+        assert cli is not None and name is not None
         image = docker("commit", name).decode().strip()
         started = cli.start(image)
         cli.exec(started, "sh", "-c", "ls /tmp/tree | wc -l")
@@ -339,13 +266,13 @@ async def _forks(bench: Bench) -> None:
     took: dict[str, list[float]] = {"ours": [], "docker": []}
     for _ in range(max(2, bench.size.rounds // 3)):
         took["ours"] += [await ours() for _ in range(3)]
-        if cli:
-            took["docker"].append(await timed(theirs))
+        if name and (theirs_ms := await of_peer(bench, "no_docker", timed(theirs))) is not None:
+            took["docker"].append(theirs_ms)
             started, image = made.pop()
             docker("rm", "--force", started)
             docker("rmi", "--force", image)
-    if cli:
-        await asyncio.to_thread(cli.remove, name)
+    if cli and name:
+        await of_peer(bench, "no_docker", asyncio.to_thread(cli.remove, name))
     (child,) = await box.fork()
     await child.exec("echo child > /tmp/tree/f0; rm /tmp/tree/f1; echo new > /tmp/tree/of-child")
     await box.exec("echo parent > /tmp/tree/f2; echo new > /tmp/tree/of-parent")
@@ -355,7 +282,7 @@ async def _forks(bench: Bench) -> None:
     await child.destroy()
     await box.destroy()
     metric = "fork of 2,000 files, 20 MB, to the first exec" if apart else "fork, NOT INDEPENDENT"
-    bench.against(metric, median(took["ours"]), _median(took, "docker"), "docker commit, run, exec", 10, also=apart)
+    bench.against(metric, median(took["ours"]), middle(took, "docker"), "docker commit, run, exec", 10, also=apart)
 
 
 async def _crowd(bench: Bench) -> None:
@@ -376,13 +303,3 @@ async def _crowd(bench: Bench) -> None:
     bench.alone(f"{who}: destroy", "s", seen.destroy_s, "<= 30", seen.destroy_s <= 30)
     bench.alone(f"{who}: memory of its groups, each", "MiB", seen.group_mib, "<= 3", seen.group_mib <= 3)
     bench.alone(f"{who}: memory the machine lost, each", "MiB", seen.machine_mib)
-
-
-async def _ms(work: Awaitable[object]) -> float:
-    began = time.perf_counter()
-    await work
-    return 1000 * (time.perf_counter() - began)
-
-
-def _median(took: dict[str, list[float]], name: str) -> float | None:
-    return median(took[name]) if took.get(name) else None

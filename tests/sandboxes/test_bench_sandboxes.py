@@ -13,7 +13,7 @@ import pytest
 from gymsmith.config import Settings
 from sandboxes import bench_sandboxes
 from sandboxes.bench_peers import PeerMissing, SweRex, docker_image
-from sandboxes.bench_sandboxes import Size
+from sandboxes.bench_rounds import Bench, Size
 
 TINY = Size(
     rounds=1, crowd=12, crowd_s=0.5, ours_in_flight=32, docker_in_flight=2, takes=4, leak_boxes=2, leak_rounds=1
@@ -25,7 +25,9 @@ TINY = Size(
 def test_it_measures_beside_its_peers(tmp_path: Path) -> None:
     rows = asyncio.run(bench_sandboxes._measure(Settings(home=tmp_path, provider="ns"), TINY))
     for row in rows:
-        assert row.ours >= 0 and (row.peer is None or row.ratio == pytest.approx(row.ours / row.peer, rel=0.05)), row
+        assert (row.ours >= 0 or "the machine lost" in row.metric) and (
+            row.peer is None or row.ratio == pytest.approx(row.ours / row.peer, rel=0.05)
+        ), row
         assert not (row.peer is None and "NOT MEASURED" in row.peer_name and row.ok is not None), "no verdict without a peer"
     metrics = {row.metric for row in rows}
     assert "persistent shell, exact exit codes" in metrics, "the shell's exit codes were exact"
@@ -42,6 +44,31 @@ def test_a_missing_engine_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
     with pytest.raises(PeerMissing, match="start dockerd"):
         docker_image(Settings(home=tmp_path))
+
+
+def test_a_peer_that_fails_costs_its_own_figures_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = []
+
+    async def ours() -> float:
+        return 2.0
+
+    async def theirs() -> float:
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError("gone")
+        return 100.0
+
+    bench = Bench(Settings(home=tmp_path), TINY, ns=None, images=None)  # type: ignore[arg-type]
+    took = asyncio.run(bench.rounds({"ours": (3, ours), "rex": (1, theirs)}))
+    assert took == {"ours": [2.0, 2.0, 2.0]}
+    assert "not measured: it failed (OSError)" in capsys.readouterr().err
+    bench.against("shell", 2.0, None, "SWE-ReX", 20)
+    (row,) = bench.rows
+    assert (row.peer, row.ratio, row.ok) == (None, None, None) and row.peer_name == "NOT MEASURED: it failed (OSError)"
+    bench.against("shell", 2.0, 100.0, "SWE-ReX", 20)
+    bench.against("shell", 2.0, 100.0, "SWE-ReX", 60)
+    bench.against("shell", 2.0, 100.0, "SWE-ReX", 20, also=False)
+    assert [row.ok for row in bench.rows] == [None, True, False, False]
 
 
 def test_a_missing_swe_rex_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
