@@ -113,7 +113,8 @@ class ContainerSandbox(ResidentSandbox):
             door.setblocking(False)
             loop = asyncio.get_running_loop()
             async with asyncio.timeout(_START_S):
-                _, (channel, _) = await asyncio.gather(self._hand_over(port, f"{HANDOVER}/s"), loop.sock_accept(door))
+                await self._hand_over(port, f"{HANDOVER}/s")
+                channel, _ = await loop.sock_accept(door)  # it waits in the backlog already
             with channel:
                 peer = int.from_bytes(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
                 if peer != self.pid:
@@ -291,7 +292,12 @@ class ContainerProvider:
             raise PolicyRefused(f"network {spec.network.mode} needs the engine's own runtime, it is {self._runtime}; use none")
         name = f"gymsmith-{self.owner}-{number}"
         handover = None if spec.network.mode == "none" else Path(tempfile.mkdtemp(prefix="handover.", dir=self._folder))
-        container, sock, pid = await self._engine(lambda: self._launch(name, spec, reference, workdir, owner, handover))
+        try:
+            container, sock, pid = await self._engine(lambda: self._launch(name, spec, reference, workdir, owner, handover))
+        except BaseException:
+            if handover is not None:
+                shutil.rmtree(handover, ignore_errors=True)
+            raise
         link = ContainerLink(sock, self._loop)
         box = ContainerSandbox(f"{self.owner}.{number}", spec, image, link)
         box.provider, box.container, box.number = self, container, number
