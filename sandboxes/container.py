@@ -247,7 +247,7 @@ class ContainerProvider:
             seccomp=True,
             # another kernel's sockets, as gVisor's, cannot be handed to this process
             network=MODES if self._runtime in (None, "runc", "crun") else ("none",),
-            notes=("what a container writes is limited by the engine's disk only",),
+            notes=("no file is larger than disk_bytes; what all files take together is limited by the engine's disk only",),
         )
 
     async def create(self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None) -> ContainerSandbox:
@@ -348,7 +348,10 @@ class ContainerProvider:
             pids_limit=spec.pids + 1,
             cpu_period=100_000,
             cpu_quota=max(1000, int(spec.cpus * 100_000)),
-            ulimits=[{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": 4096, "Hard": 4096}],
+            ulimits=[
+                {"Name": name, "Soft": limit, "Hard": limit}
+                for name, limit in (("core", 0), ("nofile", 4096), ("fsize", spec.disk_bytes))
+            ],
             log_config={"type": "none", "config": {}},
             mounts=mounts,
             runtime=self._runtime,

@@ -119,6 +119,20 @@ def test_many_small_files_are_an_error_inside(house: Place) -> None:
     house.play(scene, disk_bytes=8 * MIB)
 
 
+@broken_by("limits dropped")
+def test_no_file_is_larger_than_the_disk(house: Place) -> None:
+    """Also where only the engine's disk limits what all files take together."""
+    if house.able.isolation == "none":
+        house.needs("disk_limit")
+
+    async def scene(box: Any) -> None:
+        made = await box.exec("dd if=/dev/zero of=big bs=1M count=64")
+        assert not made.ok and int((await box.exec("stat -c %s big")).output) <= 32 * MIB
+        assert (await box.exec("rm big; echo again > small; cat small")).output == b"again\n"
+
+    house.play(scene, disk_bytes=32 * MIB)
+
+
 @broken_by("stale output")
 def test_what_is_not_limited_is_said(house: Place) -> None:
     """A provider either keeps a limit, as the tests above show, or names what it lacks."""

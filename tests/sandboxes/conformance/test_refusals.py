@@ -96,6 +96,11 @@ def test_without_isolation_only_what_is_trusted(house: Place) -> None:
                 await house.box(trusted=False)
             with pytest.raises(PolicyRefused, match="layers"):
                 await house.box(layers=[Path("/")])
+            assert not house.able.shell and not house.able.users and "no isolation" in str(house.able.notes)
+            box = await house.box()
+            with pytest.raises(PolicyRefused, match="shell"):
+                await box.shell()
+            await box.destroy()
         else:
             box = await house.box(trusted=False)
             with pytest.raises(PolicyRefused):

@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from tests.sandboxes.conformance.conftest import Place
 
 broken_by = pytest.mark.broken_by
-
-
-@pytest.fixture(autouse=True)
-def _with_shells(house: Place) -> None:
-    house.needs("shell")
+NOT_FOR = ("local",)
+"""Its capabilities say that it has no shell; `test_refusals.py` asks it for one."""
 
 
 @broken_by("shell forgets")

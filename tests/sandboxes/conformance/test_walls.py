@@ -15,12 +15,8 @@ if TYPE_CHECKING:
     from tests.sandboxes.conformance.conftest import Place
 
 broken_by = pytest.mark.broken_by
-
-
-@pytest.fixture(autouse=True)
-def _with_walls(house: Place) -> None:
-    if house.able.isolation == "none":
-        pytest.skip("the local provider has no walls, and says so")
+NOT_FOR = ("local",)
+"""It has no walls, says so, and takes trusted specs only: `test_refusals.py`."""
 
 
 @broken_by("refusals hidden")
