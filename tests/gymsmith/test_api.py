@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import household
 import population
 import pytest
 from served import HERE, ORDER, V, make_job
@@ -28,7 +29,7 @@ from gymsmith.store import Store
 @pytest.fixture
 def filled(store: Store) -> dict[str, str]:
     """The store holds a small house."""
-    return population.fill(store, store.settings)
+    return household.fill(store, store.settings)
 
 
 # ---------------------------------------------------------------- lists

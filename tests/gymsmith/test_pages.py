@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import household
 import population
 import pytest
 from starlette.testclient import TestClient
@@ -78,7 +79,7 @@ def test_every_page_of_an_empty_house_says_what_to_do_next(client: TestClient) -
 
 
 def test_every_link_of_a_filled_house_leads_somewhere(client: TestClient, local: Store) -> None:
-    population.fill(local, local.settings, environments=40)
+    household.fill(local, local.settings, environments=40)
     seen, waiting = set(), list(LISTS)
     while waiting:
         path = waiting.pop()
@@ -101,7 +102,7 @@ def test_every_link_of_a_filled_house_leads_somewhere(client: TestClient, local:
 
 
 def test_what_a_page_shows(client: TestClient, local: Store) -> None:
-    ids = population.fill(local, local.settings)
+    ids = household.fill(local, local.settings)
     detail = client.get(f"/environments/{ids['environment']}").text
     for gate in ("noop", "oracle", "alternative:1", "cheat:forge-report"):
         assert gate in detail

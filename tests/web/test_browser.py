@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import household
 import population
 import pytest
 from served import served
@@ -76,7 +77,7 @@ def site(chromium: Any, tmp_path: Path) -> Iterator[Site]:
     """A filled house behind a server; whatever a test does, no page may complain or ask another host."""
     settings = Settings(home=tmp_path / "home", port=0)
     with Store.open(settings) as store:
-        ids = population.fill(store, settings)
+        ids = household.fill(store, settings)
         with served(store) as address:
             s = Site(address, store, ids, chromium)
             yield s
