@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -16,7 +17,7 @@ from sandboxes.base import MIB, Image, Sandbox, SandboxSpec
 from sandboxes.build_context import WHEELHOUSE
 from sandboxes.build_policy import BuildPolicy, HostNetworked
 from sandboxes.build_state import State
-from sandboxes.layer import LayerWriter
+from sandboxes.layer import MAX_DEPTH, LayerWriter
 
 if TYPE_CHECKING:
     from sandboxes.image import ImageStore
@@ -81,7 +82,6 @@ async def in_sandbox(
             await box.destroy()
     finally:
         store.forget(parent.id)
-    await asyncio.to_thread(_tidy, upper)
     return result
 
 
@@ -118,13 +118,34 @@ def _used_bytes(path: Path) -> int:
     return sum(512 * os.lstat(os.path.join(folder, name)).st_blocks for folder, _, names in os.walk(path) for name in names)
 
 
-def _tidy(upper: Path) -> None:
-    """Remove sockets that programs of the step left: nobody listens on them any more, and no archive holds them."""
-    for folder, _, names in os.walk(upper):
-        for name in names:
-            path = os.path.join(folder, name)
-            if stat.S_ISSOCK(os.lstat(path).st_mode):
-                os.unlink(path)
+def tidy(upper: Path) -> None:
+    """Remove sockets that programs of the step left: nobody listens on them any more, and no archive holds them.
+
+    Raises: BuildError: the step made a tree so deep that it is a trap.
+    """
+    pending = [(os.fspath(upper), 0)]
+    try:
+        while pending:
+            folder, depth = pending.pop()
+            if depth > MAX_DEPTH:
+                raise OSError(errno.ENAMETOOLONG, "")
+            try:
+                names = os.listdir(folder)
+            except PermissionError:  # another id's, which an ordinary user cannot look into
+                continue
+            for name in names:
+                path = f"{folder}/{name}"
+                mode = os.lstat(path).st_mode
+                if stat.S_ISSOCK(mode):
+                    os.unlink(path)
+                elif stat.S_ISDIR(mode):
+                    pending.append((path, depth + 1))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise BuildError(
+            f"a RUN step may make trees {MAX_DEPTH} levels deep with paths below 4096 bytes, it made deeper"
+        ) from error
 
 
 def _resolver(root: Path) -> Path:

@@ -22,6 +22,8 @@ EXECUTED = ("FROM", "RUN", "COPY", "ADD", "ENV", "ARG", "WORKDIR", "USER", "SHEL
 KEPT = ("CMD", "ENTRYPOINT", "HEALTHCHECK", "LABEL", "EXPOSE", "VOLUME", "STOPSIGNAL", "MAINTAINER")
 """Kept in the image's configuration; nothing of it acts in a sandbox, which runs its own PID 1 and has no ports."""
 SCRATCH = "scratch"
+MAX_CHARS = 1 << 20
+MAX_DOCUMENTS = 200
 
 _DIRECTIVE = re.compile(r"^\s*#\s*([A-Za-z]+)\s*=\s*(.*?)\s*$")
 _FLAG = re.compile(r"--([a-z-]+)(?:=(\S*))?(?:\s+|$)")
@@ -106,14 +108,19 @@ class Dockerfile:
 
 def parse(text: str) -> Dockerfile:
     """Raises: PolicyRefused: something we do not execute, or that is no Dockerfile; the message names line and next move."""
-    if "\0" in text:
-        raise PolicyRefused("a Dockerfile must be text, got one with NUL bytes")
+    if "\0" in text or len(text) > MAX_CHARS:
+        what = "NUL bytes" if "\0" in text else f"{len(text)} characters"
+        raise PolicyRefused(f"a Dockerfile must be text of at most {MAX_CHARS} characters, got one with {what}")
     _refuse_directives(text)
     lines = text.splitlines()
     documents: dict[int, tuple[Document, ...]] = {}
     rows = _rows(lines)
     while found := next((row for row in rows if row["startline"] not in documents and _markers(row)), None):
         documents[found["startline"]] = _take_documents(found, lines)
+        if len(documents) > MAX_DOCUMENTS:
+            raise PolicyRefused(
+                f"Dockerfile line {found['startline'] + 1}: at most {MAX_DOCUMENTS} here-documents; COPY files instead"
+            )
         rows = _rows(lines)
     seen: set[int] = set()
     steps: list[Step] = []
@@ -151,10 +158,10 @@ def _rows(lines: Sequence[str]) -> list[dict[str, Any]]:
         if not line.lstrip().startswith("#"):
             continued = line.rstrip().endswith("\\")
         tidy.append(line)
-    source = io.BytesIO(("\n".join(tidy) + "\n").encode("utf-8", "surrogateescape"))
     try:
+        source = io.BytesIO(("\n".join(tidy) + "\n").encode("utf-8", "surrogateescape"))
         return list(DockerfileParser(fileobj=source).structure)
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise PolicyRefused(f"a Dockerfile must be UTF-8, got {error}") from error
 
 

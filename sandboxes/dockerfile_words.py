@@ -10,6 +10,9 @@ from collections.abc import Mapping
 
 from gymsmith.errors import PolicyRefused
 
+MAX_DEPTH = 20
+"""Of ${A:-${B:-...}}."""
+
 
 def expand(text: str, variables: Mapping[str, str], line: int) -> str:
     """`text` as one word: $NAME, ${NAME}, ${NAME:-word} and ${NAME:+word} replaced (unset: empty), quotes removed.
@@ -72,7 +75,7 @@ def json_form(value: str) -> list[str] | None:
         return None
     try:
         listed = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return listed if isinstance(listed, list) and all(isinstance(word, str) for word in listed) else None
 
@@ -83,6 +86,7 @@ class _Lexer:
         self.variables = variables
         self.line = line
         self.at = 0
+        self.depth = 0
 
     def _next(self) -> str:
         self.at += 1
@@ -165,7 +169,11 @@ class _Lexer:
         modifier = self._next() if letter == ":" else letter
         if not name or modifier not in ("-", "+"):
             raise self._bad("$NAME, ${NAME}, ${NAME:-word} or ${NAME:+word}")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self._bad(f"at most {MAX_DEPTH} variables within one another")
         word = self.until("}")
+        self.depth -= 1
         if modifier == "-":
             return value if present else word
         return word if present else ""

@@ -9,14 +9,17 @@ host. Only the stages that the target needs are built.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
 import json
 import posixpath
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from gymsmith.errors import BuildError, ImageMissing, PolicyRefused
+from gymsmith.errors import BuildError, ImageMissing, PolicyRefused, StoreError
 from gymsmith.schema import digest
 from sandboxes import build_box, dockerfile, image_base, image_config, image_copy, remote_add
 from sandboxes import dockerfile_words as words_of
@@ -92,9 +95,11 @@ class Builder:
                     state.user = state.user_named(name, step)
                     state.config["User"] = name
                 case "WORKDIR":
-                    await self._workdir(state, step)
+                    with _said(step, self.store.root):
+                        await self._workdir(state, step)
                 case "COPY" | "ADD":
-                    await self._copy(text, index, early, state, step)
+                    with _said(step, self.store.root):
+                        await self._copy(text, index, early, state, step)
                 case "RUN":
                     await self._run(state, step)
                 case _:
@@ -225,6 +230,7 @@ class Builder:
                         )  # fmt: skip
                         if not result.ok:
                             raise _failure(step, result, self.timeout_s)
+                        await asyncio.to_thread(build_box.tidy, scratch / "tree")
                         layers.publish(scratch / "tree", key)
                         self._made = True
         state.grow(key, layers.tree(key))
@@ -277,6 +283,17 @@ def check_arguments(text: Dockerfile, given: Mapping[str, str]) -> None:
                 f"build argument {name[:80]!r} is not declared by the Dockerfile, which has "
                 f"{', '.join(sorted(declared)) or 'no ARG'}; check its name"
             )
+
+
+@contextlib.contextmanager
+def _said(step: Step, root: Path) -> Iterator[None]:
+    """What the file system says to a plain write, as the fault of the step that asked for it or of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise StoreError(f"the disk of {root} took no more: {error.strerror}; free some space") from error
+        raise BuildError(f"Dockerfile line {step.line}: {step.name} {step.value[:120]}: {error.strerror}") from error
 
 
 def _failure(step: Step, result: ExecResult, timeout_s: float) -> BuildError:

@@ -21,6 +21,8 @@ from gymsmith.errors import BuildError
 from sandboxes.base import UID_SHIFT
 
 MAX_LINKS = 40
+MAX_DEPTH = 200
+"""Deeper trees are traps for whoever walks or removes them later."""
 AS_ROOT = os.geteuid() == 0
 OPAQUE = "trusted.overlay.opaque" if AS_ROOT else "user.overlay.opaque"
 """The mark of a directory that hides what the layers below have at its place."""
@@ -119,18 +121,32 @@ def lookup(layers: Sequence[Path], path: str, *, follow_last: bool = True) -> tu
 
 
 def discard(folder: Path) -> None:
-    """Remove a tree of ours, also where it holds directories that nobody may enter; what belongs to other ids stays."""
+    """Remove a tree of ours, however deep and also where nobody may enter; what belongs to other ids stays.
 
-    def unlock(_: object, path: str, __: object) -> None:
+    Directories are moved to the top before they are emptied, so no path becomes too long and nothing recurses.
+    """
+    top = os.fspath(folder)
+    pending = [top]
+    moved = 0
+    while pending:
+        place = pending.pop()
         with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(path), 0o700)
-            if os.path.isdir(path) and not os.path.islink(path):
-                os.chmod(path, 0o700)
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.unlink(path)
-
-    shutil.rmtree(folder, onerror=unlock)
+            os.chmod(place, 0o700)
+            for name in os.listdir(place):
+                path = f"{place}/{name}"
+                with contextlib.suppress(OSError):
+                    if not stat.S_ISDIR(os.lstat(path).st_mode):
+                        os.unlink(path)
+                    elif place == top:
+                        pending.append(path)
+                    else:
+                        moved += 1
+                        os.rename(path, f"{top}/.moved-{moved}")
+                        pending.append(f"{top}/.moved-{moved}")
+            if place != top:
+                os.rmdir(place)
+    with contextlib.suppress(OSError):
+        os.rmdir(top)
 
 
 def inside_ids(status: os.stat_result) -> tuple[int, int]:
@@ -158,6 +174,8 @@ class LayerWriter:
     def directory(self, path: str, mode: int = 0o755, uid: int = 0, gid: int = 0, *, anew: bool = False) -> None:
         """Make `path` and its missing parents with that owner; what exists keeps its mode and owner, unless `anew`."""
         if path not in self._known:
+            if path.count("/") > MAX_DEPTH:
+                raise BuildError(f"{path[:80]}...: a tree may be {MAX_DEPTH} levels deep, this is deeper")
             self._parents(path, uid, gid)
             _, entry = lookup(self.below, path, follow_last=False)
             target = self.root + path

@@ -27,7 +27,8 @@ MAX_BYTES = 16_384 * MIB
 MAX_ENTRIES = 2_000_000
 MAX_HEADER_BYTES = MIB
 """Of one extended header, which is held in memory: names are at most 4096 bytes."""
-MAX_NAME_BYTES = 4096
+MAX_NAME_BYTES = 3500
+"""What the kernel takes, less room for where the store lies."""
 _HIDDEN = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _MAGIC = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))

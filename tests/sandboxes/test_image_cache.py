@@ -184,6 +184,20 @@ def test_a_failed_build_leaves_nothing(shop: Shop) -> None:
     assert not list((shop.images.root / "tmp").iterdir())
 
 
+@pytest.mark.parametrize(("levels", "end"), [(1200, ""), (1200, "; exit 1"), (60, "")])
+def test_a_step_that_digs_deep_leaves_nothing(shop: Shop, levels: int, end: str) -> None:
+    """Directories within one another until no path reaches the last; the control is a tree that is deep but not a trap."""
+    code = f"import os\nfor _ in range({levels}): os.mkdir('d' * 50); os.chdir('d' * 50)\nopen('f', 'w')"
+    command = json.dumps(["/bin/sh", "-c", f'python3 -c "{code}"{end}'])
+    text = f"FROM gymsmith/host\nWORKDIR /opt/deep\nRUN {command}\n"
+    if levels == 60:
+        assert shop.say(shop.build(text), "find /opt/deep -name f | wc -l") == "1\n"
+    else:
+        with pytest.raises(BuildError, match="exit code 1" if end else "200 levels deep"):
+            shop.build(text)
+    assert not list((shop.images.root / "tmp").iterdir())
+
+
 def test_what_nobody_uses_is_collected(tmp_path: Path) -> None:
     store = ImageStore(tmp_path)
 

@@ -58,11 +58,33 @@ HOST = "FROM gymsmith/host\n"
         (HOST + "USER 70000\n", "65536"),
         (HOST + "ADD --checksum=sha256:00 a.txt /x\n", "goes with a URL"),
         ("FROM gymsmith/host\0\n", "NUL"),
+        ("FROM gymsmith/host\n" + "#" * (2 << 20), "at most 1048576 characters"),
+        (HOST + "ENV A=" + "${A:-" * 5000 + "}" * 5000 + "\n", "at most 20 variables within one another"),
+        (HOST + "RUN <<E\nE\n" * 300, "at most 200 here-documents"),
+        (HOST + "SHELL " + "[" * 100_000 + "\n", "needs the form"),
+        (HOST + "COPY a.txt /\ud800\n", "UTF-8"),
     ],
 )
 def test_refused_with_line_and_next_move(shop: Shop, text: str, words: str) -> None:
     with pytest.raises(PolicyRefused, match=words):
         shop.build(text, {"a.txt": b"x"})
+    assert not list((shop.images.root).glob("tmp/*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("WORKDIR /" + "w" * 300, "line 2: WORKDIR /www.*File name too long"),
+        ("WORKDIR /" + "w/" * 3000, "200 levels deep"),
+        ("COPY a.txt /opt/" + "w" * 300, "line 2: COPY a.txt .*File name too long"),
+        ("COPY a.txt /etc/passwd/x", "a directory is needed"),
+        ("COPY d /etc/passwd", "a directory is needed|has a file"),
+        ("COPY --from=0 x /opt/", "COPY --from '0' is not on this machine"),
+    ],
+)
+def test_impossible_places_are_the_steps_fault(shop: Shop, text: str, words: str) -> None:
+    with pytest.raises((BuildError, PolicyRefused), match=words):
+        shop.build(HOST + text + "\n", {"a.txt": b"x", "d/f": b"y"})
     assert not list((shop.images.root).glob("tmp/*"))
 
 
