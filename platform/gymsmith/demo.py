@@ -322,10 +322,12 @@ def run(
     """Tell the whole story and write the report.
 
     Raises:
+        ConfigError: the lessons are not here, said before anything starts.
         GymsmithError: a phase failed; what was finished is kept and the same call goes on from there.
     """
     config = {"plan": asdict(plan), "seed": seed, "eval_seed": eval_seed, "permute_rewards": permute_rewards}
     config_hash = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    tutorial(plan)
     if not quiet:
         story_report.show_budget(plan)
     start = time.monotonic()

@@ -205,3 +205,12 @@ def test_output_that_nobody_reads_is_no_traceback(home: Path) -> None:
     command.stdout.close()
     assert command.wait(timeout=60) == 1
     assert command.stderr.read() == ""
+
+
+def test_a_demo_outside_a_checkout_says_so_before_it_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = say(capsys, "demo", "--quick", "--no-serve", "--home", str(tmp_path / "home"))
+    assert code == 2 and not out and "run the demo in a checkout of the repository" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "home").exists()
