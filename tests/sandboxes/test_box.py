@@ -13,7 +13,7 @@ import pytest
 
 from gymsmith.errors import Capacity, SandboxError
 from sandboxes import box_build, launcher
-from sandboxes.launcher import BROKEN, CreateRequest, Launcher, probe
+from sandboxes.launcher import BROKEN, COPIED, CreateRequest, Launcher, probe
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_malformed_requests_are_answered(tmp_path: Path) -> None:
         pytest.skip("no namespaces here")
     started = Launcher.start(tmp_path)
     try:
-        for message in (b"x", b"\x01\0\0\0" * 3, struct.pack("<II", 77, 1)):
+        for message in (b"x", b"\x01\0\0\0" * 3, struct.pack("<II", 77, 1), struct.pack("<4I", 3, 1, 1, 0)):
             started.control.send(message)
             for _ in range(100):
                 try:
@@ -101,6 +101,24 @@ def test_malformed_requests_are_answered(tmp_path: Path) -> None:
                 except BlockingIOError:
                     time.sleep(0.01)
             assert event.kind == BROKEN and "malformed" in event.text
+    finally:
+        started.close()
+
+
+def test_a_snapshot_of_nothing_is_answered(tmp_path: Path) -> None:
+    if not probe()["works"]:
+        pytest.skip("no namespaces here")
+    started = Launcher.start(tmp_path)
+    try:
+        started.discard(5)
+        started.snapshot(99, 7, 1 << 20, 100)
+        for _ in range(100):
+            try:
+                event = started.receive()
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+        assert (event.kind, event.id, os.strerror(event.value)) == (COPIED, 7, "No such process")
     finally:
         started.close()
 

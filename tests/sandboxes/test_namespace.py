@@ -210,6 +210,64 @@ def test_a_lost_launcher_is_replaced(house: House, tmp_path: Path) -> None:
     house.run(act())
 
 
+def test_snapshots_are_given_back(house: House, tmp_path: Path) -> None:
+    """Nothing of them is on the host; the launcher drops a snapshot with its last holder, and all of them when it dies."""
+
+    async def act() -> None:
+        provider = await NamespaceProvider.start(house.provider.images, tmp_path)  # type: ignore[attr-defined]
+
+        def held() -> int:
+            return Path(f"/proc/{provider._launcher._process.pid}/mountinfo").read_text().count("/snapshots/")
+
+        async def until(count: int) -> None:
+            for _ in range(200):
+                if held() == count:
+                    return
+                await asyncio.sleep(0.01)
+            assert held() == count
+
+        box = await provider.create(SandboxSpec(image="base"))
+        await box.put("/work/file", b"kept")
+        snapshot = await box.snapshot()
+        await until(1)
+        assert "/snapshots/" not in Path("/proc/self/mountinfo").read_text()
+        fork = await snapshot.start()
+        await snapshot.discard()
+        [second] = await fork.fork()
+        await until(2)
+        await fork.destroy()
+        assert (await second.exec("cat file")).output == b"kept"
+        await second.destroy()
+        await until(0)
+        lost = await box.snapshot()
+        os.kill(provider._launcher._process.pid, signal.SIGKILL)
+        await box.dead
+        with pytest.raises(SandboxGone, match="launcher"):
+            await lost.start()
+        await (await provider.create(SandboxSpec(image="base"))).destroy()
+        with pytest.raises(SandboxGone, match="launcher"):
+            await lost.start()
+        await lost.discard()
+        await provider.close()
+
+    house.run(act())
+
+
+def test_a_snapshot_that_does_not_fit(house: House) -> None:
+    async def scene(box: Any) -> None:
+        code = "import os\nfor i in range(300):\n    os.mkdir('d')\n    os.chdir('d')\n"
+        assert (await box.exec(["python3", "-c", code])).ok
+        with pytest.raises(Capacity, match="name too long"):
+            await box.snapshot()
+        assert (await box.exec("echo on")).output == b"on\n", "it moves again"
+        await box.exec("rm -r d; mkfifo pipe; head -c 20000000 /dev/zero > big")
+        [fork] = await box.fork()
+        assert (await fork.exec("stat -c %s big; test -p pipe && echo pipe")).output == b"20000000\npipe\n"
+        await fork.destroy()
+
+    house.play(scene, disk_bytes=32 * MIB)
+
+
 def test_no_room_is_said(house: House, tmp_path: Path) -> None:
     async def act() -> None:
         one = Admission(Room.of_machine(1), wait_s=0.1)
@@ -229,6 +287,7 @@ def test_no_room_is_said(house: House, tmp_path: Path) -> None:
 ORDINARY = """
 import asyncio, os, sys
 from pathlib import Path
+from gymsmith.errors import PolicyRefused
 from sandboxes import launcher, namespace
 from sandboxes.base import SandboxSpec
 from sandboxes.namespace import NamespaceProvider
@@ -246,6 +305,29 @@ async def main():
     who = await box.exec("id -u; cat /proc/self/uid_map | tr -s ' '; grep CapEff /proc/self/status; cat /proc/1/environ")
     bomb = await box.exec(["bash", "-c", ":(){ :|:& };:"], timeout_s=0.5)
     await box.put("/work/x", b"data", owner="agent")
+    await box.kill_agents()  # what the bomb left is dead but may still be counted
+    again = await box.exec("rm -r /work && mkdir /work && echo -n data > /work/x", user="root", cwd="/")
+    assert again.ok, again
+    if sys.argv[2] == "single":
+        try:
+            await box.snapshot()
+        except PolicyRefused as error:
+            assert "Linux 6.6" in str(error)
+        else:
+            raise AssertionError("a tmpfs without user attributes cannot hold a layer")
+    else:
+        [twin] = await box.fork()
+        seen = await twin.exec("cat x; ls -A")
+        assert seen.output == b"datax\\n", seen
+        [third] = await twin.fork()
+        seen = await third.exec("cat x; ls -A")
+        assert seen.output == b"datax\\n", seen
+        await twin.destroy()
+        await third.destroy()
+    shell = await box.shell()
+    seen = await shell.run("cd /tmp; test -t 0 && test -t 1 && echo x > /dev/stderr; false")
+    assert seen.output == b"x\\n" and seen.exit_code == 1, seen
+    assert (await shell.run("pwd; exit 3")).exit_code == 3
     await box.freeze()
     (folder / "out").mkdir()
     got = await box.export(["/work"], folder / "out")
