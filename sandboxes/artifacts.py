@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-import shutil
 import stat
 import tempfile
 import weakref
@@ -265,7 +264,7 @@ class _Gate:
 
     def _drop(self, place: str, path: str, why: str, status: os.stat_result) -> None:
         if stat.S_ISDIR(status.st_mode):
-            shutil.rmtree(place)
+            discard(Path(place))
         else:
             os.unlink(place)
         if len(self.artifacts.dropped) < 50:

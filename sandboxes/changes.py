@@ -31,7 +31,7 @@ def write_layer(stream: bytes | bytearray, dest: Path, owner_shift: int | None) 
     root = os.fspath(dest)
     made: set[str] = set()
     opaques: set[str] = set()
-    times: list[tuple[str, int]] = []
+    folders: list[tuple[str, int, int]] = []
     skipped: list[str] = []
     files = size = deleted = offset = 0
     while offset < len(view):
@@ -47,9 +47,8 @@ def write_layer(stream: bytes | bytearray, dest: Path, owner_shift: int | None) 
         if letter == "d":
             if name not in made:
                 made.add(name)
-                os.mkdir(target)
-                os.chmod(target, mode & 0o1777)
-                times.append((target, mtime_ns))
+                os.mkdir(target, 0o700)
+                folders.append((target, mode & 0o1777, mtime_ns))
             if opaque:
                 opaques.add(name)
                 os.setxattr(target, _OPAQUE if owner_shift is not None else _OPAQUE_USER, b"y")
@@ -78,8 +77,10 @@ def write_layer(stream: bytes | bytearray, dest: Path, owner_shift: int | None) 
             if letter == "f":
                 os.chmod(target, mode & 0o777)
         del parent
-    for target, mtime_ns in reversed(times):
+    # Last, and the deepest first: an ordinary user cannot write below a folder that the agent has closed.
+    for target, mode, mtime_ns in reversed(folders):
         os.utime(target, ns=(mtime_ns, mtime_ns))
+        os.chmod(target, mode)
     return Exported(files, size, deleted, tuple(skipped))
 
 

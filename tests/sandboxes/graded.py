@@ -39,6 +39,11 @@ class Bench:
         self.images.provider = self.provider
         self._built: dict[str, Image] = {}
 
+    def needs_users(self) -> None:
+        """Skip where this user has one id only: root, agent and tester are then the same inside."""
+        if not self.provider.capabilities.users:
+            pytest.skip("this user has one id only, so root, agent and tester are the same inside")
+
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
 

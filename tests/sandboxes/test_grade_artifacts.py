@@ -78,8 +78,7 @@ def test_what_changes_nothing_carries_no_layer(bench: Bench) -> None:
 
 
 def test_deletions_links_and_modes_cross(bench: Bench) -> None:
-    if not bench.provider.capabilities.users:
-        pytest.skip("this user has one id only, so root, agent and tester are the same inside")
+    bench.needs_users()
     check = """cd /work
 [ -e n00.txt ] || echo "PASS deleted"
 [ "$(readlink link)" = n01.txt ] && echo "PASS link"

@@ -148,6 +148,7 @@ async def _trusts(bench: Bench, naive: Naive, script: str) -> bool:
 
 def test_naive_verifiers_are_beaten(bench: Bench) -> None:
     """The control arm of the corpus: each cheat wins where its target is trusted, and doing nothing does not."""
+    bench.needs_users()
     scripts: dict[str, Any] = {cheat.name: cheat.script for cheat in corpus()}
     gate = asyncio.Semaphore(4)
 

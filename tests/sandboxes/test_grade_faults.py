@@ -136,6 +136,7 @@ def test_a_shared_sandbox_that_the_agent_spoiled_scores_0(bench: Bench) -> None:
     """A full disk takes no tests; a service that was broken does not start. Both are the agent's doing."""
     ledger = ledger_task()
     full = bench.attempt("dd if=/dev/zero of=/tmp/full bs=1M; dd if=/dev/zero of=/tmp/rest bs=1; true", ledger)
-    assert full.value == 0.0 and "others do" in full.detail, full
+    place = "others do" if bench.provider.capabilities.users else "larger than"
+    assert full.value == 0.0 and place in full.detail, full
     broken = bench.attempt("echo nonsense > /var/lib/ledger/ledger.db", ledger)
     assert broken.value == 0.0 and "service ledger must be ready" in broken.detail, broken

@@ -23,8 +23,7 @@ def shared(test: str, *expected: str, dockerfile: str = HOST, files: dict[str, s
 
 @pytest.fixture
 def in_place(bench: Bench) -> None:
-    if not bench.provider.capabilities.users:
-        pytest.skip("this user has one id only, so the shared state is carried into a fresh sandbox")
+    bench.needs_users()
 
 
 ALONE = """for p in /proc/[0-9]*; do
@@ -38,9 +37,10 @@ LEFT = "(setsid sh -c 'while :; do sleep 1; done # gymsmith-marker' > /dev/null 
 def test_the_file_system_stays_and_no_process_does(bench: Bench) -> None:
     check = (
         '[ "$(cat /tmp/state)" = on ] && echo "PASS state"\n[ "$(cat /home/agent/notes)" = hi ] && echo "PASS home"\n'
-        f"[ \"$(id -un)\" = tester ] && echo 'PASS tester'\n{ALONE}"
+        f"[ -O /home/agent ] || echo 'PASS somebody-else'\n{ALONE}"
     )
-    task = shared(check, "state", "home", "tester", "alone")
+    several = ("somebody-else",) if bench.provider.capabilities.users else ()
+    task = shared(check, "state", "home", "alone", *several)
     reward = bench.attempt(f"echo on > /tmp/state; echo hi > /home/agent/notes; {LEFT}", task)
     assert reward.value == 1.0, reward
     assert bench.attempt(None, task).value == 0.0
