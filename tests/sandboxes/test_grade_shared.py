@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,14 @@ import pytest
 from graded import Bench, ledger_task, task_of
 from pydantic import ValidationError
 
+from context_mgmt.budget import Limits
+from context_mgmt.chat import Chat
+from context_mgmt.fold import FoldConfig
+from gymsmith.policy import ScriptedPolicy
 from gymsmith.schema import Service, TaskSpec
 from gymsmith.taskdir import Task
 from sandboxes import grade
+from sandboxes.rollout import Attempt, Terms, rollout
 
 HOST = "FROM gymsmith/host\n"
 
@@ -158,6 +164,18 @@ def test_the_agent_finds_the_services_running(bench: Bench) -> None:
     assert (
         bench.attempt("cp /tmp/tick /work/seen", replace(task, spec=task.spec.model_copy(update={"services": ()}))).value == 0.0
     )
+
+
+def test_the_loop_starts_services_and_is_judged_in_the_same_sandbox(bench: Bench) -> None:
+    """One rollout of the bundled task by its solution: the agent meets a service that is down, and leaves one that starts."""
+    task = ledger_task()
+    chat = Chat.of_bytes()
+    actions = ["cat /opt/ledger/server.py | head -20", f"sh -c {shlex.quote(task.alternatives[0])}"]
+    policy = ScriptedPolicy([chat.action(action) for action in (*actions, "exit")])
+    terms = Terms(Limits(max_turns=5, max_new_tokens=8192), FoldConfig(limit_tokens=1 << 20, observation_tokens=400))
+    done = bench.run(rollout(task, bench.image(task), bench.provider, policy, chat, Attempt("r", task.id), terms))
+    assert (done.error, done.finish) == ("", "exit"), done
+    assert done.reward is not None and done.reward.value == 1.0, (done.steps, done.reward)
 
 
 def test_a_service_that_never_is_ready_says_what_it_said(bench: Bench) -> None:
