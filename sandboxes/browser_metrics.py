@@ -14,8 +14,8 @@ TOLERANCE_PX = 1.0
 """Borders and rounding stick out by less than this."""
 LAYERS = 4
 """Texts that lie on one another are told apart to this depth."""
-CONSIDERED = 400
-"""Boxes compared for overlaps, in document order."""
+CONSIDERED, REPORTED = 400, 1000
+"""Boxes compared for overlaps, in document order, and overlaps named at most."""
 
 
 def measure(seen: dict[str, Any], pixels: dict[str, Any]) -> Metrics:
@@ -47,31 +47,21 @@ def measure(seen: dict[str, Any], pixels: dict[str, Any]) -> Metrics:
 def layers(rows: list[dict[str, Any]]) -> list[list[int]]:
     """Texts (by index) in groups, in none of which two lie at the same place: so the ink there is known to be theirs.
 
-    One group for a page without text on text. A text that is hidden for another reason is in none. One that lies on text of its
-    own element cannot be told from it and is marked hidden ("heaped"); so are those that would need more than LAYERS groups.
+    One group for a page without text on text. A text that is hidden for another reason is in none. Text that would need more than
+    LAYERS groups is marked hidden ("heaped").
     """
-    groups: list[list[int]] = [[]]
+    groups: list[set[int]] = [set()]
     for index, row in enumerate(rows):
-        lines = [Rect(*line) for line in row["lines"]]
         if row["hidden"]:
             continue
-        if any(_meet([line], lines[:n], 0.5) for n, line in enumerate(lines)):
-            row["hidden"] = "heaped"
-            continue
-        for group in groups:
-            clash = [other for other in group if _meet(lines, [Rect(*line) for line in rows[other]["lines"]])]
-            if any(rows[other]["home"] == row["home"] for other in clash):
-                row["hidden"] = "heaped"
-                break
-            if not clash:
-                group.append(index)
-                break
+        free = next((group for group in groups if group.isdisjoint(row["on"])), None)
+        if free is not None:
+            free.add(index)
+        elif len(groups) < LAYERS:
+            groups.append({index})
         else:
-            if len(groups) == LAYERS:
-                row["hidden"] = "heaped"
-            else:
-                groups.append([index])
-    return groups
+            row["hidden"] = "heaped"
+    return [sorted(group) for group in groups]
 
 
 def pixel_query(rows: list[dict[str, Any]], groups: list[list[int]]) -> list[dict[str, Any]]:
@@ -101,7 +91,7 @@ def overlaps(boxes: list[Box]) -> list[Overlap]:
     for position, (index, box) in enumerate(shown):
         right = box.rect.x + box.rect.width
         for other_index, other in shown[position + 1 :]:
-            if other.rect.x >= right:
+            if other.rect.x >= right or len(found) == REPORTED:
                 break
             common = box.rect.meet(other.rect)
             if min(common.width, common.height) <= TOLERANCE_PX or common.area < 4:
@@ -178,16 +168,6 @@ def _unseen(text: str, ink: dict[str, Any], contrast: float) -> str:
     if contrast < 1.3:
         return "contrast"
     return "cut" if ink["fraction"] < 0.5 else ""
-
-
-def _meet(lines: list[Rect], others: list[Rect], fraction: float = 0.0) -> bool:
-    """Whether some line of each share more than two pixels both ways, and that fraction of the smaller one."""
-    for line in lines:
-        for other in others:
-            common = line.meet(other)
-            if min(common.width, common.height) > 2 and common.area > fraction * min(line.area, other.area):
-                return True
-    return False
 
 
 def _inside(boxes: list[Box], inner: int, outer: int) -> bool:

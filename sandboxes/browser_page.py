@@ -27,7 +27,7 @@ ORIGIN = "https://page.invalid"
 """`invalid` never resolves (RFC 6761)."""
 SETTLE_MS = 1000
 """How far a page's clock moves: time-outs, intervals and animation frames of its first second happen."""
-LIMITS = {"nodes": 50_000, "boxes": 2000, "texts": 1000, "characters": 500}
+LIMITS = {"nodes": 50_000, "boxes": 2000, "texts": 1000, "lines": 3000, "characters": 500}
 FLOOD = 200
 """Refused requests, dialogs or windows of one document at which it is stopped."""
 REPORTED = 50
@@ -144,7 +144,8 @@ class Tab:
         texts = browser_metrics.pixel_query(seen["texts"], layers)
         tile = max(4, seen["viewport"][0] // TILES)
         query = {"shots": shots, "bare": bare, "texts": texts, "tile": tile}
-        return browser_metrics.measure(seen, await ours.evaluate("query => globalThis.compare(query)", query))
+        pixels = await ours.evaluate("query => globalThis.compare(query)", query)
+        return await asyncio.to_thread(browser_metrics.measure, seen, pixels)
 
     async def _only(self, world: int, show: list[int]) -> str:
         """A screenshot with no other text than these."""

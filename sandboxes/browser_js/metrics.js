@@ -43,10 +43,10 @@ async (limits) => {
 
   // ---- elements, parents before children; a frame of the stack is [element, recorded parent, opacity so far, blur so far]
   const stack = [[root, -1, 1, 0]];
-  let visited = 0, truncated = false;
+  let visited = 0, lineCount = 0, truncated = false;
   while (stack.length) {
     const [element, parent, opacityAbove, blurAbove] = stack.pop();
-    if (++visited > limits.nodes || boxes.length >= limits.boxes || texts.length >= limits.texts) { truncated = true; break; }
+    if (++visited > limits.nodes || boxes.length >= limits.boxes || texts.length >= limits.texts || lineCount > limits.lines) { truncated = true; break; }
     const tag = tagName(element).toUpperCase();
     if (SKIPPED.has(tag)) continue;
     const style = getComputedStyle(element);
@@ -76,6 +76,7 @@ async (limits) => {
       const range = document.createRange();
       range.selectNodeContents(node);
       const lines = [...range.getClientRects()].slice(0, 40).filter((r) => r.width > 0 && r.height > 0).map(rectOf);
+      if ((lineCount += lines.length) > limits.lines) { truncated = true; break; }
       const text = node.data.replace(/\s+/g, " ").trim();
       const font = parseFloat(style.fontSize), each = lines.reduce((sum, l) => sum + l[2], 0) / Math.max(1, text.length);
       const family = style.fontFamily.split(",").map((f) => f.replace(/["']/g, "").trim().toLowerCase());
@@ -102,6 +103,23 @@ async (limits) => {
     }
     for (let i = children.length; i--; ) stack.push([children[i], index, opacity, blur]);
   }
+  // ---- which texts lie on which: `on` names earlier ones of other elements; those of one element are never told apart
+  const flat = texts.flatMap(({ lines, hidden }, text) => (hidden ? [] : lines.map(([x, y, w, h]) => ({ x, y, r: x + w, b: y + h, text }))));
+  flat.sort((a, b) => a.y - b.y);
+  const on = texts.map(() => new Set()), heaped = new Set();
+  flat.forEach((a, i) => {
+    for (let k = i + 1; k < flat.length && flat[k].y < a.b - 2; k++) {
+      const b = flat[k], w = Math.min(a.r, b.r) - Math.max(a.x, b.x), h = Math.min(a.b, b.b) - b.y;
+      if (w <= 2 || h <= 2) continue;
+      const most = w * h > Math.min((a.r - a.x) * (a.b - a.y), (b.r - b.x) * (b.b - b.y)) / 2;
+      if (a.text !== b.text && texts[a.text].home !== texts[b.text].home) on[Math.max(a.text, b.text)].add(Math.min(a.text, b.text));
+      else if (most) { heaped.add(a.text); heaped.add(b.text); }
+    }
+  });
+  texts.forEach((text, i) => {
+    if (heaped.has(i) || on[i].size > 50) text.hidden ||= "heaped";
+    text.on = [...on[i]].slice(0, 50);
+  });
   return JSON.stringify({
     boxes, texts, truncated, viewport: [innerWidth, innerHeight],
     content: [Math.max(wide(root), body ? wide(body) : 0), Math.max(high(root), body ? high(body) : 0)],

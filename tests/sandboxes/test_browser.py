@@ -23,7 +23,7 @@ from gymsmith.errors import Capacity, ConfigError, PolicyRefused
 from gymsmith.schema import Job
 from gymsmith.store import Store
 from gymsmith.worker import Context
-from sandboxes import browser, browser_door
+from sandboxes import browser, browser_door, browser_metrics
 from sandboxes.browser_chromium import find
 from sandboxes.browser_result import Document, Rect
 from sandboxes.worker import process_worker
@@ -58,6 +58,10 @@ TRICKS = {
     "dots for letters": '<p style="-webkit-text-security:disc">WORD</p>',
     "a shrunken local font": '<style>@font-face{font-family:x;src:local("DejaVu Sans");size-adjust:2%}</style><p style="font-family:x">WORD</p>',
     "a blend that erases": '<p style="color:#fff;mix-blend-mode:lighten">WORD</p>',
+    "a filter": '<p style="filter:opacity(0)">WORD</p>',
+    "behind its parent": '<section style="position:relative;z-index:0;background:#fff"><p style="position:relative;z-index:-1">WORD</p></section><section style="position:relative;top:-24px;background:#fff;height:24px"></section>',
+    "a closed fold": "<details><summary>honest fold</summary><p>WORD</p></details>",
+    "lines on one another": '<p style="line-height:0">WORD<br>second<br>third</p>',
     "a transition": '<p style="color:#fff;transition:all 99s">WORD</p>',
 }
 
@@ -78,7 +82,7 @@ def test_text_that_nobody_sees_does_not_count(tricked: Any, trick: str) -> None:
 
 
 def test_text_that_everybody_sees_counts(painter: Painter, tricked: Any) -> None:
-    assert tricked.visible_text == "honest first honest last"
+    assert tricked.visible_text == "honest first honest fold honest last"
     shown = painter.paint(
         HEAD + '<p style="background:linear-gradient(#c00,#00c);background-clip:text;color:transparent">gradient</p>'
         '<section style="background:#024"><p style="color:#fff">inverse</p></section><p style="opacity:.7">pale</p>'
@@ -86,6 +90,15 @@ def test_text_that_everybody_sees_counts(painter: Painter, tricked: Any) -> None
     ).metrics
     assert shown.visible_text == "gradient inverse pale drawn tilted"
     assert shown.hidden_characters == 0
+
+
+def test_hidden_text_cannot_borrow_the_ink_of_other_text(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
+    html = HEAD + '<div style="clip-path:inset(100%)">secret words</div><div>public words</div>'
+    assert painter.paint(html).metrics.visible_text == "public words"
+    monkeypatch.setattr(browser_metrics, "layers", lambda rows: [list(range(len(rows)))])
+    assert painter.paint(html).metrics.visible_text == "secret words public words", (
+        "the control arm: ink counts for whoever is there"
+    )
 
 
 def test_contrast_is_what_the_eye_gets(painter: Painter) -> None:
@@ -372,7 +385,7 @@ def test_a_render_job_keeps_pictures_and_reports_by_hash(painter: Painter, tmp_p
         process_worker(settings).close()
 
 
-def test_the_doctor_renders_a_page() -> None:
+def test_the_doctor_renders_a_page(painter: Painter) -> None:
     good = doctor.chromium(Settings.load())
     assert good.state == "ok" and "in a sandbox without a network" in good.detail
     bad = doctor.chromium(Settings.load(chromium="/no/such/browser"))
