@@ -66,8 +66,42 @@ static int copy_metadata(int from, int to, const struct stat *st) {
     return error;
 }
 
-static int copy_file(int from_directory, int to_directory, const char *name, const struct stat *st) {
+/* From where both descriptors are, `length` bytes. */
+static int copy_bytes(int from, int to, off_t length) {
     static char buffer[BUFFER];
+    while (length > 0) {
+        ssize_t n = read(from, buffer, length < BUFFER ? (size_t)length : BUFFER), done = 0;
+        if (n <= 0)
+            return n ? errno : EIO;
+        for (; done < n;) {
+            ssize_t w = write(to, buffer + done, (size_t)(n - done));
+            if (w <= 0)
+                return w ? errno : ENOSPC;
+            done += w;
+        }
+        length -= n;
+    }
+    return 0;
+}
+
+/* A hole stays a hole, or a sparse file would fill the copy. */
+static int copy_sparse(int from, int to, off_t size) {
+    for (off_t at = 0; at < size;) {
+        off_t data = lseek(from, at, SEEK_DATA);
+        if (data < 0 && errno == ENXIO)
+            break;
+        off_t hole = data < 0 ? -1 : lseek(from, data, SEEK_HOLE);
+        if (hole < 0 || lseek(from, data, SEEK_SET) < 0 || lseek(to, data, SEEK_SET) < 0)
+            return errno;
+        int error = copy_bytes(from, to, hole - data);
+        if (error)
+            return error;
+        at = hole;
+    }
+    return ftruncate(to, size) ? errno : 0;
+}
+
+static int copy_file(int from_directory, int to_directory, const char *name, const struct stat *st) {
     if (st->st_nlink > 1)
         for (int i = 0; i < linked_count; i++)
             if (linked[i].device == st->st_dev && linked[i].inode == st->st_ino)
@@ -76,36 +110,10 @@ static int copy_file(int from_directory, int to_directory, const char *name, con
     if (from < 0)
         return errno;
     int to = openat(to_directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600), error = to < 0 ? errno : 0;
-    int sparse = st->st_blocks * 512 < st->st_size;
-    off_t at = 0;
-    while (!error && at < st->st_size) {
-        off_t data = at, hole = st->st_size;
-        if (sparse) { /* a hole stays a hole, or a sparse file would fill the copy */
-            data = lseek(from, at, SEEK_DATA);
-            if (data < 0 && errno == ENXIO)
-                break;
-            if (data < 0 || lseek(to, data, SEEK_SET) < 0 || (hole = lseek(from, data, SEEK_HOLE)) < 0 ||
-                lseek(from, data, SEEK_SET) < 0) {
-                error = errno;
-                break;
-            }
-        }
-        for (at = data; !error && at < hole;) {
-            ssize_t n = read(from, buffer, hole - at < BUFFER ? (size_t)(hole - at) : BUFFER), done = 0;
-            if (n <= 0)
-                error = n ? errno : EIO;
-            while (!error && done < n) {
-                ssize_t w = write(to, buffer + done, (size_t)(n - done));
-                if (w <= 0)
-                    error = w ? errno : ENOSPC;
-                else
-                    done += w;
-            }
-            at += n;
-        }
+    if (!error) {
+        int sparse = st->st_blocks * 512 < st->st_size;
+        error = sparse ? copy_sparse(from, to, st->st_size) : copy_bytes(from, to, st->st_size);
     }
-    if (!error && sparse && ftruncate(to, st->st_size))
-        error = errno;
     if (!error)
         error = copy_metadata(from, to, st);
     if (to >= 0)
