@@ -196,6 +196,12 @@ def process_worker(settings: Settings) -> Worker:
         return _workers[settings]
 
 
+def close_all() -> None:
+    """Close every worker of this process. At interpreter exit it is too late for a provider that needs threads to do so."""
+    for worker in list(_workers.values()):
+        worker.close()
+
+
 def _read(store: Store, settings: Settings, environment_id: str) -> tuple[Environment, Task]:
     environment = store.environment(environment_id)
     folder = taskdir.folder_of(settings.tasks_dir, environment_id)

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -249,6 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.include:
         argv += ["--include", options.include]
     jobs.app.worker_main(argv)
+    if rooms := sys.modules.get("sandboxes.worker"):
+        rooms.close_all()
     try:
         worker().store.close()
     except StoreError as e:
