@@ -45,6 +45,7 @@ def test_environments_are_made_and_attempted_in_containers(
     played = confined(tmp_path, "rollout", env_id, "--solution", "--json")
     assert played.returncode == 0, played.stderr
     assert [trajectory["reward"]["value"] for trajectory in json.loads(played.stdout)] == [1.0]
+    assert "Traceback" not in (tmp_path / "logs" / "worker-1.log").read_text()
     assert not (tmp_path / "images" / "layers").exists() or not any((tmp_path / "images" / "layers").iterdir())
 
 
