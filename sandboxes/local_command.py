@@ -86,7 +86,7 @@ class Capture:
         lost = self._total - len(self._head) - len(self._tail)
         if not lost:
             return bytes(self._head + self._tail), 0
-        return b"%b\n[... %d bytes omitted ...]\n%b" % (self._head, lost, self._tail), lost
+        return b"%b\n[... %d bytes omitted ...]\n%b" % (bytes(self._head), lost, bytes(self._tail)), lost
 
 
 class LocalCommand:
