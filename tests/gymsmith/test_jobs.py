@@ -35,15 +35,23 @@ def one(store: Store, job: Job, timeout_s: float = 20.0) -> Job:
     return jobs.wait(store, [job.id], timeout_s=timeout_s)[job.id]
 
 
-def test_two_hundred_jobs_through_two_workers(store: Store, crew) -> None:  # type: ignore[no-untyped-def]
+def test_two_hundred_jobs_through_two_workers(store: Store, crew, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     crew.hire(2)
+    # More at once than one worker has threads, until both are there: on a busy machine one may start seconds after the other.
+    members, seen_pids, log = {member.pid for member in crew.members}, set(), tmp_path / "log"
+    deadline = time.monotonic() + 60
+    while seen_pids != members:
+        assert time.monotonic() < deadline, f"of the workers {members} only {seen_pids} took jobs"
+        crowd = jobs.submit_many(store, "test-slow", [{"seconds": 0.3, "log": str(log)}] * 12)
+        jobs.wait(store, [job.id for job in crowd], timeout_s=60)
+        seen_pids = {pid for _, pid in attempts(log, 1)}
     ordered = jobs.submit_many(store, "test-noop", [{"i": i} for i in range(200)])
     seen: list[tuple[int, int]] = []
     done = jobs.wait(store, [job.id for job in ordered], timeout_s=60, on_progress=lambda n, total: seen.append((n, total)))
     assert Counter(job.state for job in done.values()) == {State.SUCCEEDED: 200}
     assert [done[job.id].result["echo"] for job in ordered] == [{"i": i} for i in range(200)]
     assert {job.attempt for job in done.values()} == {1}, "a job ran twice"
-    assert {job.result["pid"] for job in done.values()} == {member.pid for member in crew.members}
+    assert {job.result["pid"] for job in done.values()} <= members
     assert seen[-1] == (200, 200)
 
 
