@@ -136,6 +136,10 @@ def test_a_cancelled_command_dies(house: Place) -> None:
         first = asyncio.ensure_future(box.exec("true"))
         await asyncio.wait({first}, timeout=3)
         assert first.done(), "a command that runs keeps no other waiting"
+        for _ in range(200):
+            if living(token):
+                break
+            await asyncio.sleep(0.02)
         assert living(token) == 1
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -169,8 +173,11 @@ def test_killing_agents_leaves_a_usable_sandbox(house: Place) -> None:
         await box.put("/work/file", b"kept")
         await box.exec(tree(token).rpartition(";")[0])
         running = asyncio.ensure_future(box.exec(f"sleep {token}", timeout_s=20))
-        await asyncio.sleep(0.2)
-        assert living(token) >= 2
+        for _ in range(200):
+            if living(token) >= 6:
+                break
+            await asyncio.sleep(0.02)
+        assert living(token) >= 6
         await box.kill_agents()
         assert (await asyncio.wait_for(running, 3)).signal == 9
         assert await gone_within(token, 1)

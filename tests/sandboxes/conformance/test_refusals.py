@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,10 @@ def test_nothing_is_left_behind(house: Place) -> None:
             box = await house.box()
             await box.spawn(f"sleep {token}")
             await box.exec(f"(setsid sleep {token} &) ; mkdir -p a/b; touch a/b/c")
+            for _ in range(200):
+                if living(token) >= 2:
+                    break
+                await asyncio.sleep(0.02)
             assert living(token) >= 2
             await box.destroy()
         assert await gone_within(token, 1)
