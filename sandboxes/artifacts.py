@@ -268,7 +268,8 @@ class _Gate:
         else:
             os.unlink(place)
         if len(self.artifacts.dropped) < 50:
-            self.artifacts.dropped.append(f"{path[:200]}: {why}")
+            named = path[:200].encode(errors="backslashreplace").decode()  # a verdict holds UTF-8, a file name any bytes
+            self.artifacts.dropped.append(f"{named}: {why}")
 
     def _protected(self, below: str) -> bool:
         """A pattern without a slash means that name at any depth, one with a slash the path from the artifact root."""

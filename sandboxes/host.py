@@ -130,7 +130,7 @@ class HostServer:
         session = self._sessions.get(said["session"]) if said["resume"] else None
         resumed = session is not None
         if session is None:
-            lease_s = min(max(float(said["lease_s"]), 1.0), MAX_LEASE_S)
+            lease_s = min(max(1.0, float(said["lease_s"])), MAX_LEASE_S)  # in this order "not a number" is 1 s
             session = Session(said["session"], lease_s, time.monotonic(), self.provider, self.shelf)
             self._sessions[session.id] = session
         elif session.channel is not None:

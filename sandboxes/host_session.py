@@ -133,6 +133,8 @@ class Session:
 
     async def _create(self, image: dict[str, Any], spec: Any, layers: list[str], upper: str | None) -> Any:
         """The new sandbox's name, or the list of layers that must be sent first."""
+        if upper and not upper.startswith(OWN):
+            raise PolicyRefused(f"an upper layer is the sandbox's own, its name begins with {OWN!r}, got {upper[:100]!r}")
         wanted = [*layers, *image["layers"], *([upper] if upper else [])]
         missing = [key for key in dict.fromkeys(wanted) if not self.shelf.path(key).is_dir()]
         if missing:

@@ -315,8 +315,26 @@ class Gate:
             self.refuse(Refusal("time", f"connection cut after {time.monotonic() - began:.0f} s"))
         except (OSError, asyncio.IncompleteReadError):
             pass  # the workload went away in the middle: its own affair
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise
         finally:
-            writer.close()
+            await _closed(writer)
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Close once the workload has taken what is left for it; one that takes nothing is cut, so that it holds no memory here.
+
+    Until then the connection counts as open.
+    """
+    writer.close()
+    try:
+        async with asyncio.timeout(IDLE_S):
+            await writer.wait_closed()
+    except (OSError, TimeoutError):
+        pass
+    finally:
+        writer.transport.abort()
 
 
 async def _quietly(deed: Awaitable[None]) -> None:

@@ -97,7 +97,10 @@ class ProxyService:
             writer.close()
 
     async def _forward(self, connection: Connection, method: str, url: str, headers: dict[str, str]) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise Refused("bad-request", f"{method} {url}", 400) from None
         if parts.scheme != "http" or not parts.netloc or "@" in parts.netloc or not method.isalpha():
             raise Refused("bad-request", f"{method} {url}", 400)
         name, port = self._target(parts.netloc.lower(), 80)

@@ -125,6 +125,11 @@ def harbor_rewards(json_file: bytes | None, txt_file: bytes | None) -> dict[str,
     return {"reward": number}
 
 
+def _storable(text: str) -> str:
+    """Text that UTF-8 can hold: JSON may spell half a surrogate pair, with which a verdict could not be stored."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _finite(value: int | float) -> bool:
     try:
         return math.isfinite(float(value))
@@ -142,7 +147,8 @@ def harbor_verdict(json_file: bytes | None, txt_file: bytes | None, result: Exec
     try:
         rewards = harbor_rewards(json_file, txt_file)
     except ValueError as error:
-        return 0.0, {}, _with_tail([str(error), *_end(result)], result)
+        return 0.0, {}, _with_tail([_storable(str(error)), *_end(result)], result)
+    rewards = {_storable(name): each for name, each in rewards.items()}
     value = rewards.get("reward", min(rewards.values()))
     tests = {name: "passed" if each >= 1.0 else "failed" for name, each in rewards.items()}
     return value, tests, "" if value >= 1.0 else _with_tail([f"{name}={each:g}" for name, each in rewards.items()], result)

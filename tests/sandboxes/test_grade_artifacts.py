@@ -123,6 +123,8 @@ def test_links_to_the_hidden_tests_do_not_cross_and_host_files_are_never_read(be
     assert bench.attempt(f"cd /work; echo 4711 > real; ln -s real answer.txt{end}").value == 1.0
     dropped = bench.attempt(f"ln -s /tests/expected.txt /work/answer.txt{end}").detail
     assert "not carried" in dropped and "/work/answer.txt" in dropped
+    odd = bench.attempt("cd /work && ln -s /tests \"$(printf 'l\\377nk')\"")
+    assert "/work/l\\udcffnk" in odd.detail and odd.model_dump_json(), "a name that is no UTF-8 can be stored"
     assert outside.read_text() == "4711\n"
 
 

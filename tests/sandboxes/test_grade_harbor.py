@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from graded import RING_SOLUTION, TUTORIAL_SOLUTIONS, Bench, ledger_task, ring_task, shell_family_task, task_of, tutorial_task
 
+from gymsmith.schema import Reward
 from gymsmith.taskdir import Task
 from sandboxes.base import ExecResult
 from sandboxes.verdict import harbor_rewards, harbor_verdict
@@ -60,6 +61,12 @@ def test_what_they_may_not(json_file: bytes | None, txt_file: bytes | None, why:
     with pytest.raises(ValueError, match=why):
         harbor_rewards(json_file, txt_file)
     assert harbor_verdict(json_file, txt_file, OK)[0] == 0.0
+
+
+@pytest.mark.parametrize("text", [b'{"\\ud800": 0.5}', b'{"\\udcff": "x"}', b'"\\ud800"'])
+def test_a_verdict_can_be_stored_whatever_the_file_says(text: bytes) -> None:
+    value, tests, detail = harbor_verdict(text, None, OK)
+    assert Reward.model_validate_json(Reward(value=value, tests=tests, detail=detail).model_dump_json()).value == value
 
 
 def test_the_reward_is_the_one_of_that_name_else_the_least() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,7 +13,8 @@ from graded import RING_SOLUTION, RUNNER, Bench, ring_task
 
 from env_factory.cheats.corpus import corpus
 from gymsmith.taskdir import Task
-from sandboxes.observations import MEMBER, Observation, _state, member
+from sandboxes.base import ExecResult
+from sandboxes.observations import MEMBER, Observation, _state, evaluate, member
 from sandboxes.verifier.observe import observe
 
 GUARDS = {
@@ -145,12 +149,47 @@ def test_a_value_is_told_in_built_in_types_only() -> None:
         ([("type", "[1, 2]")], "failed"),
         ([("value", "__import__('os')")], "failed"),
         ([("value", "[" * 100000)], "failed"),
+        ([("value", "[1, 2]" + " " * 65_536)], "failed"),  # longer than observe.py ever says, and perhaps slow to read
         ([("value", "[1, 2]"), ("value", "[1, 2]")], "duplicate"),
         ([], "missing"),
     ],
 )
 def test_the_host_compares_literals(answers: list[tuple[str, str]], state: str) -> None:
     assert _state(answers, [1, 2]) == state
+
+
+class Answers:
+    """A sandbox whose process of observations was taken over by the code under test."""
+
+    def __init__(self, output: bytes) -> None:
+        self.output = output
+
+    async def exec(self, command: object, **how: object) -> ExecResult:
+        return ExecResult(exit_code=0, signal=None, output=self.output)
+
+
+@pytest.mark.parametrize(
+    ("output", "states"),
+    [
+        (b'[0, "value", "2"]\n', ["passed"]),
+        (b'[Infinity, "value", "2"]\n[NaN, "value", "2"]\n[1e999, 1, 2]\n', ["missing"]),
+        (b'{"0": 1, "1": 2, "2": 3}\n[0]\nnull\n[[], {}, ""]\n\xff\xfe\n' + b"[" * 100_000, ["failed"]),
+    ],
+)
+def test_no_line_of_a_forger_breaks_the_host(output: bytes, states: list[str]) -> None:
+    said = evaluate(Answers(output), [Observation("o", "f(1)", "2")], [], [], user="tester", timeout_s=1.0)  # type: ignore[arg-type]
+    assert asyncio.run(said) == states
+
+
+def test_the_host_is_not_made_to_compare_for_hours() -> None:
+    """A set of numbers with one hash costs its square to read; control arm: the text that the bound stops does."""
+    text = "{" + ",".join(str(1 + n * (2**61 - 1)) for n in range(8000)) + "}"
+    began = time.process_time()
+    assert _state([("value", text)], {1}) == "failed"
+    bounded = time.process_time() - began
+    began = time.process_time()
+    ast.literal_eval(text)
+    assert time.process_time() - began > 20 * bounded
 
 
 def test_the_file_of_observations_says_what_it_was_given() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import io
 import ipaddress
@@ -25,10 +26,12 @@ from gymsmith import taskdir
 from gymsmith.errors import Capacity, PolicyRefused
 from gymsmith.schema import Draft, Source, TaskSpec
 from gymsmith.taskdir import Task
+from sandboxes import network
 from sandboxes.base import Sandbox
 from sandboxes.egress import Egress
 from sandboxes.index_server import PackageCache
 from sandboxes.network import OFFLINE, NetworkPolicy, policy_of
+from sandboxes.proxy import ProxyService
 
 House = Any
 INDEX = NetworkPolicy("index", packages=("gym-tiny==1.0", "gym-needs-tiny"))
@@ -236,6 +239,53 @@ def test_connections_and_bytes_are_bounded(house: House) -> None:
         assert {"too-many-connections", "bytes"} <= {r.reason for r in box.gate.refused}  # type: ignore[attr-defined]
 
     house.play(scene, network=policy)
+
+
+def test_who_takes_nothing_still_counts_and_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for a workload that does not read holds this process's memory and descriptors, so it may not pile up."""
+    monkeypatch.setattr(network, "IDLE_S", 0.3)
+
+    async def pours(connection: network.Connection) -> None:
+        await connection.head()
+        while True:
+            await connection.write(bytes(256 * 1024))
+
+    async def scene() -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        gate = network.Gate(NetworkPolicy("proxy", hosts=("a.test",), max_connections=2), listener, pours, "x")
+        gate.open()
+        held = [socket.create_connection(listener.getsockname()) for _ in range(2)]
+        for sock in held:
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        await asyncio.sleep(0.45)
+        assert len(gate._open) == 2, "their time is over, and what was sent is not taken yet"
+        await asyncio.sleep(0.6)
+        assert not gate._open
+        for sock in held:
+            sock.close()
+        gate.close()
+
+    asyncio.run(scene())
+
+
+def test_no_request_breaks_the_proxy(caplog: pytest.LogCaptureFixture) -> None:
+    """A traceback for each would let a workload fill our log."""
+
+    async def scene() -> None:
+        policy = NetworkPolicy("proxy", hosts=("a.test",))
+        listener = socket.create_server(("127.0.0.1", 0))
+        gate = network.Gate(policy, listener, ProxyService(policy), "x")
+        gate.open()
+        for url in (b"http://[/", b"http://[::1/", b"http://a.test:99999999/", b"http://[v1.a]/", b"http://"):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(b"GET " + url + b" HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 40"), url
+            writer.close()
+        gate.close()
+
+    asyncio.run(scene())
+    gc.collect()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_one_that_asks_without_end_does_not_keep_others_waiting(house: House) -> None:

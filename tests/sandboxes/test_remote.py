@@ -22,7 +22,7 @@ import pytest
 from gymsmith.errors import Capacity, ConfigError, HostLost, ImageMissing, PolicyRefused, SandboxError, SandboxGone
 from sandboxes.base import ExecResult, Image, SandboxSpec
 from sandboxes.certificates import make_authority, make_certificate
-from sandboxes.channel import Broken, pack, pack_error, unpack, unpack_error
+from sandboxes.channel import CALL, ERROR, HELLO, PROTOCOL, Broken, Channel, pack, pack_error, unpack, unpack_error
 from sandboxes.grade import attempt_script
 from sandboxes.host import server_context
 from sandboxes.image import ImageStore
@@ -395,6 +395,36 @@ def test_only_those_with_our_certificates_and_token_come_in(site: Site, tmp_path
             Address.read("nowhere")
         async with site.provider() as provider:  # control arm
             assert (await (await provider.create(SPEC)).exec("true")).ok
+
+    play(scene)
+
+
+def test_a_client_cannot_have_a_lease_without_end_or_take_a_layer_that_others_share(site: Site) -> None:
+    host = site.hosts[0].address
+
+    async def scene() -> None:
+        async with site.provider(host) as provider:
+            await (await provider.create(SPEC)).exec("true")  # its image is on the host now
+            (key,) = {key for key in os.listdir(site.hosts[0].home / "hosted/layers")}
+            tls = client_context(site.certificates, "client")
+            channel = Channel(*await asyncio.open_connection(host.host, host.port, ssl=tls, server_hostname=host.host))
+            hello = {
+                "protocol": PROTOCOL,
+                "token": TOKEN,
+                "session": "s",
+                "resume": False,
+                "lease_s": float("nan"),
+                "outstanding": [],
+            }
+            await channel.send(HELLO, 0, pack(hello))
+            assert unpack((await channel.receive()).data)["lease_s"] == 1.0
+            image: dict[str, Any] = {"layers": []}
+            call = {"do": "create", "on": "", "args": {"image": image, "spec": SPEC, "layers": [], "upper": key}}
+            await channel.send(CALL, 1, pack(call))
+            answer = await channel.receive()
+            assert answer.kind == ERROR and "own" in str(unpack_error(answer.data))
+            assert os.listdir(site.hosts[0].home / "hosted/layers") == [key]
+            channel.close()
 
     play(scene)
 
