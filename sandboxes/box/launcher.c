@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/securebits.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -14,6 +15,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -120,6 +122,15 @@ static int ask_for_map(int sync, int upper) {
     return sendmsg(sync, &message, MSG_NOSIGNAL) == 1 && read(sync, &byte, 1) == 1 ? 0 : -1;
 }
 
+/* The kernel charges what a user namespace uses of some host-wide stocks (inotify instances above all) to whoever made it, so one
+ * sandbox could use up what root, and with it every other sandbox, may have. Each is therefore made under a user id of its own, in a
+ * range that no machine gives out, and with all of root's capabilities kept. Where that cannot be had, root is charged. */
+static void be_nobody_in_particular(void) {
+    uint32_t drawn;
+    if (getrandom(&drawn, sizeof drawn, 0) == sizeof drawn && !prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP))
+        (void)!setresuid((uid_t)-1, 0xE0000000u | (drawn & 0x0fffffffu), (uid_t)-1);
+}
+
 /* Everything a sandbox does before it is PID 1 of its own world. Never returns. */
 static void child(const struct create_request *request, const char *strings, int socket, int sync, const int *groups) {
     const char *step = "";
@@ -141,6 +152,8 @@ static void child(const struct create_request *request, const char *strings, int
                       .workdir_uid = request->workdir_uid, .workdir_gid = request->workdir_gid};
     if (root_enter(request, strings, map_mode, uid_shift, &box.upper, &step))
         child_fails(socket, step);
+    if (map_mode == MAP_ROOT)
+        be_nobody_in_particular();
     if (unshare(CLONE_NEWUSER))
         child_fails(socket, "unshare user");
     if (ask_for_map(sync, box.upper))

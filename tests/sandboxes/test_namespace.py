@@ -79,6 +79,32 @@ def test_the_capability_table_is_the_truth(house: House) -> None:
     house.play(scene, role="build")
 
 
+def test_one_cannot_use_up_what_the_machine_has_of_inotify(house: House) -> None:
+    """That it had as many as root may have is the control arm: charged to root, nobody else could have had one."""
+    if house.provider.mode != "root":  # type: ignore[attr-defined]
+        pytest.skip("all sandboxes of an ordinary user are charged to that user")
+    takes = (
+        "import ctypes, sys, time\nlibc = ctypes.CDLL(None)\nheld = 0\nwhile libc.inotify_init() >= 0: held += 1\n"
+        "print(held, flush=True)\ntime.sleep(60)"
+    )
+    limit = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+
+    async def act() -> None:
+        greedy, other = await house.box(), await house.box()
+        job = await greedy.spawn(["python3", "-c", takes])
+        for _ in range(200):
+            if said := (await job.poll()).output:
+                break
+            await asyncio.sleep(0.05)
+        assert int(said) >= min(limit, 4000), "as many as one user may have, or about as many as one process may open"
+        one = "import ctypes; raise SystemExit(ctypes.CDLL(None).inotify_init() < 0)"
+        assert (await other.exec(["python3", "-c", one])).ok
+        assert subprocess.run([sys.executable, "-c", one]).returncode == 0
+        await asyncio.gather(greedy.destroy(), other.destroy())
+
+    house.run(act())
+
+
 def test_sixty_four_at_once(house: House) -> None:
     async def act() -> None:
         boxes = await asyncio.gather(*(house.box() for _ in range(64)))
