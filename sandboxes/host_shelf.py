@@ -80,4 +80,6 @@ class Shelf:
         for key in set(keys):
             if self._users[key] <= 0:
                 del self._users[key]
+                if (self._used / key).exists():
+                    continue  # an image is made of it, too
                 shutil.rmtree(self.path(key), ignore_errors=True)

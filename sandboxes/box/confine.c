@@ -134,6 +134,9 @@ int confine_filter(void) {
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prctl, 0, 6), ARGUMENT(0),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PR_SET_CHILD_SUBREAPER, 0, 3), ARGUMENT(1),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 1), REFUSE(EPERM), RETURN(SECCOMP_RET_ALLOW),
+        /* whoever opens or starts a file under a lease waits for its holder, PID 1 included */
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fcntl, 0, 4), ARGUMENT(1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 1024 /* F_SETLEASE */, 0, 1), REFUSE(EPERM), RETURN(SECCOMP_RET_ALLOW),
         /* root inside has PID 1's user id, which is enough to take its limits away */
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prlimit64, 0, 4), ARGUMENT(0),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, 1), REFUSE(EPERM), RETURN(SECCOMP_RET_ALLOW),

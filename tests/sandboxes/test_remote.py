@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from gymsmith.errors import Capacity, ConfigError, HostLost, ImageMissing, PolicyRefused, SandboxError, SandboxGone
+from sandboxes import image_base
 from sandboxes.base import ExecResult, Image, SandboxSpec
 from sandboxes.certificates import make_authority, make_certificate
 from sandboxes.channel import CALL, ERROR, HELLO, PROTOCOL, Broken, Channel, pack, pack_error, unpack, unpack_error
@@ -423,7 +424,12 @@ def test_a_client_cannot_have_a_lease_without_end_or_take_a_layer_that_others_sh
             await channel.send(CALL, 1, pack(call))
             answer = await channel.receive()
             assert answer.kind == ERROR and "own" in str(unpack_error(answer.data))
-            assert os.listdir(site.hosts[0].home / "hosted/layers") == [key]
+            said = {"id": "x", "layers": [key], "binds": site.image.binds, "base": image_base.base_digest(), "env": {},
+                    "workdir": "/", "user": "root", "engine_ref": None}  # fmt: skip
+            call = {"do": "create", "on": "", "args": {"image": said, "spec": SPEC, "layers": [key], "upper": None}}
+            await channel.send(CALL, 2, pack(call))
+            assert (await channel.receive()).kind == ERROR, "no kernel stacks a layer on itself"
+            assert os.listdir(site.hosts[0].home / "hosted/layers") == [key], "nor is it gone with one that named it its own"
             channel.close()
 
     play(scene)

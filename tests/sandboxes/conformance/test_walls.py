@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,26 @@ def test_dangerous_system_calls_are_refused(house: Place) -> None:
     )
     result = house.play(lambda box: box.exec(["python3", "-c", code], user="root"))
     assert result.output == b"" and result.ok, result.output
+
+
+LEASE = (
+    "import fcntl, sys\nwith open(sys.argv[1], 'w') as file:\n"
+    "    try: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK); print('leased')\n"
+    "    except PermissionError: print('refused')\n"
+)
+
+
+@broken_by("stale output")
+def test_a_lease_cannot_hold_up_pid_one(house: Place, tmp_path: Path) -> None:
+    """PID 1 would wait for its holder, and every deadline with it."""
+
+    async def scene(box: Any) -> None:
+        for user in ("agent", "root"):
+            assert (await box.exec(["python3", "-c", LEASE, f"/tmp/of-{user}"], user=user)).output == b"refused\n"
+
+    house.play(scene)
+    control = subprocess.run([sys.executable, "-c", LEASE, str(tmp_path / "file")], capture_output=True)
+    assert control.stdout == b"leased\n"
 
 
 def test_control_the_host_would_allow_them() -> None:
