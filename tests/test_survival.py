@@ -27,7 +27,7 @@ RECIPE = "demo_quick"
 STEPS, GROUPS, ATTEMPTS = 3, 3, 6
 TAUGHT = ["tokenizer.vocab_size=320", "pretrain.steps=100", "pretrain.rows=4", "pretrain.observation_weight=0"]
 PLAYED = [f"rl.groups={GROUPS}", f"rl.attempts={ATTEMPTS}", "rl.schedule.warmup_steps=0"]
-PLAYED += ["rollout.max_turns=6", "engine.slots=16"]
+PLAYED += ["rollout.max_turns=6", "rollout.temperature=1", "engine.slots=16"]
 ORDER = {"source": "shell:chain", "kind": "shell", "n": 3, "seed": 3, "levels": [1], "gates": "controls"}
 WAIT_S = 300.0
 HOW = ("prefill_tokens", "cached_tokens", "decode_steps", "decode_tokens")

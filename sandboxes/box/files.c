@@ -18,10 +18,19 @@
 #include "box.h"
 
 #define PROC_MAGIC 0x9fa0
+#define OPEN_TRIES 1000
 
+/* A rename or mount anywhere on the machine, at the moment of a ".." step, makes the kernel say EAGAIN instead of vouching for the
+ * path. On a busy machine that is chance, so it is tried again; who keeps it up is trying to get out. */
 int open_below(int root, const char *path, uint64_t flags, uint64_t resolve) {
     struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = resolve | RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-    return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+    for (int i = 0; i < OPEN_TRIES; i++) {
+        int fd = (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+        if (fd >= 0 || errno != EAGAIN)
+            return fd;
+    }
+    errno = EXDEV;
+    return -1;
 }
 
 int root_fd(void) {

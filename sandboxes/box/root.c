@@ -7,7 +7,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -174,8 +173,7 @@ int root_bind_index(const char *source) {
 
 /* Open a directory of the new root without ever leaving it, whatever links an image plants; make it when missing. */
 static int open_inside(int root, const char *path, mode_t mode, uint32_t owner) {
-    struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-    int fd = (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+    int fd = open_below(root, path, O_PATH | O_DIRECTORY, 0);
     if (fd >= 0 || errno != ENOENT)
         return fd;
     char parent[1024];
@@ -198,7 +196,7 @@ static int open_inside(int root, const char *path, mode_t mode, uint32_t owner) 
     }
     if (above != root)
         close(above);
-    return made && errno != EEXIST ? -1 : (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+    return made && errno != EEXIST ? -1 : open_below(root, path, O_PATH | O_DIRECTORY, 0);
 }
 
 static int mount_at(int target, const char *source, const char *type, unsigned long flags, const char *options) {

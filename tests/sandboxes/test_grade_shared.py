@@ -158,7 +158,9 @@ def test_services_run_from_their_declaration(bench: Bench) -> None:
 
 
 def test_the_agent_finds_the_services_running(bench: Bench) -> None:
-    service = Service(name="clock", command="while :; do date > /tmp/tick; sleep 0.05; done", ready="[ -s /tmp/tick ]")
+    service = Service(
+        name="clock", command="while :; do date > /tmp/next; mv /tmp/next /tmp/tick; sleep 0.05; done", ready="[ -s /tmp/tick ]"
+    )
     task = shared("[ -s /work/seen ] && echo 'PASS seen'", "seen", services=(service,))
     assert bench.attempt("cp /tmp/tick /work/seen", task).value == 1.0
     assert (

@@ -74,9 +74,10 @@ def test_a_job_outlives_short_deadlines(house: Place) -> None:
     """It has none of its own, and another command's is not its."""
 
     async def scene(box: Any) -> None:
-        job = await box.spawn("sleep 1; echo done; sleep 0.1")
+        job = await box.spawn("while [ ! -e go ]; do sleep 0.02; done; echo done")
         assert (await box.exec("sleep 20", timeout_s=0.3)).timed_out
         assert (await job.poll()).running
+        await box.exec("touch go")
         assert (await job.wait()).output == b"done\n"
 
     house.play(scene)
