@@ -148,7 +148,9 @@ class RLConfig(Strict):
     icepop: tuple[float, float] = (0.5, 2.0)
     """Tokens whose trainer / engine probability ratio lies outside get no gradient; inside, the ratio stays as weight."""
     cell_floor: float = Field(default=0.2, gt=0)
-    """A cell (family and level) with recent pass rate p is drawn with weight floor + 4 p (1 - p)."""
+    """A cell (family and level) with recent pass rate p is drawn with weight floor + 4 p (1 - p) + hard (1 - p)."""
+    cell_hard: float = Field(default=0.0, ge=0)
+    """How much what never passes is tried beside what passes now and then."""
     cell_decay: float = Field(default=0.8, ge=0, lt=1)
     """Memory of the recent pass rate, per group."""
     cell_start: float = Field(default=0.3, ge=0, le=1)

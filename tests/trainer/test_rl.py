@@ -161,6 +161,10 @@ def test_curriculum_prefers_what_differs_and_repeats_itself() -> None:
     assert 0.68 < share["mixed"] < 0.82, "weights 1.2 against 0.2 and 0.2"
     assert share["easy"] > 0.05 and share["hard"] > 0.05, "the floor"
     assert drawn == [e for step in range(30) for e in two.draw(step, 16)]
+    patient = Curriculum(families, RLConfig(cell_hard=0.6), 5)
+    patient.restore(one.state())
+    tried = [families[e] for step in range(60) for e in patient.draw(step, 16)]
+    assert 0.28 < tried.count("hard") / len(tried) < 0.38, "weights 0.8 against 1.5 and 0.2"
     hard = [e for e in drawn if families[e] == "hard"][:10]
     assert sorted(hard) == sorted(e for e in families if families[e] == "hard"), "each once before any twice"
 

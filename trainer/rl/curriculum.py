@@ -1,9 +1,10 @@
-"""Chooses the environments of a step: cells (family and level) whose attempts differ most come most often, each environment once
-before any comes twice.
+"""Chooses the environments of a step: cells (family and level) whose attempts differ most come most often, then those that fail,
+and each environment once before any comes twice.
 
 A group teaches only when its attempts differ, and with pass rate p a reward has variance p (1 - p); so a cell is drawn with
-weight floor + 4 p (1 - p) (learnability; Tzannetos et al., 2023). The floor keeps looking into what always fails and what always
-passes.
+weight floor + 4 p (1 - p) + hard (1 - p). The middle term is learnability (Tzannetos et al., 2023). It is blind to what never
+passes yet, which the last term keeps trying: a first success there is rare, and needs many attempts. The floor keeps looking
+into what always passes.
 
 Choice and seeds are counters over (seed, step, group, attempt): the same run draws the same, whatever happened in between.
 """
@@ -36,7 +37,7 @@ class Curriculum:
         """Environment ids for the groups of a step."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
         rates = np.array([self.rate[cell] for cell in self.cells])
-        weights = self.config.cell_floor + 4 * rates * (1 - rates)
+        weights = self.config.cell_floor + (1 - rates) * (4 * rates + self.config.cell_hard)
         chosen = rng.choice(len(self.cells), size=count, p=weights / weights.sum())
         return [self._next(self.cells[i]) for i in chosen]
 
