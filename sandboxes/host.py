@@ -194,7 +194,11 @@ class HostServer:
             for session in list(self._sessions.values()):
                 heard = max(session.heard, session.channel.heard) if session.channel is not None else session.heard
                 if now - heard > session.lease_s:
-                    await self._end(session, f"nothing was heard for {session.lease_s:g} s")
+                    try:
+                        await self._end(session, f"nothing was heard for {session.lease_s:g} s")
+                    except Exception:
+                        # One session that cannot be ended must not let all the others live for ever.
+                        log.exception("event=session_not_ended session=%s", session.id)
             await asyncio.sleep(min([s.lease_s / 8 for s in self._sessions.values()], default=1.0))
 
     async def _end(self, session: Session, why: str) -> None:
