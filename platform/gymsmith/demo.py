@@ -76,7 +76,7 @@ class Plan:
             tutorial="examples",
             tutorials=10,
             pool=576,
-            demonstrated={"1": 144, "2": 18, "3": 6},
+            demonstrated={"1": 84, "2": 12, "3": 6},
             prefer=False,
             held_out=600,
             family=120,
