@@ -5,10 +5,10 @@ Each refusal is a PolicyRefused that names the argument, what it must be, and wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gymsmith.errors import PolicyRefused
-from sandboxes.base import MAX_FRAME_BYTES, MIB, CommandLine, check_env, check_path
+from sandboxes.base import MAX_FRAME_BYTES, MAX_LEASE_S, MIB, CommandLine, check_env, check_path
 
 MAX_TIMEOUT_S = 7 * 86_400
 MAX_OUTPUT_BYTES = 16 * MIB
@@ -80,6 +80,34 @@ def check_forks(n: int) -> None:
     """Raises: PolicyRefused."""
     if not isinstance(n, int) or not 1 <= n <= MAX_FORKS:
         raise PolicyRefused(f"n must be between 1 and {MAX_FORKS}, got {n!r:.100}")
+
+
+def check_put(paths: Iterable[str], mode: int) -> None:
+    """Raises: PolicyRefused (a path that names no file, or a mode with more than permissions)."""
+    if not 0 <= mode <= 0o777:
+        raise PolicyRefused(f"mode must be between 0 and 0o777, got {mode:#o}")
+    for path in paths:
+        if check_path("path", path).endswith("/"):
+            raise PolicyRefused(f"path must name a file, got {path!r}")
+
+
+def check_put_size(size: int) -> None:
+    """`size`: bytes of all files of one message. Raises: PolicyRefused."""
+    if size > MAX_FRAME_BYTES:
+        raise PolicyRefused(f"files must stay below {MAX_FRAME_BYTES} bytes together, got {size}; use a layer")
+
+
+def check_get(path: str, max_bytes: int) -> None:
+    """Raises: PolicyRefused."""
+    if not 0 <= max_bytes <= MAX_FRAME_BYTES - 64:
+        raise PolicyRefused(f"max_bytes must be between 0 and {MAX_FRAME_BYTES - 64}, got {max_bytes}")
+    check_path("path", path)
+
+
+def check_lease(lease_s: float) -> None:
+    """Raises: PolicyRefused."""
+    if not isinstance(lease_s, int | float) or not 1 <= lease_s <= MAX_LEASE_S:
+        raise PolicyRefused(f"lease_s must be between 1 and {MAX_LEASE_S}, got {lease_s!r:.100}")
 
 
 def encoded(name: str, text: str) -> bytes:

@@ -19,8 +19,6 @@ from pathlib import Path
 
 from gymsmith.errors import Capacity, NotFound, OutputLimit, PolicyRefused, SandboxGone
 from sandboxes.base import (
-    MAX_FRAME_BYTES,
-    MAX_LEASE_S,
     MIB,
     Capabilities,
     CommandLine,
@@ -37,7 +35,16 @@ from sandboxes.base import (
     check_path,
     user_ids,
 )
-from sandboxes.checks import check_forks, check_run, check_timeout, words_of
+from sandboxes.checks import (
+    check_forks,
+    check_get,
+    check_lease,
+    check_put,
+    check_put_size,
+    check_run,
+    check_timeout,
+    words_of,
+)
 from sandboxes.local_command import LocalCommand, kill_marked
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -176,14 +183,9 @@ class LocalSandbox:
         await self.put_files({path: data}, mode, owner=owner)
 
     async def put_files(self, files: Mapping[str, bytes], mode: int = 0o644, *, owner: str = "root") -> None:
-        if not 0 <= mode <= 0o777:
-            raise PolicyRefused(f"mode must be between 0 and 0o777, got {mode:#o}")
+        check_put(files, mode)
         user_ids(owner)
-        for path in files:
-            if check_path("path", path).endswith("/"):
-                raise PolicyRefused(f"path must name a file, got {path!r}")
-        if (size := sum(map(len, files.values()))) > MAX_FRAME_BYTES:
-            raise PolicyRefused(f"files must stay below {MAX_FRAME_BYTES} bytes together, got {size}; use a layer")
+        check_put_size(sum(map(len, files.values())))
         self._heard()
         for path, data in files.items():
             place = self._place(path)
@@ -197,9 +199,7 @@ class LocalSandbox:
                 os.fchmod(file.fileno(), mode)
 
     async def get(self, path: str, max_bytes: int = MIB) -> bytes:
-        if not 0 <= max_bytes <= MAX_FRAME_BYTES - 64:
-            raise PolicyRefused(f"max_bytes must be between 0 and {MAX_FRAME_BYTES - 64}, got {max_bytes}")
-        check_path("path", path)
+        check_get(path, max_bytes)
         self._heard()
         place = self._place(path)
         while place.is_symlink():
@@ -222,8 +222,7 @@ class LocalSandbox:
 
     async def renew(self, lease_s: float | None = None) -> None:
         length = self.spec.lease_s if lease_s is None else lease_s
-        if not isinstance(length, int | float) or not 1 <= length <= MAX_LEASE_S:
-            raise PolicyRefused(f"lease_s must be between 1 and {MAX_LEASE_S}, got {length!r:.100}")
+        check_lease(length)
         self._lease_s = length
         self._heard()
 

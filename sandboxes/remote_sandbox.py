@@ -16,7 +16,6 @@ from typing import Any, BinaryIO, Protocol
 
 from gymsmith.errors import GymsmithError, HostLost, NotFound, PolicyRefused, SandboxError, SandboxGone, ShellEnded
 from sandboxes.base import (
-    MAX_FRAME_BYTES,
     MIB,
     CommandLine,
     ExecResult,
@@ -28,7 +27,16 @@ from sandboxes.base import (
     Shell,
     Snapshot,
 )
-from sandboxes.checks import check_forks, check_line, check_output, check_run, check_terminal, check_timeout, words_of
+from sandboxes.checks import (
+    check_forks,
+    check_line,
+    check_output,
+    check_put_size,
+    check_run,
+    check_terminal,
+    check_timeout,
+    words_of,
+)
 from sandboxes.layer_transfer import pack_layer, unpack_layer
 from sandboxes.remote_link import HostLink
 
@@ -233,9 +241,7 @@ class RemoteSandbox:
         await self.put_files({path: data}, mode, owner=owner)
 
     async def put_files(self, files: Mapping[str, bytes], mode: int = 0o644, *, owner: str = "root") -> None:
-        size = sum(map(len, files.values()))
-        if size > MAX_FRAME_BYTES:
-            raise PolicyRefused(f"files must stay below {MAX_FRAME_BYTES} bytes together, got {size}; use a layer")
+        check_put_size(sum(map(len, files.values())))
         await self.ask("put_files", files=files, mode=mode, owner=owner)
 
     async def get(self, path: str, max_bytes: int = MIB) -> bytes:

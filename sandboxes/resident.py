@@ -17,8 +17,6 @@ from pathlib import Path
 
 from gymsmith.errors import Capacity, ExecTimeout, OutputLimit, PolicyRefused, SandboxError, SandboxGone
 from sandboxes.base import (
-    MAX_FRAME_BYTES,
-    MAX_LEASE_S,
     MIB,
     CommandLine,
     ExecResult,
@@ -33,7 +31,17 @@ from sandboxes.base import (
     user_ids,
 )
 from sandboxes.changes import write_layer
-from sandboxes.checks import check_forks, check_run, check_terminal, encoded, words_of
+from sandboxes.checks import (
+    check_forks,
+    check_get,
+    check_lease,
+    check_put,
+    check_put_size,
+    check_run,
+    check_terminal,
+    encoded,
+    words_of,
+)
 from sandboxes.egress import Egress, checked_listener
 from sandboxes.job import ResidentJob
 from sandboxes.link import (
@@ -244,8 +252,7 @@ class ResidentSandbox:
 
     async def renew(self, lease_s: float | None = None) -> None:
         length = self.spec.lease_s if lease_s is None else lease_s
-        if not isinstance(length, int | float) or not 1 <= length <= MAX_LEASE_S:
-            raise PolicyRefused(f"lease_s must be between 1 and {MAX_LEASE_S}, got {length!r:.100}")
+        check_lease(length)
         await self.ask(LEASE, struct.pack("<I", int(length)))
 
     def _environment_of(self, uid: int, extra: Mapping[str, str] | None) -> tuple[int, bytes]:
@@ -291,27 +298,22 @@ class ResidentSandbox:
         await self.put_files({path: data}, mode, owner=owner)
 
     async def put_files(self, files: Mapping[str, bytes], mode: int = 0o644, *, owner: str = "root") -> None:
-        if not 0 <= mode <= 0o777:
-            raise PolicyRefused(f"mode must be between 0 and 0o777, got {mode:#o}")
+        check_put(files, mode)
         uid, gid = user_ids(owner)
         parts: list[bytes] = []
         size = 0
         for path, data in files.items():
-            if check_path("path", path).endswith("/"):
-                raise PolicyRefused(f"path must name a file, got {path!r}")
             parts.append(put_record(path, data, mode, uid, gid))
             size += len(parts[-1])
-        if size > MAX_FRAME_BYTES:
-            raise PolicyRefused(f"files must stay below {MAX_FRAME_BYTES} bytes together, got {size}; use a layer")
+        check_put_size(size)
         await self.settled()
         _, payload, _ = await self.ask(PUT, *parts)
         if payload[:4] != b"\0\0\0\0":
             raise self._refusal(payload, "write files", ", ".join(list(files)[:3]))
 
     async def get(self, path: str, max_bytes: int = MIB) -> bytes:
-        if not 0 <= max_bytes <= MAX_FRAME_BYTES - 64:
-            raise PolicyRefused(f"max_bytes must be between 0 and {MAX_FRAME_BYTES - 64}, got {max_bytes}")
-        name = check_path("path", path).encode("utf-8", "surrogateescape") + b"\0"
+        check_get(path, max_bytes)
+        name = path.encode("utf-8", "surrogateescape") + b"\0"
         _, payload, _ = await self.ask(GET, struct.pack("<Q", max_bytes), name)
         code = struct.unpack_from("<i", payload)[0]
         if code == errno.EFBIG:
