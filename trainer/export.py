@@ -18,6 +18,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gymsmith import lifeline
 from gymsmith.errors import Conflict, GymsmithError
 from trainer.checkpoint import Checkpoint, load, weights_digest
 from trainer.model.config import ModelConfig
@@ -171,7 +172,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Export a checkpoint as a Hugging Face folder.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--lifeline", action="store_true", help="end when standard input closes")
     given = parser.parse_args(arguments)
+    if given.lifeline:
+        lifeline.hold_on(grace_s=1.0)
     try:
         print(export(given.checkpoint, given.out))
     except GymsmithError as e:

@@ -6,11 +6,9 @@ A child per job, because a training process owns its threads and its memory, and
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,10 @@ from gymsmith.errors import ConfigError, Fenced, GymsmithError, InfrastructureEr
 from gymsmith.schema import JobContext, State
 
 POLL_S = 0.05
-EXPORT_S = 600
 THREADS = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """For children: no spinning threads beside the sandboxes. The learner raises its own count when a recipe asks for it."""
+REFUSALS: dict[int, Callable[[str], GymsmithError]] = {1: GymsmithError, 2: UserError}
+"""Exit code of a child that refused -> the error that it stands for; any other code but 0 is worth another try."""
 
 
 def train(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
@@ -44,21 +43,16 @@ def train(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     command = [sys.executable, "-m", "trainer.learner", run_id, "--stage", stage, "--lifeline"]
     command += ["--job", ctx.job.id, "--attempt", str(ctx.job.attempt)]
     log_file = ctx.settings.logs_dir / f"learner-{run_id}.log"
-    child = lifeline.spawn(command, log_file=log_file, environment=ctx.settings.environment() | THREADS)
     try:
-        while child.poll() is None:
-            ctx.check()
-            time.sleep(POLL_S)
+        code = _child(command, ctx, log_file)
     except Fenced:
         # A worker that shuts down puts the job back, and the run goes on elsewhere; a cancelled one has ended.
         if ctx.store.job(ctx.job.id).cancel:
             ctx.store.update_run(run_id, state=State.CANCELLED)
         raise
-    finally:
-        lifeline.stop([child], grace_s=3.0)
-    if child.returncode == 0:
+    if code == 0:
         return dict(ctx.store.run(run_id).summary)
-    raise _failure(child.returncode, ctx, run_id, log_file)
+    raise _failure(code, ctx, run_id, log_file)
 
 
 def serve(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
@@ -75,15 +69,11 @@ def serve(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     folder = Path(given) if Path(given).is_absolute() else ctx.settings.home / given
     command = [sys.executable, "-m", "trainer.engine.server", "--checkpoint", str(folder), "--lifeline", "--run", run_id]
     log_file = ctx.settings.logs_dir / f"engine-{run_id}.log"
-    child = lifeline.spawn(command, log_file=log_file, environment=ctx.settings.environment() | THREADS)
     try:
-        while child.poll() is None:
-            ctx.check()
-            time.sleep(POLL_S)
+        code = _child(command, ctx, log_file)
     finally:
-        lifeline.stop([child], grace_s=3.0)
         ctx.store.update_run(run_id, engine_url="", state=State.SUCCEEDED)
-    raise _failure(child.returncode, ctx, run_id, log_file)
+    raise _failure(code, ctx, run_id, log_file)
 
 
 def export(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
@@ -95,14 +85,25 @@ def export(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     """
     _with_torch()
     checkpoint, folder = ctx.settings.home / _needed(payload, "checkpoint"), Path(_needed(payload, "folder"))
-    command = [sys.executable, "-m", "trainer.export", "--checkpoint", str(checkpoint), "--out", str(folder)]
-    environment = {**os.environ, **ctx.settings.environment(), **THREADS}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=EXPORT_S, check=False)
-    if done.returncode:
-        kinds: dict[int, Callable[[str], GymsmithError]] = {1: GymsmithError, 2: UserError}
-        said = done.stderr.strip().rpartition("\n")[2]
-        raise kinds.get(done.returncode, InfrastructureError)(said or f"the export ended with code {done.returncode}")
-    return {"folder": str(folder)}
+    command = [sys.executable, "-m", "trainer.export", "--checkpoint", str(checkpoint), "--out", str(folder), "--lifeline"]
+    log_file = ctx.settings.logs_dir / f"export-{ctx.job.id}.log"
+    code = _child(command, ctx, log_file)
+    said = log_file.read_text(errors="replace").strip().rpartition("\n")[2]
+    if code == 0:
+        return {"folder": str(folder)}
+    raise REFUSALS.get(code, InfrastructureError)(said or f"the export ended with code {code}; its log is {log_file}")
+
+
+def _child(command: Sequence[str], ctx: JobContext, log_file: Path) -> int:
+    """Run a process that ends with this one, and with the job. Its exit code. Raises: Fenced: the job is not ours any more."""
+    child = lifeline.spawn(command, log_file=log_file, environment=ctx.settings.environment() | THREADS)
+    try:
+        while child.poll() is None:
+            ctx.check()
+            time.sleep(POLL_S)
+    finally:
+        lifeline.stop([child], grace_s=3.0)
+    return child.returncode
 
 
 def _with_torch() -> None:
@@ -119,9 +120,8 @@ def _needed(payload: dict[str, Any], name: str) -> str:
 def _failure(code: int, ctx: JobContext, run_id: str, log_file: Path) -> GymsmithError:
     """The error that a dead child stands for."""
     said = ctx.store.run(run_id).error
-    kinds: dict[int, Callable[[str], GymsmithError]] = {1: GymsmithError, 2: UserError}
-    if code in kinds and said:
+    if code in REFUSALS and said:
         ctx.store.update_run(run_id, state=State.FAILED)
-        return kinds[code](said)
+        return REFUSALS[code](said)
     why = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     return InfrastructureError(f"the process of run {run_id} {why}{': ' + said if said else ''}; its log is {log_file}")
