@@ -71,8 +71,7 @@ async def adopt(store: ImageStore, source: str, *, engine: Any = None) -> Image:
             await asyncio.to_thread(save, engine, rest, scratch / "saved")
             found = await asyncio.to_thread(_archive, scratch / "saved", "", scratch, open_files)
         elif scheme == "debootstrap":
-            await _debootstrap(rest, scratch)
-            found = _root(scratch / "root.tar", scratch)
+            found = await _debootstrap(rest, scratch)
         else:
             path, _, ref = rest.partition("@") if not os.path.exists(rest) else (rest, "", "")
             place = Path(path)
@@ -256,9 +255,7 @@ def _copy(plain: IO[bytes], copy: BinaryIO) -> None:
         while block := plain.read(1 << 20):
             left -= len(block)
             if left < 0:
-                raise PolicyRefused(
-                    f"an archive may hold {unpack.MAX_BYTES // MIB} MiB unpacked, this one holds more; is it a bomb?"
-                )
+                raise unpack.too_large(unpack.MAX_BYTES)
             copy.write(block)
     except (EOFError, gzip.BadGzipFile) as error:
         raise BuildError(f"the archive ends too early: {error}; save it again") from error
@@ -275,8 +272,8 @@ def _root(place: Path, scratch: Path) -> Found:
     return Found({}, [lambda: open(path, "rb")], ())
 
 
-async def _debootstrap(what: str, scratch: Path) -> None:
-    """SCRATCH/root.tar of a minimal Debian. Package scripts run as root in a chroot: only for archives that are trusted."""
+async def _debootstrap(what: str, scratch: Path) -> Found:
+    """A minimal Debian. Package scripts run as root in a chroot: only for archives that are trusted."""
     suite, _, mirror = what.partition("=")
     if not _SUITE.match(suite) or (mirror and not re.match(r"https?://[A-Za-z0-9.:/_-]+\Z", mirror)):
         raise PolicyRefused(f"debootstrap needs SUITE or SUITE=http://MIRROR, got {what[:80]!r}")
@@ -300,4 +297,4 @@ async def _debootstrap(what: str, scratch: Path) -> None:
         raise BuildError(f"debootstrap {suite} failed: {(log.strip().splitlines() or ['no output'])[-1][:200]}", log)
     for left in (scratch / "root/var/cache/apt/archives").glob("*.deb"):
         left.unlink()
-    await asyncio.to_thread(_root, scratch / "root", scratch)
+    return await asyncio.to_thread(_root, scratch / "root", scratch)

@@ -45,7 +45,7 @@ from sandboxes.checks import (
     check_timeout,
     words_of,
 )
-from sandboxes.local_command import LocalCommand, kill_marked
+from sandboxes.local_command import LocalCommand, kill_marked, standing_still
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SKIPPED = stat.S_IFSOCK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK
@@ -258,7 +258,8 @@ class LocalSandbox:
 
     async def snapshot(self) -> Snapshot:
         self._heard()
-        return LocalSnapshot(self._provider, self.spec, self._provider.copy_of(self.root))
+        with standing_still(f"{self.id}."):
+            return LocalSnapshot(self._provider, self.spec, self._provider.copy_of(self.root))
 
     async def fork(self, n: int = 1) -> list[Sandbox]:
         check_forks(n)

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sandboxes.base import ExecResult, JobState
@@ -196,17 +196,51 @@ def _not_started(error: OSError, program: str, shown_cwd: str, cwd: Path, limit:
 
 def kill_marked(mark: str) -> None:
     """Kill every process whose mark begins with this one, until there is none that lives."""
-    needle = f"{MARK}={mark}".encode()
     for _ in range(200):
-        found = False
-        for entry in os.listdir("/proc"):
-            if not entry.isdigit():
-                continue
-            with contextlib.suppress(OSError):
-                folder = Path("/proc", entry)
-                if any(word.startswith(needle) for word in (folder / "environ").read_bytes().split(b"\0")):
-                    os.kill(int(entry), signal.SIGKILL)
-                    found = True
+        found = _marked(mark)
         if not found:
             return
+        for process in found:
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
         time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def standing_still(mark: str) -> Iterator[None]:
+    """No process whose mark begins with this one runs within; those that its user had stopped stay stopped."""
+    stopped: set[int] = set()
+    try:
+        for _ in range(200):
+            running = [process for process in _marked(mark) if _state(process) not in "TtZX"]
+            if not running:
+                break
+            for process in running:
+                with contextlib.suppress(OSError):
+                    os.kill(process, signal.SIGSTOP)
+                    stopped.add(process)
+            time.sleep(0.001)
+        yield
+    finally:
+        for process in stopped:
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGCONT)
+
+
+def _marked(mark: str) -> list[int]:
+    needle = f"{MARK}={mark}".encode()
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                if any(word.startswith(needle) for word in Path("/proc", entry, "environ").read_bytes().split(b"\0")):
+                    found.append(int(entry))
+    return found
+
+
+def _state(process: int) -> str:
+    """The letter of proc(5): T stopped, Z dead and not yet waited for; X when there is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"

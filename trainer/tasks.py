@@ -88,9 +88,10 @@ def export(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     command = [sys.executable, "-m", "trainer.export", "--checkpoint", str(checkpoint), "--out", str(folder), "--lifeline"]
     log_file = ctx.settings.logs_dir / f"export-{ctx.job.id}.log"
     code = _child(command, ctx, log_file)
-    said = log_file.read_text(errors="replace").strip().rpartition("\n")[2]
     if code == 0:
+        log_file.unlink()
         return {"folder": str(folder)}
+    said = log_file.read_text(errors="replace").strip().rpartition("\n")[2]
     raise REFUSALS.get(code, InfrastructureError)(said or f"the export ended with code {code}; its log is {log_file}")
 
 

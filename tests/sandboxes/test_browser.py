@@ -183,15 +183,16 @@ def test_the_same_page_without_our_clock_differs(painter: Painter) -> None:
     """The control arm: what repeats above does not repeat by itself."""
 
     async def plainly() -> set[bytes]:
-        page = await painter.service._idle[0].chromium.browser.new_page()
         shots = set()
         for _ in range(2):
+            page = await painter.service._idle[0].chromium.browser.new_page()
             await page.set_content(MOVING)
-            await page.wait_for_timeout(900)
+            await page.wait_for_function("p.textContent")
             shots.add(await page.screenshot())
-        await page.close()
+            await page.close()
         return shots
 
+    painter.paint(MOVING)  # so that a browser stands ready
     assert len(painter.run(plainly())) == 2
 
 

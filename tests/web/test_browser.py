@@ -403,5 +403,6 @@ def test_keyboard_alone_goes_from_the_list_to_a_step(site: Site) -> None:
     tab_to("attempt 0")
     page.keyboard.press("Enter")
     page.wait_for_selector("#steps")
+    page.wait_for_load_state()
     page.keyboard.press("j")
     assert page.locator(".step.current").get_attribute("id") == "step-1"
