@@ -164,7 +164,8 @@ MOVING = (
     HEAD
     + "<style>@keyframes k{to{transform:translate(900px)}}#m{animation:k 3s infinite alternate;width:50px;height:50px;background:red}"
     "#t{transition:left 1s;left:0}</style><div id=m></div><div id=t>moves</div><pre id=p></pre><canvas id=c width=400 height=200></canvas>"
-    "<script>const out=[new Date().toISOString(),Date.now(),performance.now(),Math.random(),crypto.randomUUID()];"
+    "<script>const out=[new Date().toISOString(),Date.now(),performance.now(),Math.random(),crypto.randomUUID?.(),"
+    "crypto.getRandomValues(new Uint8Array(4))];"
     "let n=0;setInterval(()=>n++,7);requestAnimationFrame(function f(t){n+=t;requestAnimationFrame(f)});t.style.left='500px';"
     "setTimeout(()=>{p.textContent=out.join('\\n')+'\\n'+n;const g=c.getContext('2d');for(let i=0;i<300;i++){"
     "g.fillStyle=`hsl(${Math.random()*360} 80% 50%)`;g.fillRect(Math.random()*400,Math.random()*200,9,9)}},800)</script>"
