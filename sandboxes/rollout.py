@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 MAX_ABORTS = 8
 """How often one action may be cut by the engine (a pause for new weights) and taken up again."""
+SILENCES = 3
+"""How often a sandbox may fall silent until that counts as the agent's doing. A machine that is too busy to run it for seconds
+looks alike, but not again and again; an agent that silences its sandbox does so each time, for it samples the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +92,25 @@ async def rollout(
 ) -> Trajectory:
     """One attempt. Its sandboxes are gone when this returns or raises."""
     began = time.perf_counter()
-    episode = _Episode(task, policy, chat, who, terms)
-    clock = episode.clock
+    clock = _Clock()
     finish: Finish = "error"
     reward: Reward | None = None
     error = ""
     try:
-        with clock.phase("sandbox"):
-            box = await provider.create(sandbox_spec(task, image, "agent", run=who.run_id, environment=who.environment_id))
-        try:
-            reward, finish = await _played(episode, provider, image, task, box)
-            if reward is None:
-                with clock.phase("grade"):
-                    reward = await judge(provider, image, task, box)
-        finally:
+        for tries_left in reversed(range(SILENCES)):
+            episode = _Episode(task, policy, chat, who, terms, clock)
             with clock.phase("sandbox"):
-                await box.destroy()
+                box = await provider.create(sandbox_spec(task, image, "agent", run=who.run_id, environment=who.environment_id))
+            try:
+                reward, finish = await _played(episode, provider, image, task, box, forgive=tries_left > 0)
+                if reward is None and finish != "error":
+                    with clock.phase("grade"):
+                        reward = await judge(provider, image, task, box)
+            finally:
+                with clock.phase("sandbox"):
+                    await box.destroy()
+            if finish != "error":
+                break
     except Fenced:
         raise
     except InfrastructureError as failure:
@@ -133,8 +139,10 @@ async def rollout(
     )
 
 
-async def _played(episode: _Episode, provider: Provider, image: Image, task: Task, box: Sandbox) -> tuple[Reward | None, Finish]:
-    """How the episode ended, and the verdict where there is nothing left to judge.
+async def _played(
+    episode: _Episode, provider: Provider, image: Image, task: Task, box: Sandbox, *, forgive: bool
+) -> tuple[Reward | None, Finish]:
+    """How the episode ended, and the verdict where there is nothing left to judge; "error" for a silence that is forgiven.
 
     Raises: SandboxError: a service of the task does not start, or the provider failed.
     """
@@ -145,6 +153,9 @@ async def _played(episode: _Episode, provider: Provider, image: Image, task: Tas
         return None, await episode.play(box)
     except (SandboxGone, ExecTimeout) as death:
         await assert_alive(provider, image)
+        if forgive and isinstance(death, ExecTimeout):
+            log.warning("an attempt is made again environment=%s because=%s", episode.who.environment_id, death)
+            return None, "error"
         # Others live, so this one died of what was done in it: the agent's doing, and a verdict like any other.
         return nothing(task, f"the sandbox ended: {death}"), "timeout"
 
@@ -166,12 +177,12 @@ def lost(who: Attempt, failure: InfrastructureError) -> Trajectory:
 class _Episode:
     """The conversation of one attempt: what was said so far, in ids for training and in words for people."""
 
-    def __init__(self, task: Task, policy: Policy, chat: Chat, who: Attempt, terms: Terms) -> None:
+    def __init__(self, task: Task, policy: Policy, chat: Chat, who: Attempt, terms: Terms, clock: _Clock) -> None:
         self.tool = task.spec.tool
         self.policy, self.chat, self.who, self.terms = policy, chat, who, terms
         self.window = Window(chat, task.instruction, terms.context)
         self.transcript = Transcript()
-        self.clock = _Clock()
+        self.clock = clock
         self._budget = Budget(terms.limits)
         self._steps: list[Step] = []
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +21,7 @@ from gymsmith.errors import EngineError
 from gymsmith.policy import ScriptedPolicy
 from gymsmith.schema import Draft, Generation, Source, TaskSpec, ToolSpec, Trajectory, VersionSpan
 from gymsmith.taskdir import Task
+from sandboxes import resident
 from sandboxes.base import Image, Provider
 from sandboxes.image import ImageStore
 from sandboxes.namespace import NamespaceProvider
@@ -227,6 +230,38 @@ def test_a_sandbox_that_dies_while_others_live_is_a_zero(stage: Any, chat: Chat)
     t = stage(work)
     assert (t.error, t.finish, t.reward.value) == ("", "timeout", 0.0)
     assert "the sandbox ended" in t.reward.detail
+
+
+class Starver:
+    """Says `first`, while the first process of every sandbox of the provider stands still, as on a machine without time for it."""
+
+    def __init__(self, provider: Any, policy: Any, first: list[int], silences: int) -> None:
+        self.provider, self.policy, self.first, self.silences = provider, policy, first, silences
+
+    async def generate(self, input_ids: Sequence[int], **said: Any) -> Generation:
+        if self.silences == 0:
+            return cast(Generation, await self.policy.generate(input_ids, **said))
+        self.silences -= 1
+        launcher = self.provider._launcher._process.pid
+        for process in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+            os.kill(int(process), signal.SIGSTOP)
+        return Generation(ids=self.first, logprobs=[0.0] * len(self.first), versions=[], finish="stop")
+
+
+@pytest.mark.parametrize(("silences", "outcome"), [(2, ("", "exit", 1.0)), (3, ("", "timeout", 0.0))])
+def test_a_sandbox_that_falls_silent_is_tried_again(
+    stage: Any, chat: Chat, monkeypatch: pytest.MonkeyPatch, silences: int, outcome: tuple[str, str, float]
+) -> None:
+    monkeypatch.setattr(resident, "GRACE_S", 0.5)
+
+    async def work(provider: Provider, images: ImageStore) -> Trajectory:
+        task = make_task(tool=ToolSpec(timeout_s=1.0))
+        policy = Starver(provider, scripted(chat, "echo blue > answer", "exit"), chat.action("ls"), silences)
+        return await rollout(task, await image_of(images, task), provider, policy, chat, Attempt("r", task.id), WIDE)
+
+    t = stage(work)
+    assert (t.error, t.finish, t.reward.value) == outcome
+    assert [s.action for s in t.steps] == ["echo blue > answer"] * (silences == 2), "of the try that counts"
 
 
 def test_no_sandbox_is_a_failure_of_ours(stage: Any, chat: Chat) -> None:
