@@ -11,7 +11,8 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
@@ -31,7 +32,7 @@ SUITE = "/tests/suite"
 SITE = "/opt/site"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Survey:
     """What the healthy package's suite does."""
 
@@ -42,6 +43,18 @@ class Survey:
     everywhere: frozenset[tuple[str, int]]
     """Functions that run while the package is imported: every test depends on them."""
     seconds: float
+    lines: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """(path of a module, line) -> bit n is set where test n of `passing` executes it; empty where lines were not measured."""
+
+    @cached_property
+    def number(self) -> Mapping[str, int]:
+        """Place of each test in `passing`."""
+        return {test: n for n, test in enumerate(self.passing)}
+
+    @property
+    def limit_s(self) -> float:
+        """CPU time after which a run of some tests counts as hanging."""
+        return max(5.0, 10 * self.seconds)
 
 
 class Screen:
@@ -61,14 +74,18 @@ class Screen:
         await self.sandbox.put_files({f"{SUITE}/{p}": d for p, d in suite(self.package).items()})
         await self.sandbox.put("/opt/screen.py", program)
 
-    async def run(self, runs: Sequence[Mapping[str, Any]], *, touch: bool = False) -> list[dict[str, Any]]:
-        """Answers of `probe/screen.py`, one for each run."""
+    async def run(self, runs: Sequence[Mapping[str, Any]], *, touch: bool = False, hash_seed: int = 0) -> list[dict[str, Any]]:
+        """Answers of `probe/screen.py`, one for each run.
+
+        hash_seed: of every run, so that a suite that goes over a set is collected in the same order again.
+        """
         request = {"rootdir": SUITE, "path": [], "code": "/work", "touch": touch, "runs": list(runs)}
         await self.sandbox.put("/tmp/request.json", json.dumps(request).encode(), owner="agent")
         result = await self.sandbox.exec(
             ["python3", "/opt/screen.py", "/tmp/request.json", "/tmp/answer.json"],
             cwd="/tmp",
             user="agent",
+            env={"PYTHONHASHSEED": str(hash_seed)},
             timeout_s=60 + WALL_PER_CPU * sum(float(r["timeout_s"]) for r in runs),
         )
         self.cpu_s += result.cpu_s
@@ -148,7 +165,7 @@ async def survey(package: Package, screen: Screen) -> Survey:
     """
     run = {"args": list(package.tests), "timeout_s": 300.0}
     first = (await screen.run([run], touch=True))[0]
-    again = await screen.run([run, run])
+    again = await screen.run([run, run], hash_seed=1)
     runs = [first, *again]
     counted = Counter(first["order"])
     passing = [
