@@ -1,50 +1,57 @@
 """Admission: what a draft has to stand before it counts as an environment.
 
     noop         doing nothing scores 0, three times in three
-    oracle       the solution scores 1, three times in three
+    oracle       the solution scores 1, each time: three times, or under the five `conditions` at the level "admission"
     f2p, p2p     tests that the no-op fails and the oracle passes; tests that pass either way (where a draft declares how many)
+    suite        the solution passes the whole suite, where the draft brings one (`suite.py`); all else meets the selected tests
     alternative  every other honest solution scores 1
     cheat:NAME   every dishonest attempt scores 0: those of the draft, and the general ones that make sense for it
     leak         neither hidden tests nor the solution lie in the environment or stand in the instruction
     looking      the instruction does not tell what has to be looked up
     runtime      the tests can be run in half of their time limit
 
-Each attempt runs in a fresh sandbox and is graded in another one. `level="controls"` is noop, oracle, leak, looking and runtime
-alone. A sandbox that fails us is asked again and never counts; only what the draft does can turn it down, with one of `REASONS`.
+Three levels. "controls": noop, oracle, leak, looking, runtime. "full": and alternatives, and a number of general cheats that take
+turns. "admission": everything, every general cheat among it.
+
+Each attempt runs in a fresh sandbox and is graded in another one. A sandbox that fails us is asked again and never counts; only
+what the draft does can turn it down, with one of `REASONS`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
+from env_factory import suite
 from env_factory.cheats.corpus import cheats_for
-from gymsmith.errors import InfrastructureError
+from env_factory.conditions import CONDITIONS
+from env_factory.trial import Trial, gate_of
 from gymsmith.schema import Draft, Evidence, Gate, Reward
 from gymsmith.taskdir import Task
 from sandboxes.base import Image, Provider
-from sandboxes.grade import attempt_script
 
-log = logging.getLogger(__name__)
-
-Level = Literal["full", "controls"]
+Level = Literal["admission", "full", "controls"]
 REASONS = (
-    "build-failed", "refused", "noop-passes", "oracle-fails", "flaky", "few-f2p", "few-p2p", "alternative-fails", "cheat-passes",
-    "step-not-needed", "few-cheats", "leak", "looking", "slow",
+    "build-failed", "refused", "no-oracle", "noop-passes", "oracle-fails", "flaky", "few-f2p", "few-p2p", "suite-fails",
+    "alternative-fails", "cheat-passes", "step-not-needed", "few-cheats", "leak", "looking", "slow",
 )  # fmt: skip
 """Why a draft that was built is turned down. Screening has words of its own."""
 RUNS = 3
 MIN_CHEATS = 5
 GENERAL_CHEATS = {"shell": 6, "mutation": 11, "tutorial": 11}
-"""How many cheats are tried on one draft of a kind: its own, and general ones, which take turns. Of other kinds, all."""
+"""How many cheats are tried on one draft of a kind at the level "full": its own, and general ones, which take turns."""
 ALWAYS = frozenset({"py-equal-to-all"})
 """General cheats that do not take turns: what they attack is the tests of the one draft, not the grading of all."""
-RETRIES = 3
-T = TypeVar("T")
+MEDIAN_S, LONGEST_S = 60.0, 300.0
+"""What the tests may take at the level "admission", besides half of their own limit."""
+_WORDS = {
+    "noop": "noop-passes", "oracle": "oracle-fails", "f2p": "few-f2p", "p2p": "few-p2p", "runtime": "slow",
+    "suite": "suite-fails", "cheats": "few-cheats",
+}  # fmt: skip
+_WORDS_BY_START = {"alternative": "alternative-fails", "cheat:without": "step-not-needed", "cheat:": "cheat-passes"}
 
 
 class Proof(NamedTuple):
@@ -67,73 +74,96 @@ async def prove(
     """Run the gates. `slots` bounds how many attempts are under way in this process.
 
     The gates stop at the first stage that fails, so the evidence of a rejected draft may be short.
-    Raises: InfrastructureError: a sandbox failed us RETRIES times.
+    Raises: InfrastructureError: a sandbox failed us again and again.
     """
     started = time.perf_counter()
-    task = Task.of(draft)
-    slots = slots or asyncio.Semaphore(8)
-    gates: list[Gate] = []
-    reason = detail = ""
-
-    async def attempt(script: str | None, unchanged: Reward | None = None) -> Reward:
-        async with slots:
-            return await _asking_again(lambda: attempt_script(provider, image, task, script, unchanged=unchanged))
-
-    async def control(script: str | None) -> Reward:
-        """An attempt that is no cheat. One that ran into the time limit may have met a busy machine, so it is made again."""
-        for _ in range(RETRIES):
-            reward = await attempt(script)
-            if reward.seconds < draft.spec.verifier_timeout_s:
-                break
-        return reward
-
-    def proof() -> Proof:
-        evidence = Evidence(
-            environment_id=draft.id,
-            gates=tuple(gates),
-            image_id=image.id,
-            base_digest=base_digest,
-            provider=provider.name,
-            seconds=round(time.perf_counter() - started, 4),
-        )
-        return Proof(evidence, reason, detail)
-
-    still = [leak(draft), looking(draft)]
-    gates += still
-    if failed := next((g for g in still if not g.passed), None):
-        reason, detail = failed.name, failed.detail
-        return proof()
-
-    first = await asyncio.gather(control(None), control(task.solution))
-    controls = ([first[0]], [first[1]])
-    if first[0].value == 0.0 and first[1].value == 1.0:
-        more = await asyncio.gather(*(control(None) for _ in range(RUNS - 1)), *(control(task.solution) for _ in range(RUNS - 1)))
-        controls[0].extend(more[: RUNS - 1])
-        controls[1].extend(more[RUNS - 1 :])
-    noop, oracle = _gate("noop", controls[0], 0.0), _gate("oracle", controls[1], 1.0)
-    gates += [noop, oracle, *_tests_gates(draft, controls[0])]
-    fastest = min(r.seconds for r in controls[1])
-    limit = draft.spec.verifier_timeout_s / 2
-    said = f"fastest of {len(controls[1])} runs, for other load slows them; at most {limit:g} s"
-    gates.append(Gate(name="runtime", passed=fastest <= limit, seconds=fastest, detail=said))
-    reason, detail = _controls_reason(gates)
-    if reason or level == "controls":
-        return proof()
-
-    cheats = [*draft.cheats, *_general(draft, task)]
-    names = [f"alternative-{n}" for n in range(1, len(draft.alternatives) + 1)] + [f"cheat:{name}" for name, _ in cheats]
-    results = await asyncio.gather(
-        *(control(text) for text in draft.alternatives), *(attempt(text, controls[0][0]) for _, text in cheats)
+    trial = Trial(draft, image, provider, slots)
+    stages = [_still, _controls]
+    stages += {"controls": [], "full": [_attempts], "admission": [_suite, _every_attempt]}[level]
+    for stage in stages:
+        await stage(trial, level)
+        if trial.failed:
+            break
+    evidence = Evidence(
+        environment_id=draft.id,
+        gates=tuple(trial.gates),
+        image_id=image.id,
+        base_digest=base_digest,
+        provider=provider.name,
+        seconds=round(time.perf_counter() - started, 4),
     )
-    for name, result in zip(names, results, strict=True):
-        gates.append(_gate(name, [result], 1.0 if name.startswith("alternative") else 0.0))
+    return Proof(evidence, *_reason(trial.failed))
+
+
+async def _still(trial: Trial, level: Level) -> None:
+    """What can be said without running anything."""
+    trial.gates += [leak(trial.draft), looking(trial.draft)]
+    if level == "admission" and not trial.task.solution:
+        trial.gates.append(
+            Gate(name="no-oracle", passed=False, detail="expected solution/solve.sh, got none: nothing shows that it can be done")
+        )
+
+
+async def _controls(trial: Trial, level: Level) -> None:
+    """Nothing, and the solution, each several times; the first of each decides whether the others are worth it."""
+    task = trial.task
+    first = await asyncio.gather(trial.control(None), trial.control(task.solution))
+    noops, oracles = [first[0]], [first[1]]
+    if first[0].value == 0.0 and first[1].value == 1.0:
+        others = [c.apply(task) for c in CONDITIONS[1:]] if level == "admission" else [(task, {})] * (RUNS - 1)
+        more = await asyncio.gather(
+            *(trial.control(None) for _ in range(RUNS - 1)),
+            *(trial.control(task.solution, task=changed, env=env) for changed, env in others),
+        )
+        noops += more[: RUNS - 1]
+        oracles += more[RUNS - 1 :]
+    trial.nothing = noops[0]
+    oracle = gate_of("oracle", oracles, 1.0)
+    if level == "admission" and (bad := [c.name for c, r in zip(CONDITIONS, oracles, strict=False) if r.value != 1.0]):
+        oracle = oracle.model_copy(update={"detail": f"{', '.join(bad)}: {oracle.detail}"})
+    trial.gates += [gate_of("noop", noops, 0.0), oracle, *_tests_gates(trial.draft, noops)]
+    trial.gates.append(_runtime(task, [r.seconds for r in oracles], level))
+
+
+def _runtime(task: Task, seconds: Sequence[float], level: Level) -> Gate:
+    fastest, limit = min(seconds), task.spec.verifier_timeout_s / 2
+    said = f"fastest of {len(seconds)} runs, for other load slows them; at most {limit:g} s"
+    passed = fastest <= limit
+    if level == "admission":
+        middle = sorted(seconds)[len(seconds) // 2]
+        said += f"; median {middle:.1f} s, at most {MEDIAN_S:g}; longest {max(seconds):.1f} s, at most {LONGEST_S:g}"
+        passed = passed and middle <= MEDIAN_S and max(seconds) <= LONGEST_S
+    return Gate(name="runtime", passed=passed, seconds=fastest, detail=said)
+
+
+async def _suite(trial: Trial, level: Level) -> None:
+    """The whole suite, once, for the solution alone."""
+    whole = suite.whole(trial.task)
+    if whole is not None:
+        trial.gates.append(gate_of("suite", [await trial.control(whole.solution, task=whole)], 1.0))
+
+
+async def _attempts(trial: Trial, level: Level) -> None:
+    await _try(trial, [*trial.draft.cheats, *_general(trial.draft, trial.task)])
+
+
+async def _every_attempt(trial: Trial, level: Level) -> None:
+    own = list(trial.draft.cheats)
+    await _try(trial, [*own, *((cheat.name, cheat.script) for cheat in cheats_for(trial.task))])
+
+
+async def _try(trial: Trial, cheats: Sequence[tuple[str, str]]) -> None:
+    """Every other honest solution, and the cheats."""
+    others = trial.draft.alternatives
+    names = [f"alternative-{n}" for n in range(1, len(others) + 1)] + [f"cheat:{name}" for name, _ in cheats]
+    results = await asyncio.gather(
+        *(trial.control(text) for text in others), *(trial.attempt(text, unchanged=trial.nothing) for _, text in cheats)
+    )
     if len(cheats) < MIN_CHEATS:
-        reason, detail = "few-cheats", f"expected at least {MIN_CHEATS} cheats to try, got {len(cheats)}"
-    elif bad := next((g for g in gates if not g.passed), None):
-        words = {"alternative": "alternative-fails", "cheat:without": "step-not-needed"}
-        reason = next((word for start, word in words.items() if bad.name.startswith(start)), "cheat-passes")
-        detail = f"{bad.name}: {bad.detail}"
-    return proof()
+        said = f"expected at least {MIN_CHEATS} cheats to try, got {len(cheats)}"
+        trial.gates.append(Gate(name="cheats", passed=False, detail=said))
+    for name, result in zip(names, results, strict=True):
+        trial.gates.append(gate_of(name, [result], 1.0 if name.startswith("alternative") else 0.0))
 
 
 def leak(draft: Draft) -> Gate:
@@ -165,19 +195,6 @@ def looking(draft: Draft) -> Gate:
     return Gate(name="looking", passed=not said, detail=f"the instruction tells {', '.join(said)}" if said else "")
 
 
-def _gate(name: str, rewards: Sequence[Reward], wanted: float) -> Gate:
-    passed = all(r.value == wanted for r in rewards)
-    wrong = next((r for r in rewards if r.value != wanted), None)
-    detail = "" if wrong is None else (wrong.detail or f"expected reward {wanted:g}, got {wrong.value:g}")[-500:]
-    return Gate(
-        name=name,
-        passed=passed,
-        rewards=tuple(r.value for r in rewards),
-        seconds=round(sum(r.seconds for r in rewards), 4),
-        detail=detail,
-    )
-
-
 def _tests_gates(draft: Draft, noops: Sequence[Reward]) -> list[Gate]:
     """How many tests the no-op fails and passes, for drafts that say how many there should be."""
     if "f2p" not in draft.spec.labels or noops[0].value != 0.0:
@@ -194,14 +211,16 @@ def _tests_gates(draft: Draft, noops: Sequence[Reward]) -> list[Gate]:
     ]
 
 
-def _controls_reason(gates: Sequence[Gate]) -> tuple[str, str]:
-    bad = next((g for g in gates if not g.passed), None)
+def _reason(bad: Gate | None) -> tuple[str, str]:
+    """The word for the gate that failed, and what it said."""
     if bad is None:
         return "", ""
+    for start, word in _WORDS_BY_START.items():
+        if bad.name.startswith(start):
+            return word, f"{bad.name}: {bad.detail}"
     if len(set(bad.rewards)) > 1 or "run to run" in bad.detail:
         return "flaky", f"{bad.name}: rewards {bad.rewards}; {bad.detail}"
-    words = {"noop": "noop-passes", "oracle": "oracle-fails", "f2p": "few-f2p", "p2p": "few-p2p", "runtime": "slow"}
-    return words.get(bad.name, bad.name), bad.detail
+    return _WORDS.get(bad.name, bad.name), bad.detail
 
 
 def _general(draft: Draft, task: Task) -> list[tuple[str, str]]:
@@ -214,15 +233,3 @@ def _general(draft: Draft, task: Task) -> list[tuple[str, str]]:
     start = int(draft.id[:8], 16) % len(known)
     turned = known[start:] + known[:start]
     return always + turned[: max(0, GENERAL_CHEATS[draft.spec.kind] - len(draft.cheats) - len(always))]
-
-
-async def _asking_again(ask: Callable[[], Awaitable[T]]) -> T:
-    for turn in range(RETRIES):
-        try:
-            return await ask()
-        except InfrastructureError as error:
-            if turn == RETRIES - 1:
-                raise
-            log.warning("event=gate_retry turn=%d error=%s", turn + 1, error)
-            await asyncio.sleep(0.2 * 4**turn)
-    raise AssertionError("unreachable")

@@ -24,6 +24,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from gymsmith.errors import Capacity, ExecTimeout, HostLost, ImageMissing, PolicyRefused, SandboxError, SandboxGone
 from gymsmith.schema import Reward
@@ -55,12 +57,15 @@ _beyond_reach: dict[tuple[str, str], bool] = {}
 """(provider, image id) -> whether the agent's user can write nothing of the image's programs."""
 
 
-def sandbox_spec(task: Task, image: Image, user: str, **labels: str) -> SandboxSpec:
-    """The limits that the task declares, for a sandbox in which `user` works."""
+def sandbox_spec(
+    task: Task, image: Image, user: str, env: Mapping[str, str] = MappingProxyType({}), /, **labels: str
+) -> SandboxSpec:
+    """The limits that the task declares, for a sandbox in which `user` works. `env`: added to the image's for every command."""
     spec = task.spec
     return SandboxSpec(
         image=image.id,
         workdir=spec.workdir,
+        env=env,
         user=user,
         memory_bytes=spec.memory_mb * MIB,
         pids=spec.pids,
@@ -70,7 +75,15 @@ def sandbox_spec(task: Task, image: Image, user: str, **labels: str) -> SandboxS
     )
 
 
-async def judge(provider: Provider, image: Image, task: Task, box: Sandbox, *, unchanged: Reward | None = None) -> Reward:
+async def judge(
+    provider: Provider,
+    image: Image,
+    task: Task,
+    box: Sandbox,
+    *,
+    unchanged: Reward | None = None,
+    env: Mapping[str, str] = MappingProxyType({}),
+) -> Reward:
     """The verdict on what was done in `box`, which is destroyed on the way.
 
     unchanged: the known verdict on doing nothing. It is given again, without running the tests, when nothing that was done
@@ -88,7 +101,7 @@ async def judge(provider: Provider, image: Image, task: Task, box: Sandbox, *, u
     try:
         if unchanged is not None and not artifacts.refused and not artifacts.admit(image):
             return unchanged
-        return await verify(provider, image, task, artifacts)
+        return await verify(provider, image, task, artifacts, env=env)
     finally:
         artifacts.close()
 
@@ -101,7 +114,9 @@ async def _collect(provider: Provider, image: Image, task: Task, box: Sandbox) -
         return nothing(task, f"the sandbox ended: {death}")
 
 
-async def verify(provider: Provider, image: Image, task: Task, artifacts: Artifacts) -> Reward:
+async def verify(
+    provider: Provider, image: Image, task: Task, artifacts: Artifacts, *, env: Mapping[str, str] = MappingProxyType({})
+) -> Reward:
     """Run the hidden tests on `artifacts` in a fresh sandbox of `image`; the host's verdict.
 
     Raises: InfrastructureError: the provider failed; never because of what the agent left.
@@ -113,7 +128,7 @@ async def verify(provider: Provider, image: Image, task: Task, artifacts: Artifa
     reward: Reward | None = None
     for attempt in (1, 2):
         try:
-            reward = await _verify_fresh(provider, image, task, artifacts)
+            reward = await _verify_fresh(provider, image, task, artifacts, env)
             break
         except (Capacity, ImageMissing):
             raise
@@ -131,8 +146,8 @@ async def verify(provider: Provider, image: Image, task: Task, artifacts: Artifa
     return reward.model_copy(update={"seconds": round(time.perf_counter() - began, 6)})
 
 
-async def _verify_fresh(provider: Provider, image: Image, task: Task, artifacts: Artifacts) -> Reward:
-    box = await provider.create(sandbox_spec(task, image, "tester", phase="verify"), layers=artifacts.admit(image))
+async def _verify_fresh(provider: Provider, image: Image, task: Task, artifacts: Artifacts, env: Mapping[str, str]) -> Reward:
+    box = await provider.create(sandbox_spec(task, image, "tester", env, phase="verify"), layers=artifacts.admit(image))
     try:
         for path, mode in artifacts.closed.items():
             await box.put(path, (artifacts.layer / path[1:]).read_bytes(), mode & 0o777, owner="tester")
@@ -254,15 +269,22 @@ async def assert_alive(provider: Provider, image: Image) -> None:
 
 
 async def attempt_script(
-    provider: Provider, image: Image, task: Task, script: str | None, *, unchanged: Reward | None = None
+    provider: Provider,
+    image: Image,
+    task: Task,
+    script: str | None,
+    *,
+    unchanged: Reward | None = None,
+    env: Mapping[str, str] = MappingProxyType({}),
 ) -> Reward:
     """The reward of a scripted agent: `script` (a solution or a cheat) run once as the agent; None does nothing at all.
 
-    unchanged: see `judge`.
+    unchanged: see `judge`. env: added to the image's environment in both sandboxes, where a task is to show that it does not
+    depend on it.
     Raises: InfrastructureError: the provider failed; a script that takes its own sandbox down scores 0.
     """
     said = ""
-    box = await provider.create(sandbox_spec(task, image, "agent", phase="attempt"))
+    box = await provider.create(sandbox_spec(task, image, "agent", env, phase="attempt"))
     try:
         try:
             broken = await services.start(box, task.spec.services, task.spec.workdir)
@@ -271,7 +293,7 @@ async def attempt_script(
         except (SandboxGone, ExecTimeout) as error:
             await assert_alive(provider, image)
             return nothing(task, f"the script's sandbox ended: {error}")
-        reward = await judge(provider, image, task, box, unchanged=unchanged)
+        reward = await judge(provider, image, task, box, unchanged=unchanged, env=env)
     finally:
         await box.destroy()
     said = "\n".join(line for line in (said, f"at the start: {broken}" if broken else "") if line)

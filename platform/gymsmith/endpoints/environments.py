@@ -27,7 +27,7 @@ class Order(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     split: Literal["train", "held_out"] = "train"
     levels: list[int] = Field(default_factory=list, max_length=50)
-    gates: Literal["full", "controls"] = "full"
+    gates: Literal["admission", "full", "controls"] = "full"
 
 
 @router.get("/environments", operation_id="listEnvironments")
