@@ -23,6 +23,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -168,7 +169,9 @@ class Index:
         return data
 
 
-def download_wheels(requirements: Sequence[str], wheelhouse: Path, python: str) -> tuple[Path, tuple[str, ...]]:
+def download_wheels(
+    requirements: Sequence[str], wheelhouse: Path, python: str, *, as_of: datetime | None = None
+) -> tuple[Path, tuple[str, ...]]:
     """Resolve requirements to wheels for Python `python` ("3.11"), and keep them by content.
 
     Returns a folder of wheels that `pip --no-index --find-links` accepts, and the pinned "name==version" of each wheel in it. The

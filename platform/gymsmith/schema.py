@@ -43,11 +43,14 @@ class Source(Word):
     """Where an environment came from."""
 
     uri: str
-    """pypi:NAME==VERSION, file:PATH, man:PAGE, tldr:PAGE or shell:FAMILY."""
-    kind: Literal["pypi", "tutorial", "man", "parametric"]
+    """As `env_factory.sources` reads it (pypi:NAME==VERSION, git:URL#COMMIT, file:PATH, ...), or shell:FAMILY."""
+    kind: Literal["pypi", "tutorial", "man", "parametric", "git", "archive", "issue", "swebench", "harbor", "terminal-bench"]
     digest: str = ""
     """SHA-256 of the fetched bytes; empty for a generator of our own."""
     licence: str = ""
+    """SPDX expression where it can be told, else as it stands written."""
+    commit: str = ""
+    """40 hex digits where the source is, or belongs to, a commit of a git repository."""
     meta: dict[str, str] = Field(default_factory=dict)
 
 

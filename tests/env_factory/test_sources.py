@@ -12,6 +12,7 @@ import pytest
 
 from env_factory import archive, package_index, sources
 from env_factory.package_index import Index
+from env_factory.source_kinds import python_project
 from gymsmith.config import Settings
 from gymsmith.errors import NoNetwork, NoTests, NotFound, PolicyRefused, SourceError, UnknownPackage
 
@@ -69,7 +70,7 @@ def test_unknown_names_and_versions_and_missing_tests_have_their_errors(index: P
         sources.read("pypi:tiny==2.0", wheelhouse)
     with pytest.raises(NoTests, match="holds no tests"):
         sources.read("pypi:bare==1.0", wheelhouse)
-    for wrong in ("pypi:tiny", "pypi:tiny>=1", "pypi:", "git:x", "shell:find"):
+    for wrong in ("pypi:tiny", "pypi:tiny>=1", "pypi:", "shell:find"):
         with pytest.raises(SourceError, match="expected pypi:"):
             sources.read(wrong, wheelhouse)
     assert not (wheelhouse.home / "gymsmith.db").exists() and not wheelhouse.tasks_dir.exists()
@@ -118,7 +119,7 @@ def test_tests_are_told_from_code() -> None:
         "pkg/__init__.py": b"", "pkg/tests/__init__.py": b"", "pkg/tests/test_a.py": b"", "pkg/tests/sub/test_b.py": b"",
         "docs/test_docs.py": b"", "test_top.py": b"", "tests/data.txt": b"", "pkg/contest.py": b"",
     }  # fmt: skip
-    assert sources._tests(files) == ("pkg/tests", "test_top.py")
+    assert python_project.tests(files) == ("pkg/tests", "test_top.py")
 
 
 def test_a_folder_of_texts_states_its_licence(wheelhouse: Settings) -> None:
