@@ -5,6 +5,9 @@
     archive:PLACE           a repository at one commit, as .tar.gz, .zip and their like; needs no git
     file:PATH               a tutorial: one Markdown, reStructuredText or man file, or a folder of them, their data under data/
     man:PAGE                a manual page of this machine
+    issue:PATH#NUMBER       an issue and the pull request that fixed it, exported as JSON
+    github:OWNER/REPO#N     the same, asked of GitHub's API (GITHUB_TOKEN)
+    swebench:PATH#INSTANCE  the same, from a row of SWE-bench (.json, .jsonl, .parquet)
 
 Nothing of a source is executed here; building and testing happen in sandboxes. A source that cannot become environments raises
 before anything is written to the state folder, except for the caches of packages and repositories.
@@ -14,6 +17,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from env_factory.source_kinds import issue
+from env_factory.source_kinds.github import read_github
+from env_factory.source_kinds.issue import Issue as Issue
 from env_factory.source_kinds.package import Package as Package
 from env_factory.source_kinds.package import package_of as package_of
 from env_factory.source_kinds.package import read_package
@@ -27,10 +33,13 @@ from env_factory.source_kinds.tutorial import read_manual, read_tutorial
 from gymsmith.config import Settings
 from gymsmith.errors import SourceError
 
-FORMS = "pypi:NAME==VERSION, git:PLACE#REF, archive:PLACE, file:PATH or man:PAGE"
+FORMS = (
+    "pypi:NAME==VERSION, git:PLACE#REF, archive:PLACE, file:PATH, man:PAGE, issue:PATH#NUMBER, github:OWNER/REPO#NUMBER "
+    "or swebench:PATH#INSTANCE"
+)
 
 
-def read(uri: str, settings: Settings, *, python: str = "3.11") -> Package | Repository | Tutorial:
+def read(uri: str, settings: Settings, *, python: str = "3.11") -> Package | Repository | Tutorial | Issue:
     """Fetch and check a source. `python` is the version in the sandbox that the wheels are for.
 
     Raises:
@@ -47,4 +56,19 @@ def read(uri: str, settings: Settings, *, python: str = "3.11") -> Package | Rep
         return read_tutorial(uri, Path(rest).expanduser())
     if scheme == "man" and rest:
         return read_manual(uri, rest)
+    if scheme == "issue" and rest:
+        return issue.read_issue(uri, rest)
+    if scheme == "github" and rest:
+        return read_github(uri, rest, settings)
+    if scheme == "swebench" and rest:
+        return issue.read_row(uri, rest)
     raise SourceError(f"expected {FORMS}, got {uri!r}")
+
+
+def members(uri: str) -> list[str]:
+    """The sources that a URI stands for: the issues or rows of a file, the tutorials of a folder, else itself.
+
+    Raises:
+        NotFound, SourceError: a file of issues cannot be read.
+    """
+    return issue.members(uri) if uri.startswith(("issue:", "swebench:")) else lessons(uri)

@@ -61,6 +61,10 @@ class Settings(BaseModel):
     """Networks of this installation's own, such as 10.1.0.0/16, that sandboxes with an allow-list may reach by listed names."""
     docker_base_image: str = "debian:12-slim"
     """What `FROM gymsmith/host` becomes under the Docker provider."""
+    github_token: str = Field(default="", repr=False)
+    """Token of GitHub's API, for sources such as github:OWNER/REPO#NUMBER; GITHUB_TOKEN is heard too."""
+    github_api: str = "https://api.github.com"
+    """Root of GitHub's REST API; another one for GitHub Enterprise."""
     chromium: str = ""
     """Chromium or Chrome program that renders pages; empty means look for one."""
 
@@ -197,7 +201,9 @@ def _from_file(path: Path) -> dict[str, Any]:
 def _from_environment() -> dict[str, str]:
     # Names that are no field are left alone: tests and tools use the prefix for switches of their own.
     names = {PREFIX + name.upper(): name for name in Settings.model_fields}
-    return {field: os.environ[name] for name, field in names.items() if name in os.environ}
+    found = {field: os.environ[name] for name, field in names.items() if name in os.environ}
+    # The name that GitHub's own tools and runners use.
+    return {"github_token": os.environ["GITHUB_TOKEN"], **found} if os.environ.get("GITHUB_TOKEN") else found
 
 
 def _short(value: Any) -> str:
