@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from env_factory import sessions, sources
 from env_factory.gates import Level
 from env_factory.intake import Intake, Ledger, Proposal, prove_again
+from env_factory.llm import orders
 from env_factory.synth import corpus as text
 from env_factory.synth import mutation, screening, shell, tutorial
 from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
@@ -42,7 +43,7 @@ class Order(Word):
 
     source: str
     """pypi:NAME==VERSION, file:PATH, man:PAGE, shell:FAMILY, shell:all or shell:unseen."""
-    kind: Literal["mutation", "tutorial", "shell"]
+    kind: Literal["mutation", "tutorial", "shell", "llm-tutorial"]
     n: int = Field(ge=1)
     """Environments to admit."""
     seed: int = 0
@@ -51,6 +52,10 @@ class Order(Word):
     levels: tuple[int, ...] = ()
     """Levels of shell environments; empty means 1 to 3."""
     gates: Level = "full"
+    model: str = ""
+    """Kinds that ask a language model: which one; empty means the configured one. The budgets likewise, 0 for those."""
+    budget_tokens: int = Field(default=0, ge=0)
+    budget_usd: float = Field(default=0.0, ge=0)
 
 
 class Corpus(Word):
@@ -121,6 +126,8 @@ def corpus(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 async def _generate(order: Order, worker: Worker, ctx: JobContext) -> dict[str, Any]:
     if order.kind == "shell":
         return await _shell(order, worker, ctx)
+    if order.kind.startswith("llm-"):
+        return await _llm(order, worker, ctx)
     if order.source.startswith("shell:"):
         raise ConfigError(f"expected kind shell for {order.source!r}, got {order.kind!r}")
     python = await _python(worker)
@@ -199,6 +206,22 @@ async def _tutorial(order: Order, lessons: list[sources.Tutorial], worker: Worke
     return await _take(order, proposals(), key, worker, ctx, at_once=4)
 
 
+async def _llm(order: Order, worker: Worker, ctx: JobContext) -> dict[str, Any]:
+    """Kinds that ask a language model; see `llm/orders.py`."""
+
+    async def take(proposals: AsyncGenerator[Proposal, None], key: dict[str, Any]) -> dict[str, Any]:
+        return await _take(order, proposals, key | {"gates": order.gates}, worker, ctx, at_once=orders.AT_ONCE)
+
+    terms = orders.Terms(order.model, order.budget_tokens, order.budget_usd)
+    async with orders.desk(terms, ctx, kind=order.kind, source=order.source, seed=order.seed) as at:
+        fetched = [await asyncio.to_thread(sources.read, uri, ctx.settings) for uri in sources.lessons(order.source)]
+        lessons = [each for each in fetched if isinstance(each, sources.Tutorial)]
+        if len(lessons) != len(fetched):
+            raise SourceError(f"llm-tutorial needs a text (file:PATH or man:PAGE), got {order.source!r}")
+        made = await orders.tutorial(lessons, order.n, order.seed, at, take)
+        return made | at.account.summary()
+
+
 async def _take(
     order: Order,
     proposals: AsyncGenerator[Proposal, None],
@@ -211,7 +234,8 @@ async def _take(
 ) -> dict[str, Any]:
     intake = await _intake(order.gates, worker, ctx, wheels)
     tally = await intake.take(proposals, _ledger(order, key, ctx), order.n, at_once=at_once)
-    return {"admitted": tally.admitted, "candidates": tally.candidates, "reasons": dict(tally.reasons)}
+    made = {"admitted": tally.admitted, "candidates": tally.candidates, "reasons": dict(tally.reasons)}
+    return made | ({"stopped": "budget"} if tally.stopped else {})
 
 
 async def _intake(level: Level, worker: Worker, ctx: JobContext, wheels: Any = None) -> Intake:

@@ -67,6 +67,22 @@ class Settings(BaseModel):
     """Root of GitHub's REST API; another one for GitHub Enterprise."""
     chromium: str = ""
     """Chromium or Chrome program that renders pages; empty means look for one."""
+    llm_url: str = ""
+    """OpenAI-compatible endpoint that writes environments, such as https://HOST/v1; empty means none, and none is needed."""
+    llm_key: str = Field(default="", repr=False)
+    """What the endpoint wants as bearer token; leaves this process only in the header of a request to it."""
+    llm_model: str = ""
+    """The model to ask for; environments that it wrote carry it as their provenance."""
+    llm_price_in: float = Field(default=0.0, ge=0)
+    """US dollars per million prompt tokens; 0: what the endpoint itself says, else nothing is counted."""
+    llm_price_out: float = Field(default=0.0, ge=0)
+    """US dollars per million completion tokens."""
+    llm_budget_tokens: int = Field(default=5_000_000, ge=0)
+    """Tokens, in and out, that one job may buy before it stops; 0: any number."""
+    llm_budget_usd: float = Field(default=0.0, ge=0)
+    """Dollars that one job may spend before it stops; 0: any sum. Needs the prices."""
+    llm_timeout_s: float = Field(default=300.0, gt=0)
+    """For one whole answer of the endpoint."""
 
     @field_validator("home")
     @classmethod

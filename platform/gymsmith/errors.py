@@ -5,6 +5,7 @@
     │   ├── ConfigError           a setting or a recipe is wrong
     │   ├── NotFound              no such environment, run, job, file
     │   ├── Conflict              the same key with another body; a port in use; already running
+    │   ├── LlmRefused            the LLM endpoint will not take this key, model or request, however often it is asked
     │   └── SourceError           a source cannot become environments
     │       ├── UnknownPackage    the index knows no such package or version
     │       ├── NoTests           the package brings no test-suite that runs
@@ -23,6 +24,7 @@
         │   ├── ImageMissing      the image is not in the store
         │   └── Capacity          no room for one more sandbox now
         ├── EngineError           the policy's engine did not answer as its contract says
+        ├── LlmError              the LLM endpoint was away, busy or out of its contract for longer than it was waited for
         ├── StoreError            the database or the state folder failed (full, read-only, corrupted)
         └── Fenced                this attempt lost its lease; another one owns the job
 
@@ -67,6 +69,13 @@ class Conflict(UserError):
 
     code = "conflict"
     status = 409
+
+
+class LlmRefused(UserError):
+    """The LLM endpoint will not take this key, model or request; asking again changes nothing."""
+
+    code = "llm-refused"
+    status = 502
 
 
 class SourceError(UserError):
@@ -192,6 +201,12 @@ class EngineError(InfrastructureError):
     """The policy's engine broke its contract or is away."""
 
     code = "engine"
+
+
+class LlmError(InfrastructureError):
+    """The LLM endpoint was away, busy or broke its contract for longer than it was waited for."""
+
+    code = "llm"
 
 
 class StoreError(InfrastructureError):

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from gymsmith.errors import UserError
 from gymsmith.verbs.terminal import Home, Json, Seed, emit, listed, one_of, settings_for
 
 app = typer.Typer(no_args_is_help=True, help="Look at environments and prove them again.")
-KINDS = ("mutation", "tutorial", "shell")
+KINDS = ("mutation", "tutorial", "shell", "llm-tutorial")
 
 
 def generate(
     source: Annotated[
         str, typer.Argument(help="pypi:NAME==VERSION, file:PATH (a tutorial), man:PAGE, or shell:FAMILY (shell:all).")
     ],
-    kind: Annotated[str, typer.Option(help="mutation (SWE tasks), tutorial or shell.")],
+    kind: Annotated[str, typer.Option(help="mutation (SWE tasks), tutorial, shell; by a language model: llm-tutorial.")],
     n: Annotated[int, typer.Option("-n", help="How many admitted environments to stop at.", min=1)] = 20,
     seed: Seed = 1,
     split: Annotated[str, typer.Option(help="shell only: train words or held_out words.")] = "train",
+    model: Annotated[str, typer.Option(help="llm kinds: the model to ask for (default: GYMSMITH_LLM_MODEL).")] = "",
+    budget_tokens: Annotated[
+        int, typer.Option(min=0, help="llm kinds: stop before more tokens than this are bought (0: GYMSMITH_LLM_BUDGET_TOKENS).")
+    ] = 0,
+    budget_usd: Annotated[
+        float, typer.Option(min=0, help="llm kinds: stop before more dollars are spent (0: GYMSMITH_LLM_BUDGET_USD).")
+    ] = 0.0,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Make environments out of a source and prove each of them.
 
     Example: gymsmith generate pypi:inflection==0.5.1 --kind mutation -n 20
+
+    No kind needs a language model but those that begin with llm-. These ask an OpenAI-compatible endpoint: set GYMSMITH_LLM_URL,
+    GYMSMITH_LLM_KEY and GYMSMITH_LLM_MODEL (`gymsmith doctor` says whether it answers). What a model writes goes through the same
+    gates; what fails goes back to it with the reason, a few times. GYMSMITH_LLM_PRICE_IN and _OUT, in dollars per million tokens,
+    make the cost known. An order that was stopped, by its budget or by you, goes on with the same command and pays nothing twice.
+
+    Example: gymsmith generate file:lesson.md --kind llm-tutorial -n 5 --budget-usd 2
     """
     from gymsmith.attach import attached
 
@@ -38,6 +53,10 @@ def generate(
         # A worker may stand in another folder than we do.
         source = f"file:{Path(rest).expanduser().resolve()}"
     payload = {"source": source, "kind": kind, "n": n, "seed": seed, "split": split}
+    asked = {"model": model, "budget_tokens": budget_tokens, "budget_usd": budget_usd}
+    if not kind.startswith("llm-") and (stray := [name for name, value in asked.items() if value]):
+        raise UserError(f"expected --{stray[0].replace('_', '-')} with a kind that asks a language model, got it with {kind!r}")
+    payload |= {name: value for name, value in asked.items() if value}
     with attached(settings_for(home)) as house:
         job = house.run("generate", payload, label=f"{kind} from {source}", quiet=as_json)
     if as_json:
@@ -47,6 +66,16 @@ def generate(
     print(f"admitted {len(result['admitted'])} of {result['candidates']} candidates in {result['seconds']:.1f} s")
     for reason, count in sorted(result["reasons"].items(), key=lambda kv: -kv[1]):
         print(f"  {count:4d}  {reason}")
+    if "llm_model" in result:
+        print(_bought(result))
+
+
+def _bought(result: dict[str, Any]) -> str:
+    """What a model was paid for an order, in one line."""
+    tokens = f"{result['llm_prompt_tokens']:,} tokens in, {result['llm_completion_tokens']:,} out"
+    cost = f", {result['llm_cost_usd']:.4f} USD" if result["llm_cost_usd"] else ""
+    stopped = "; stopped by the budget: a larger one goes on from here" if result.get("stopped") else ""
+    return f"{result['llm_model']}: {result['llm_calls']} answers, {tokens}{cost}{stopped}"
 
 
 @app.command("list")
