@@ -1,7 +1,7 @@
 """A Python package with its own tests: from the index by name, or from a repository at one commit.
 
 What it needs to be tested without a network is resolved to wheels, here, by pip; for a commit, to the wheels that stood in the
-index at the commit's date (the time machine of `package_index`).
+index at the commit's date (the time machine of `wheels.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from env_factory import archive
-from env_factory.package_index import Index, download_wheels
+from env_factory.package_index import Index
 from env_factory.source_kinds import licence, python_project
 from env_factory.source_kinds.repository import Repository
+from env_factory.wheels import download_wheels
 from gymsmith.config import Settings
 from gymsmith.errors import NoTests, SourceError, UnknownPackage
 from gymsmith.schema import Source
@@ -92,7 +93,7 @@ def package_of(repository: Repository, settings: Settings, *, python: str = "3.1
 
     `as_of`: another date (in UTC) for the wheels; an archive without one is given wheels of today. Never earlier than `python`.
 
-    Raises: NoTests, NoNetwork, SourceError: see `package_index.download_wheels`.
+    Raises: NoTests, NoNetwork, SourceError: see `wheels.download_wheels`.
     """
     files = dict(repository.tree().files)
     name, version = python_project.name_and_version(files, repository.name)
