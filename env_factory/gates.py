@@ -26,8 +26,10 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from env_factory import suite
+from env_factory.admission import inspect
 from env_factory.cheats.corpus import cheats_for
 from env_factory.conditions import CONDITIONS
+from env_factory.mutants import Rules
 from env_factory.trial import Trial, gate_of
 from gymsmith.schema import Draft, Evidence, Gate, Reward
 from gymsmith.taskdir import Task
@@ -36,7 +38,8 @@ from sandboxes.base import Image, Provider
 Level = Literal["admission", "full", "controls"]
 REASONS = (
     "build-failed", "refused", "no-oracle", "noop-passes", "oracle-fails", "flaky", "few-f2p", "few-p2p", "suite-fails",
-    "alternative-fails", "cheat-passes", "step-not-needed", "few-cheats", "leak", "looking", "slow",
+    "alternative-fails", "cheat-passes", "step-not-needed", "half-passes", "weak-tests", "few-cheats", "leak",
+    "looking", "slow",
 )  # fmt: skip
 """Why a draft that was built is turned down. Screening has words of its own."""
 RUNS = 3
@@ -49,7 +52,7 @@ MEDIAN_S, LONGEST_S = 60.0, 300.0
 """What the tests may take at the level "admission", besides half of their own limit."""
 _WORDS = {
     "noop": "noop-passes", "oracle": "oracle-fails", "f2p": "few-f2p", "p2p": "few-p2p", "runtime": "slow",
-    "suite": "suite-fails", "cheats": "few-cheats",
+    "suite": "suite-fails", "cheats": "few-cheats", "leak-image": "leak", "halves": "half-passes", "mutants": "weak-tests",
 }  # fmt: skip
 _WORDS_BY_START = {"alternative": "alternative-fails", "cheat:without": "step-not-needed", "cheat:": "cheat-passes"}
 
@@ -70,16 +73,17 @@ async def prove(
     level: Level = "full",
     base_digest: str = "",
     slots: asyncio.Semaphore | None = None,
+    rules: Rules = Rules(),
 ) -> Proof:
-    """Run the gates. `slots` bounds how many attempts are under way in this process.
+    """Run the gates. `slots` bounds how many attempts are under way in this process, `rules` say how much wrong work must fail.
 
     The gates stop at the first stage that fails, so the evidence of a rejected draft may be short.
     Raises: InfrastructureError: a sandbox failed us again and again.
     """
     started = time.perf_counter()
-    trial = Trial(draft, image, provider, slots)
+    trial = Trial(draft, image, provider, slots, rules)
     stages = [_still, _controls]
-    stages += {"controls": [], "full": [_attempts], "admission": [_suite, _every_attempt]}[level]
+    stages += {"controls": [], "full": [_attempts], "admission": [_suite, _inspection, _every_attempt]}[level]
     for stage in stages:
         await stage(trial, level)
         if trial.failed:
@@ -141,6 +145,10 @@ async def _suite(trial: Trial, level: Level) -> None:
     whole = suite.whole(trial.task)
     if whole is not None:
         trial.gates.append(gate_of("suite", [await trial.control(whole.solution, task=whole)], 1.0))
+
+
+async def _inspection(trial: Trial, level: Level) -> None:
+    await inspect(trial)
 
 
 async def _attempts(trial: Trial, level: Level) -> None:
@@ -218,7 +226,7 @@ def _reason(bad: Gate | None) -> tuple[str, str]:
     for start, word in _WORDS_BY_START.items():
         if bad.name.startswith(start):
             return word, f"{bad.name}: {bad.detail}"
-    if len(set(bad.rewards)) > 1 or "run to run" in bad.detail:
+    if bad.name in ("noop", "oracle", "f2p", "p2p") and (len(set(bad.rewards)) > 1 or "run to run" in bad.detail):
         return "flaky", f"{bad.name}: rewards {bad.rewards}; {bad.detail}"
     return _WORDS.get(bad.name, bad.name), bad.detail
 

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
+from env_factory.effects import Effect
+from env_factory.mutants import Rules
 from gymsmith.errors import InfrastructureError
 from gymsmith.schema import Draft, Gate, Reward
 from gymsmith.taskdir import Task
@@ -26,7 +28,15 @@ T = TypeVar("T")
 class Trial:
     """Belongs to one event loop. `slots` bounds how many attempts are under way in this process."""
 
-    def __init__(self, draft: Draft, image: Image, provider: Provider, slots: asyncio.Semaphore | None = None) -> None:
+    def __init__(
+        self,
+        draft: Draft,
+        image: Image,
+        provider: Provider,
+        slots: asyncio.Semaphore | None = None,
+        rules: Rules = Rules(),
+    ) -> None:
+        self.rules = rules
         self.draft = draft
         self.task = Task.of(draft)
         self.image = image
@@ -35,6 +45,8 @@ class Trial:
         self.gates: list[Gate] = []
         self.nothing: Reward | None = None
         """The verdict on doing nothing, once it is known."""
+        self.effects: tuple[Effect, ...] = ()
+        """What the solution does to files, once it was looked at."""
 
     async def attempt(
         self,

@@ -38,7 +38,7 @@ from sandboxes.verdict import DETAIL_CHARS, MAX_REPORT_BYTES, MAX_REWARD_BYTES, 
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Artifacts", "assert_alive", "attempt_script", "collect", "judge", "sandbox_spec", "verdict", "verify"]
+__all__ = ["Artifacts", "assert_alive", "attempt_script", "collect", "judge", "left_by", "sandbox_spec", "verdict", "verify"]
 
 RUNNER = "tests/run.py"
 LOGS = "/logs/verifier"
@@ -300,6 +300,22 @@ async def attempt_script(
     if reward.value == 0.0 and said:
         return reward.model_copy(update={"detail": f"{reward.detail}\n{said}"[:DETAIL_CHARS]})
     return reward
+
+
+async def left_by(provider: Provider, image: Image, task: Task, script: str) -> Artifacts:
+    """What a scripted agent leaves, admitted but not judged: for whoever changes it before asking `verify`.
+
+    Raises: SandboxError: the sandbox ended, by whatever cause.
+    """
+    box = await provider.create(sandbox_spec(task, image, "agent", phase="attempt"))
+    try:
+        await services.start(box, task.spec.services, task.spec.workdir)
+        await _act(box, task, script)
+        artifacts = await collect(box, task)
+    finally:
+        await box.destroy()
+    artifacts.admit(image)
+    return artifacts
 
 
 async def _act(box: Sandbox, task: Task, script: str) -> str:

@@ -13,6 +13,7 @@ from env_factory import gates, suite
 from env_factory.build import build
 from env_factory.cheats.corpus import corpus
 from env_factory.gates import Proof, prove
+from env_factory.mutants import Rules
 from env_factory.trial import RETRIES, asking_again
 from gymsmith import taskdir
 from gymsmith.errors import InfrastructureError, SandboxError, SourceError
@@ -41,10 +42,11 @@ GOOD = Draft(
 )
 
 
-def proved(doorway: Any, draft: Draft, level: gates.Level = "full") -> Proof:
+def proved(doorway: Any, draft: Draft, level: gates.Level = "full", rules: Rules = Rules()) -> Proof:
     async def work() -> Proof:
         provider, images = await doorway.worker.provider(), await doorway.worker.images()
-        return await prove(draft, await build(draft, images), provider, level=level, base_digest=images.base_digest())
+        image = await build(draft, images)
+        return await prove(draft, image, provider, level=level, base_digest=images.base_digest(), rules=rules)
 
     proof: Proof = doorway.worker.run(work())
     return proof
