@@ -20,10 +20,9 @@ from env_factory.synth.operators import Site
 from env_factory.synth.patch import edit_script
 from env_factory.synth.rewriting import other_words
 from env_factory.synth.screening import Screen, Survey, tree
-from env_factory.synth.selection import Judged, judge, observed, reaching
+from env_factory.synth.selection import Judged, Observed, judge, observed, reaching
 from env_factory.synth.symptom import report
 from gymsmith.schema import Draft
-from sandboxes.observations import Observation
 
 PER_FUNCTION = 4
 """Drafts that one function may give; about one in five falls at the gates, where a fault shows in no plain value."""
@@ -53,8 +52,7 @@ class _Tried:
     site: Site
     tests: list[str]
     judged: Judged = field(default_factory=Judged)
-    observed: list[Observation] = field(default_factory=list)
-    """Values that the host will compare; each holds on the healthy package."""
+    observed: Observed = field(default_factory=lambda: Observed([], frozenset()))
 
 
 def pool(package: Package, known: Survey, seed: int) -> list[Site]:
@@ -123,11 +121,11 @@ async def _wave(
     for each, answer in zip(wave, answers, strict=True):
         each.judged = judge(each.tests, answer, known)
     seen = await observed(package, screen, [[] if each.judged.reason else each.judged.described() for each in wave])
-    for each, text, values in zip(wave, texts, seen, strict=True):
+    for each, text, found in zip(wave, texts, seen, strict=True):
         key = f"{each.site.path}::{each.site.function}"
         if not each.judged.reason and given.get(key, 0) >= per_function:
             continue  # Its function has given enough meanwhile: not a reject, simply not needed.
-        each.observed = values
+        each.observed = found
         made = each.judged.reason or _draft(package, each, text, seed)
         if isinstance(made, Draft):
             given[key] = given.get(key, 0) + 1
@@ -140,7 +138,7 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int) -> Draft | st
     """The environment, or the reason why it would be a bad one."""
     site = each.site
     healthy = package.files[site.path].decode()
-    lines = report(each.judged.described())
+    lines = report(each.judged.described(), untrue=each.observed.untrue)
     if not lines:
         return "thin"
     text = instruction(package, lines)
@@ -154,7 +152,7 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int) -> Draft | st
     return swe.draft(
         package,
         each.judged,
-        each.observed,
+        each.observed.values,
         kind="mutation",
         slug=f"{package.name.lower().replace('_', '-')}-{seed}-{each.index:04d}",
         description=f"Repair one fault in {package.name} {package.version}, found by what its users see.",

@@ -6,6 +6,7 @@ and what they need lie. Faults and what is made of them are the business of `mut
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -62,6 +63,8 @@ class Screen:
 
     def __init__(self, sandbox: Sandbox, package: Package) -> None:
         self.sandbox = sandbox
+        self.lanes = [sandbox]
+        """Where runs are made: the sandbox, and copies of it."""
         self.package = package
         self.executions = 0
         """Tests that were run, over all requests."""
@@ -74,28 +77,63 @@ class Screen:
         await self.sandbox.put_files({f"{SUITE}/{p}": d for p, d in suite(self.package).items()})
         await self.sandbox.put("/opt/screen.py", program)
 
-    async def run(self, runs: Sequence[Mapping[str, Any]], *, touch: bool = False, hash_seed: int = 0) -> list[dict[str, Any]]:
+    async def widen(self, lanes: int) -> None:
+        """Make runs in this many sandboxes at once: copies of the prepared one, which share what they do not write."""
+        if lanes > len(self.lanes):
+            self.lanes += await self.sandbox.fork(lanes - len(self.lanes))
+
+    async def close(self) -> None:
+        """Destroy the copies; the first sandbox belongs to whoever made it."""
+        for copy in self.lanes[1:]:
+            await copy.destroy()
+        del self.lanes[1:]
+
+    async def run(
+        self, runs: Sequence[Mapping[str, Any]], *, touch: bool = False, lines: bool = False, hash_seed: int = 0
+    ) -> list[dict[str, Any]]:
         """Answers of `probe/screen.py`, one for each run.
 
         hash_seed: of every run, so that a suite that goes over a set is collected in the same order again.
         """
-        request = {"rootdir": SUITE, "path": [], "code": "/work", "touch": touch, "runs": list(runs)}
-        await self.sandbox.put("/tmp/request.json", json.dumps(request).encode(), owner="agent")
-        result = await self.sandbox.exec(
+        shares = [list(runs[n :: len(self.lanes)]) for n in range(len(self.lanes))]
+        asked = [
+            self._run(box, {"touch": touch, "lines": lines, "runs": share}, hash_seed)
+            for box, share in zip(self.lanes, shares, strict=True)
+            if share
+        ]
+        told = await asyncio.gather(*asked)
+        answers = [told[n % len(self.lanes)][n // len(self.lanes)] for n in range(len(runs))]
+        self.executions += sum(len(a["outcomes"]) for a in answers)
+        return answers
+
+    async def _run(self, box: Sandbox, request: Mapping[str, Any], hash_seed: int) -> list[dict[str, Any]]:
+        where = {"rootdir": SUITE, "path": [], "code": "/work"}
+        await box.put("/tmp/request.json", json.dumps({**where, **request}).encode(), owner="agent")
+        result = await box.exec(
             ["python3", "/opt/screen.py", "/tmp/request.json", "/tmp/answer.json"],
             cwd="/tmp",
             user="agent",
             env={"PYTHONHASHSEED": str(hash_seed)},
-            timeout_s=60 + WALL_PER_CPU * sum(float(r["timeout_s"]) for r in runs),
+            timeout_s=60 + WALL_PER_CPU * sum(float(r["timeout_s"]) for r in request["runs"]),
         )
         self.cpu_s += result.cpu_s
         if not result.ok:
             raise SandboxError(
                 f"screening ended with {result.exit_code or result.signal}: {result.output[-800:].decode(errors='replace')}"
             )
-        answers: list[dict[str, Any]] = json.loads(await self.sandbox.get("/tmp/answer.json", max_bytes=48 * MIB))
-        self.executions += sum(len(a["outcomes"]) for a in answers)
+        answers: list[dict[str, Any]] = json.loads(await box.get("/tmp/answer.json", max_bytes=48 * MIB))
         return answers
+
+    async def ask(self, program: str, request: Mapping[str, Any], *, timeout_s: float) -> Any:
+        """The answer of another program of `env_factory/probe`, run as the agent would run it."""
+        await self.sandbox.put(f"/opt/{program}", resources.files("env_factory.probe").joinpath(program).read_bytes())
+        await self.sandbox.put("/tmp/question.json", json.dumps(request).encode(), owner="agent")
+        command = ["python3", f"/opt/{program}", "/tmp/question.json", "/tmp/reply.json"]
+        result = await self.sandbox.exec(command, cwd="/tmp", user="agent", timeout_s=timeout_s)
+        self.cpu_s += result.cpu_s
+        if not result.ok:
+            raise SandboxError(f"{program} ended with {result.exit_code or result.signal}: {result.output[-800:]!r}")
+        return json.loads(await self.sandbox.get("/tmp/reply.json", max_bytes=48 * MIB))
 
     async def holding(self, observed: Sequence[Observation], roots: Sequence[str]) -> list[bool]:
         """Whether each observation holds on the healthy package, seen as a verifier would see it."""
@@ -157,14 +195,14 @@ def base_context(package: Package) -> dict[str, bytes]:
     return {f"site/{name}-{package.version}.dist-info/METADATA": package.metadata}
 
 
-async def survey(package: Package, screen: Screen) -> Survey:
-    """Run the healthy suite three times.
+async def survey(package: Package, screen: Screen, *, lines: bool = False) -> Survey:
+    """Run the healthy suite three times. lines: measure which lines each test executes, which takes the first run longer.
 
     Raises:
         NoTests: fewer tests pass every time than an environment needs.
     """
     run = {"args": list(package.tests), "timeout_s": 300.0}
-    first = (await screen.run([run], touch=True))[0]
+    first = (await screen.run([run], touch=True, lines=lines))[0]
     again = await screen.run([run, run], hash_seed=1)
     runs = [first, *again]
     counted = Counter(first["order"])
@@ -186,7 +224,20 @@ async def survey(package: Package, screen: Screen) -> Survey:
     everywhere = frozenset((filename.removeprefix("/work/"), line) for filename, line in first["imported"])
     seconds = min(r["seconds"] for r in again)
     log.info("event=survey package=%s tests=%d passing=%d seconds=%.2f", package.name, len(first["order"]), len(passing), seconds)
-    return Survey(tuple(passing), {k: tuple(v) for k, v in touching.items()}, everywhere, seconds)
+    executed = _lines(first, passing) if lines else {}
+    return Survey(tuple(passing), {k: tuple(v) for k, v in touching.items()}, everywhere, seconds, executed)
+
+
+def _lines(answer: Mapping[str, Any], passing: Sequence[str]) -> dict[tuple[str, int], int]:
+    """The bit sets of an answer, over `passing` instead of over all tests."""
+    place = {test: n for n, test in enumerate(answer["order"])}
+    places = [place[test] for test in passing]
+    found: dict[tuple[str, int], int] = {}
+    for filename, told in answer["lines"].items():
+        for line, text in told.items():
+            every = int(text, 16)
+            found[filename.removeprefix("/work/"), int(line)] = sum(1 << n for n, old in enumerate(places) if every >> old & 1)
+    return found
 
 
 def _plain(test: str) -> bool:

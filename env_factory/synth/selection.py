@@ -9,11 +9,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from env_factory.sources import Package
 from env_factory.synth.screening import MIN_P2P, Screen, Survey
-from env_factory.synth.symptom import observations, report
+from env_factory.synth.symptom import checkable, observations, report
 from sandboxes.observations import Observation
 
 MAX_P2P, MAX_F2P = 24, 24
@@ -102,18 +102,38 @@ def beside(kept: Sequence[str], failed: Iterable[str], passed: Sequence[str], kn
     return chosen
 
 
+class Observed(NamedTuple):
+    """What was found out about the values in some failures."""
+
+    values: list[Observation]
+    """What the host will compare; each holds on the healthy package."""
+    untrue: frozenset[str]
+    """Items of a report that do not hold there: a reader must not be told them."""
+
+
 async def observed(
-    package: Package, screen: Screen, every: Sequence[Sequence[Mapping[str, Any]]], *, at_most: int = MAX_OBSERVED
-) -> list[list[Observation]]:
-    """For each list of failures: what the host can compare by itself, less what does not hold on the healthy package."""
-    found = [observations(failures, report(failures))[:at_most] for failures in every]
-    flat = [(owner, each) for owner, some in enumerate(found) for each in some]
-    holding = await screen.holding([each for _, each in flat], roots(package))
-    kept: list[list[Observation]] = [[] for _ in every]
-    for (owner, each), holds in zip(flat, holding, strict=True):
-        if holds:
-            kept[owner].append(each._replace(id=f"observed-{len(kept[owner]) + 1}"))
-    return kept
+    package: Package, screen: Screen, every: Sequence[Sequence[Mapping[str, Any]]], *, at_most: int = MAX_OBSERVED, told: int = 3
+) -> list[Observed]:
+    """For each list of failures: what the host can compare by itself, and which symptoms are untrue of the healthy package.
+
+    told: how many items a report has; those are looked at in any case.
+    """
+    asked: list[tuple[int, Observation]] = []
+    texts: list[dict[Observation, str]] = []
+    for owner, failures in enumerate(every):
+        found, lines = checkable(failures), report(failures, told)
+        texts.append({each: text for text, each in found.items()})
+        chosen = observations(failures, lines)[:at_most]
+        asked += [(owner, each) for each in dict.fromkeys([*chosen, *(found[text] for text in found if text in lines)])]
+    holding = await screen.holding([each for _, each in asked], roots(package))
+    seen = [Observed([], frozenset()) for _ in every]
+    for (owner, each), holds in zip(asked, holding, strict=True):
+        values, untrue = seen[owner]
+        if not holds:
+            seen[owner] = Observed(values, untrue | {texts[owner][each]})
+        elif len(values) < at_most:
+            values.append(each._replace(id=f"observed-{len(values) + 1}"))
+    return seen
 
 
 def roots(package: Package) -> list[str]:

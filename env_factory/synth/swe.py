@@ -7,6 +7,7 @@ compares by itself. Which files are wrong, which tests tell, and what the text s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import PurePosixPath
 
@@ -23,6 +24,17 @@ PROTECTED = (
     "*.pth", "*.pyc", "__pycache__", "*.so", "*.dist-info", "*.egg-info", "pytest", "pytest.py", "_pytest",
 )  # fmt: skip
 """Names that never cross into the verifier: what Python or pytest would run or read on its own account."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What a synthesizer tried."""
+
+    index: int
+    """Position in the seeded order: with the package and the seed it names the candidate."""
+    draft: Draft | None
+    reason: str = ""
+    """Why there is no draft."""
 
 
 def draft(
