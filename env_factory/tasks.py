@@ -10,23 +10,22 @@ import asyncio
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from env_factory import sessions, sources
+from env_factory import sessions, sources, swe_orders
 from env_factory.gates import Level
 from env_factory.intake import Intake, Ledger, Proposal, prove_again
 from env_factory.llm import orders
 from env_factory.synth import corpus as text
-from env_factory.synth import mutation, screening, shell, tutorial
+from env_factory.synth import shell, tutorial
 from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
 from gymsmith import taskdir
 from gymsmith.errors import ConfigError, SourceError, StoreError
 from gymsmith.schema import JobContext, Word
-from sandboxes.base import MIB, SandboxSpec
+from sandboxes.base import SandboxSpec
 from sandboxes.worker import Worker, process_worker
 
 M = TypeVar("M", bound=Word)
@@ -43,7 +42,7 @@ class Order(Word):
 
     source: str
     """pypi:NAME==VERSION, file:PATH, man:PAGE, shell:FAMILY, shell:all or shell:unseen."""
-    kind: Literal["mutation", "tutorial", "shell", "llm-tutorial"]
+    kind: Literal["mutation", "reconstruction", "combination", "tutorial", "shell", "llm-tutorial"]
     n: int = Field(ge=1)
     """Environments to admit."""
     seed: int = 0
@@ -56,6 +55,8 @@ class Order(Word):
     """Kinds that ask a language model: which one; empty means the configured one. The budgets likewise, 0 for those."""
     budget_tokens: int = Field(default=0, ge=0)
     budget_usd: float = Field(default=0.0, ge=0)
+    per_function: int = Field(default=0, ge=0)
+    """Mutations of one function; 0 means as many as the kind takes by itself."""
 
 
 class Corpus(Word):
@@ -132,10 +133,10 @@ async def _generate(order: Order, worker: Worker, ctx: JobContext) -> dict[str, 
         raise ConfigError(f"expected kind shell for {order.source!r}, got {order.kind!r}")
     python = await _python(worker)
     fetched = [await asyncio.to_thread(sources.read, uri, ctx.settings, python=python) for uri in sources.lessons(order.source)]
-    if order.kind == "mutation":
+    if order.kind in swe_orders.KINDS:
         if not isinstance(fetched[0], sources.Package):
-            raise SourceError(f"mutation needs a package (pypi:NAME==VERSION), got {order.source!r}")
-        return await _mutation(order, fetched[0], worker, ctx)
+            raise SourceError(f"{order.kind} needs a package (pypi:NAME==VERSION), got {order.source!r}")
+        return await _swe(order, fetched[0], worker, ctx)
     tutorials = [each for each in fetched if isinstance(each, sources.Tutorial)]
     if len(tutorials) != len(fetched):
         raise SourceError(f"tutorial needs a text (file:PATH or man:PAGE), got {order.source!r}")
@@ -159,32 +160,29 @@ async def _shell(order: Order, worker: Worker, ctx: JobContext) -> dict[str, Any
     return await _take(order, proposals(), key, worker, ctx, at_once=16)
 
 
-async def _mutation(order: Order, package: sources.Package, worker: Worker, ctx: JobContext) -> dict[str, Any]:
-    provider, images = await worker.provider(), await worker.images()
-    base = await images.build(screening.base_dockerfile(package), screening.base_context(package), wheelhouse=package.wheels)
-    key = {"source": package.source.digest, "pins": list(package.pins), "gates": order.gates}
+async def _swe(order: Order, package: sources.Package, worker: Worker, ctx: JobContext) -> dict[str, Any]:
+    base_digest = (await worker.images()).base_digest()
+    key: dict[str, Any] = {"source": package.source.digest, "pins": list(package.pins), "gates": order.gates}
+    if order.per_function:
+        key["per_function"] = order.per_function
+    if order.kind != "mutation":
+        key["base"] = base_digest  # Where a copy of a function lies follows from the base image.
     ledger = _ledger(order, key, ctx)
-    settled = frozenset(ledger.lines)
-    given = Counter(f"{s.labels['path']}::{s.labels['function']}" for s in ledger.lines.values() if "function" in s.labels)
-    admitted = sum(not s.reason for s in ledger.lines.values())
     ctx.progress(note="surveying the suite")
-    spec = SandboxSpec(image=base.id, user="agent", memory_bytes=1024 * MIB, disk_bytes=512 * MIB, pids=256)
-    # Not counted against the slots: proofs wait for those while this one stays.
-    sandbox = await provider.create(spec)
-    try:
-        screen = screening.Screen(sandbox, package)
-        await screen.prepare()
-
-        async def proposals() -> AsyncGenerator[Proposal, None]:
-            known = await screening.survey(package, screen)
-            async for candidate in mutation.draft(
-                package, known, screen, order.seed, wanted=order.n - admitted, done=settled, start=given
-            ):
-                yield Proposal(candidate.index, candidate.draft, candidate.reason)
-
-        made = await _take(order, proposals(), key, worker, ctx, at_once=4, wheels=package.wheels)
-    finally:
-        await sandbox.destroy()
+    async with swe_orders.opened(package, worker) as screen:
+        proposals = swe_orders.proposals(
+            order.kind,
+            package,
+            screen,
+            ledger,
+            ctx.settings,
+            seed=order.seed,
+            wanted=order.n - sum(not s.reason for s in ledger.lines.values()),
+            per_function=order.per_function,
+            base_digest=base_digest,
+            whole=order.gates == "admission",
+        )
+        made = await _take(order, proposals, key, worker, ctx, at_once=4, wheels=package.wheels)
     return made | {"tests_run": screen.executions, "screening_cpu_seconds": round(screen.cpu_s, 3)}
 
 

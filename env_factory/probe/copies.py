@@ -17,13 +17,13 @@ MAX_BYTES = 8 * 1024 * 1024
 ARCHIVES = (".whl", ".tar.gz", ".tar.bz2", ".zip", ".egg", ".pyz")
 
 
-def find(request: dict[str, Any]) -> dict[str, str]:
-    """Key of each function that has a copy -> where."""
+def find(request: dict[str, Any], top: str = "/") -> dict[str, str]:
+    """Key of each function that has a copy below `top` -> where."""
     by_file: dict[str, dict[str, dict[str, Any]]] = {}
     for key, told in request["functions"].items():
         by_file.setdefault(told["file"], {})[key] = told
     found: dict[str, str] = {}
-    for folder, folders, names in os.walk("/"):
+    for folder, folders, names in os.walk(top):
         folders[:] = [name for name in folders if os.path.join(folder, name) not in request["skip"]]
         for name in names:
             if name.lower().endswith(ARCHIVES) and name.lower().replace("-", "_").startswith(tuple(request["archives"])):

@@ -24,8 +24,9 @@ from env_factory.synth.mutation import instruction
 from env_factory.synth.operators import Site
 from env_factory.synth.patch import change_script
 from env_factory.synth.rewriting import other_words
-from env_factory.synth.screening import Screen, Survey, tree
+from env_factory.synth.screening import Screen, tree
 from env_factory.synth.selection import MAX_F2P, MAX_OBSERVED, Judged, beside, header, judge, observed, reaching
+from env_factory.synth.survey import Survey
 from env_factory.synth.swe import Candidate
 from env_factory.synth.symptom import report
 from gymsmith.schema import Draft
@@ -111,7 +112,7 @@ async def draft(
         await _singles(wave, known, screen)
         await _together(wave, known, screen, package)
         for each in wave:
-            made = each.reason or _draft(package, each, seed)
+            made = each.reason or _draft(package, each, known, seed)
             yield Candidate(each.index, made) if isinstance(made, Draft) else Candidate(each.index, None, made)
 
 
@@ -199,7 +200,7 @@ def _run(each: _Tried, text: str, tests: Sequence[str], known: Survey) -> dict[s
     return {"args": list(tests), "write": {f"/work/{each.path}": text}, "timeout_s": known.limit_s, "observe": True}
 
 
-def _draft(package: Package, each: _Tried, seed: int) -> Draft | str:
+def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | str:
     """The environment, or the reason why it would be a bad one."""
     healthy, sites, work = each.healthy, each.chosen, tree(package)
     text = instruction(package, list(dict.fromkeys(each.lines)))
@@ -234,4 +235,5 @@ def _draft(package: Package, each: _Tried, seed: int) -> Draft | str:
         solution=change_script({target: (each.faulty, healthy)}),
         alternatives=(change_script({target: (each.faulty, other)}),) if other else (),
         cheats=(*swe.module_cheats(target), *((name, change_script({target: (each.faulty, half)})) for name, half in halves)),
+        whole=known,
     )

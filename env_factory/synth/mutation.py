@@ -19,8 +19,9 @@ from env_factory.synth import operators, swe
 from env_factory.synth.operators import Site
 from env_factory.synth.patch import edit_script
 from env_factory.synth.rewriting import other_words
-from env_factory.synth.screening import Screen, Survey, tree
+from env_factory.synth.screening import Screen, tree
 from env_factory.synth.selection import Judged, Observed, judge, observed, reaching
+from env_factory.synth.survey import Survey
 from env_factory.synth.symptom import report
 from gymsmith.schema import Draft
 
@@ -76,11 +77,13 @@ async def draft(
     done: frozenset[int] = frozenset(),
     start: Mapping[str, int] | None = None,
     per_function: int = PER_FUNCTION,
+    whole: bool = False,
 ) -> AsyncIterator[Candidate]:
     """Screen faults in seeded order, and yield each with its draft or the reason why there is none, in that order.
 
     `wanted`: how many drafts the caller hopes for; it sets how many are screened at once and changes no result.
     `done`: indices that an earlier, interrupted run has settled. `start`: environments that it got from each function.
+    `whole`: the solution has to pass the whole suite besides, which costs a run of it.
     """
     wave = min(max(wanted + 1, WAVES[0]), WAVES[1])
     given = dict(start or {})
@@ -99,15 +102,22 @@ async def draft(
         waiting.append(_Tried(index, site, reaching(known, site.path, site.first_line)))
         if len(waiting) < wave:
             continue
-        async for candidate in _wave(package, known, screen, waiting, seed, given, per_function):
+        async for candidate in _wave(package, known, screen, waiting, seed, given, per_function, whole):
             yield candidate
         waiting = []
-    async for candidate in _wave(package, known, screen, waiting, seed, given, per_function):
+    async for candidate in _wave(package, known, screen, waiting, seed, given, per_function, whole):
         yield candidate
 
 
 async def _wave(
-    package: Package, known: Survey, screen: Screen, wave: list[_Tried], seed: int, given: dict[str, int], per_function: int
+    package: Package,
+    known: Survey,
+    screen: Screen,
+    wave: list[_Tried],
+    seed: int,
+    given: dict[str, int],
+    per_function: int,
+    whole: bool,
 ) -> AsyncIterator[Candidate]:
     if not wave:
         return
@@ -126,7 +136,7 @@ async def _wave(
         if not each.judged.reason and given.get(key, 0) >= per_function:
             continue  # Its function has given enough meanwhile: not a reject, simply not needed.
         each.observed = found
-        made = each.judged.reason or _draft(package, each, text, seed)
+        made = each.judged.reason or _draft(package, each, text, seed, known if whole else None)
         if isinstance(made, Draft):
             given[key] = given.get(key, 0) + 1
             yield Candidate(each.index, each.site, made)
@@ -134,7 +144,7 @@ async def _wave(
             yield Candidate(each.index, each.site, None, made)
 
 
-def _draft(package: Package, each: _Tried, faulty: str, seed: int) -> Draft | str:
+def _draft(package: Package, each: _Tried, faulty: str, seed: int, whole: Survey | None) -> Draft | str:
     """The environment, or the reason why it would be a bad one."""
     site = each.site
     healthy = package.files[site.path].decode()
@@ -172,6 +182,7 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int) -> Draft | st
         solution=edit_script(target, faulty, healthy),
         alternatives=(edit_script(target, faulty, other),) if other else (),
         cheats=tuple(swe.module_cheats(target)),
+        whole=whole,
     )
 
 

@@ -24,8 +24,9 @@ from env_factory.synth.documented import MIN_DOC, MIN_NODES, Documented, documen
 from env_factory.synth.operators import Site
 from env_factory.synth.patch import edit_script
 from env_factory.synth.rewriting import other_words
-from env_factory.synth.screening import Screen, Survey, tree
+from env_factory.synth.screening import Screen, tree
 from env_factory.synth.selection import Judged, judge, observed, reaching
+from env_factory.synth.survey import Survey
 from env_factory.synth.swe import Candidate
 from gymsmith.schema import Draft
 from sandboxes.observations import Observation
@@ -108,7 +109,7 @@ async def draft(
             each.tests = [] if each.reason else reaching(known, *place)
         await _screen([each for each in wave if not each.reason], package, known, screen, seed)
         for each in wave:
-            made = each.reason or _draft(package, each, seed)
+            made = each.reason or _draft(package, each, known, seed)
             yield Candidate(each.index, made) if isinstance(made, Draft) else Candidate(each.index, None, made)
 
 
@@ -191,7 +192,7 @@ def mutants(function: Documented, healthy: str, seed: int) -> list[Site]:
     return operators.order(every, seed)[:MUTANTS]
 
 
-def _draft(package: Package, each: _Tried, seed: int) -> Draft | str:
+def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | str:
     """The environment, or the reason why it would be a bad one."""
     function, healthy = each.function, each.healthy
     text = _instruction(package, each)
@@ -225,6 +226,7 @@ def _draft(package: Package, each: _Tried, seed: int) -> Draft | str:
         solution=edit_script(target, blank, healthy),
         alternatives=(edit_script(target, blank, other),) if other else (),
         cheats=(*swe.module_cheats(target), *((name, edit_script(target, blank, bad)) for name, bad in wrong)),
+        whole=known,
     )
 
 

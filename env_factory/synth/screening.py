@@ -1,4 +1,4 @@
-"""A package's own suite, run many times in one sandbox: once healthy, then with one fault after another.
+"""A package's own suite, run many times in one sandbox: healthy (`survey.py`), then with one fault after another.
 
 What the image and the folders of all environments of a package have in common is decided here too: where the package, its tests
 and what they need lie. Faults and what is made of them are the business of `mutation.py`.
@@ -8,54 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
 
 from env_factory.sources import Package
-from gymsmith.errors import NoTests, SandboxError
+from gymsmith.errors import SandboxError
 from sandboxes.base import MIB, Sandbox
 from sandboxes.observations import Observation, evaluate
 
-log = logging.getLogger(__name__)
-
-MIN_P2P = 5
-"""Tests that have to pass with and without a fault."""
 WALL_PER_CPU = 8
 """As in `probe/screen.py`."""
 SUITE = "/tests/suite"
 SITE = "/opt/site"
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What the healthy package's suite does."""
-
-    passing: tuple[str, ...]
-    """Ids that passed in every run, in the suite's order."""
-    touching: Mapping[tuple[str, int], tuple[str, ...]]
-    """(path of a module in the sdist, first line of a function) -> passing tests that enter it."""
-    everywhere: frozenset[tuple[str, int]]
-    """Functions that run while the package is imported: every test depends on them."""
-    seconds: float
-    lines: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    """(path of a module, line) -> bit n is set where test n of `passing` executes it; empty where lines were not measured."""
-
-    @cached_property
-    def number(self) -> Mapping[str, int]:
-        """Place of each test in `passing`."""
-        return {test: n for n, test in enumerate(self.passing)}
-
-    @property
-    def limit_s(self) -> float:
-        """CPU time after which a run of some tests counts as hanging."""
-        return max(5.0, 10 * self.seconds)
 
 
 class Screen:
@@ -113,7 +80,8 @@ class Screen:
             ["python3", "/opt/screen.py", "/tmp/request.json", "/tmp/answer.json"],
             cwd="/tmp",
             user="agent",
-            env={"PYTHONHASHSEED": str(hash_seed)},
+            # Without plug-ins of other packages, as in a verifier.
+            env={"PYTHONHASHSEED": str(hash_seed), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             timeout_s=60 + WALL_PER_CPU * sum(float(r["timeout_s"]) for r in request["runs"]),
         )
         self.cpu_s += result.cpu_s
@@ -193,53 +161,3 @@ def base_context(package: Package) -> dict[str, bytes]:
     """Build context of `base_dockerfile`: the package's metadata, so that it counts as installed."""
     name = package.name.replace("-", "_")
     return {f"site/{name}-{package.version}.dist-info/METADATA": package.metadata}
-
-
-async def survey(package: Package, screen: Screen, *, lines: bool = False) -> Survey:
-    """Run the healthy suite three times. lines: measure which lines each test executes, which takes the first run longer.
-
-    Raises:
-        NoTests: fewer tests pass every time than an environment needs.
-    """
-    run = {"args": list(package.tests), "timeout_s": 300.0}
-    first = (await screen.run([run], touch=True, lines=lines))[0]
-    again = await screen.run([run, run], hash_seed=1)
-    runs = [first, *again]
-    counted = Counter(first["order"])
-    passing = [
-        test
-        for test in first["order"]
-        if counted[test] == 1 and _plain(test) and all(r["outcomes"].get(test) == "passed" for r in runs)
-    ]
-    if len(passing) < MIN_P2P + 1:
-        why = next((r["error"] for r in runs if r["error"]), "") or f"{len(first['outcomes'])} tests were found"
-        raise NoTests(
-            f"{package.name}=={package.version}: expected {MIN_P2P + 1} or more tests that pass every time, got {len(passing)}; "
-            f"{why[-600:]}"
-        )
-    touching: dict[tuple[str, int], list[str]] = {}
-    for test in passing:
-        for filename, line in first["touch"].get(test, ()):
-            touching.setdefault((filename.removeprefix("/work/"), line), []).append(test)
-    everywhere = frozenset((filename.removeprefix("/work/"), line) for filename, line in first["imported"])
-    seconds = min(r["seconds"] for r in again)
-    log.info("event=survey package=%s tests=%d passing=%d seconds=%.2f", package.name, len(first["order"]), len(passing), seconds)
-    executed = _lines(first, passing) if lines else {}
-    return Survey(tuple(passing), {k: tuple(v) for k, v in touching.items()}, everywhere, seconds, executed)
-
-
-def _lines(answer: Mapping[str, Any], passing: Sequence[str]) -> dict[tuple[str, int], int]:
-    """The bit sets of an answer, over `passing` instead of over all tests."""
-    place = {test: n for n, test in enumerate(answer["order"])}
-    places = [place[test] for test in passing]
-    found: dict[tuple[str, int], int] = {}
-    for filename, told in answer["lines"].items():
-        for line, text in told.items():
-            every = int(text, 16)
-            found[filename.removeprefix("/work/"), int(line)] = sum(1 << n for n, old in enumerate(places) if every >> old & 1)
-    return found
-
-
-def _plain(test: str) -> bool:
-    """Whether an id can stand on a line of its own."""
-    return test.isprintable() and len(test) < 400 and test == test.strip()

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from env_factory.sources import Package
-from env_factory.synth.screening import MIN_P2P, Screen, Survey
+from env_factory.synth.screening import Screen
+from env_factory.synth.survey import MIN_P2P, Survey
 from env_factory.synth.symptom import checkable, observations, report
 from sandboxes.observations import Observation
 

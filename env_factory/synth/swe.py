@@ -12,8 +12,11 @@ from importlib import resources
 from pathlib import PurePosixPath
 
 from env_factory.sources import Package
+from env_factory.suite import MEMBER as WHOLE
+from env_factory.suite import member as suite_member
 from env_factory.synth.screening import SITE, SUITE, base_context, base_dockerfile, suite
 from env_factory.synth.selection import Judged, roots
+from env_factory.synth.survey import Survey
 from gymsmith.schema import Draft, TaskSpec, ToolSpec
 from sandboxes.observations import MEMBER, Observation, member
 
@@ -24,6 +27,9 @@ PROTECTED = (
     "*.pth", "*.pyc", "__pycache__", "*.so", "*.dist-info", "*.egg-info", "pytest", "pytest.py", "_pytest",
 )  # fmt: skip
 """Names that never cross into the verifier: what Python or pytest would run or read on its own account."""
+VERIFIER_S = 120.0
+SLOWEST = 20.0
+"""How many times longer than in screening a whole suite may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +58,12 @@ def draft(
     solution: str,
     alternatives: tuple[str, ...] = (),
     cheats: tuple[tuple[str, str], ...] = (),
+    whole: Survey | None = None,
 ) -> Draft:
     """The environment.
 
     work: what lies in /work when the agent comes. labels: those of the synthesizer; how many tests fail and pass is added.
+    whole: the suite that the solution alone has to pass besides (`env_factory/suite.py`).
     """
     tests = tuple(dict.fromkeys([*judged.failed, *judged.passed]))
     files = dict(_shared(package, tests))
@@ -63,6 +71,9 @@ def draft(
         files[MEMBER] = member(observed, roots(package), [SITE])
     files |= {f"environment/work/{path}": data for path, data in work.items()}
     files["solution/solve.sh"] = solution.encode()
+    if whole is not None:
+        timeout_s = max(VERIFIER_S, SLOWEST * whole.seconds)
+        files[WHOLE] = suite_member(whole.passing, timeout_s=timeout_s, test_sh=_test_sh(package, whole.passing))
     spec = TaskSpec(
         name=f"gymsmith/{slug}",
         kind=kind,
@@ -72,7 +83,7 @@ def draft(
         tool=ToolSpec(name="shell", timeout_s=60.0),
         max_turns=30,
         protected=PROTECTED,
-        verifier_timeout_s=120.0,
+        verifier_timeout_s=VERIFIER_S,
         expected=(*tests, *(each.id for each in observed)),
     )
     return Draft(
@@ -124,13 +135,15 @@ def _shared(package: Package, tests: Sequence[str]) -> Iterator[tuple[str, bytes
         yield f"tests/suite/{path}", data
     yield "tests/run.py", resources.files("sandboxes.verifier").joinpath("pytest_runner.py").read_bytes()
     yield "tests/select.txt", ("\n".join(tests) + "\n").encode()
+    yield "tests/test.sh", _test_sh(package, tests).encode()
+
+
+def _test_sh(package: Package, tests: Sequence[str]) -> str:
+    """Runs the files that hold these tests; which of their tests count is said by tests/select.txt."""
     paths = " ".join(f"--path {root}" for root in roots(package))
     files = " ".join(f"'{SUITE}/{name}'" for name in dict.fromkeys(t.split("::")[0] for t in tests))
-    yield (
-        "tests/test.sh",
-        (
-            "#!/bin/sh\n"
-            f"exec python3 -I -S /tests/run.py {paths} --site {SITE} --root {SUITE} --select /tests/select.txt "
-            f"-- {PYTEST} {files}\n"
-        ).encode(),
+    return (
+        "#!/bin/sh\n"
+        f"exec python3 -I -S /tests/run.py {paths} --site {SITE} --root {SUITE} --select /tests/select.txt "
+        f"-- {PYTEST} {files}\n"
     )

@@ -22,7 +22,7 @@ class Order(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     source: str = Field(min_length=1, max_length=500, examples=["pypi:inflection==0.5.1", "man:tar", "shell:all"])
-    kind: Literal["mutation", "tutorial", "shell", "llm-tutorial"]
+    kind: Literal["mutation", "reconstruction", "combination", "tutorial", "shell", "llm-tutorial"]
     n: int = Field(default=20, ge=1, le=10_000, description="Environments wanted.")
     seed: int = Field(default=0, ge=0, lt=2**63)
     split: Literal["train", "held_out"] = "train"
@@ -31,6 +31,7 @@ class Order(BaseModel):
     model: str = Field(default="", max_length=200, description="Kinds llm-...: the model to ask for, if not the configured one.")
     budget_tokens: int = Field(default=0, ge=0, description="Kinds llm-...: stop before more tokens are bought.")
     budget_usd: float = Field(default=0.0, ge=0, description="Kinds llm-...: stop before more dollars are spent.")
+    per_function: int = Field(default=0, ge=0, description="Mutations of one function; 0 means the kind's own number.")
 
 
 @router.get("/environments", operation_id="listEnvironments")

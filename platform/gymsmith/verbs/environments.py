@@ -12,14 +12,19 @@ from gymsmith.errors import UserError
 from gymsmith.verbs.terminal import Home, Json, Seed, emit, listed, one_of, settings_for
 
 app = typer.Typer(no_args_is_help=True, help="Look at environments and prove them again.")
-KINDS = ("mutation", "tutorial", "shell", "llm-tutorial")
+KINDS = ("mutation", "reconstruction", "combination", "tutorial", "shell", "llm-tutorial")
 
 
 def generate(
     source: Annotated[
         str, typer.Argument(help="pypi:NAME==VERSION, file:PATH (a tutorial), man:PAGE, or shell:FAMILY (shell:all).")
     ],
-    kind: Annotated[str, typer.Option(help="mutation (SWE tasks), tutorial, shell; by a language model: llm-tutorial.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="mutation, reconstruction, combination (SWE tasks), tutorial, shell; by a language model: llm-tutorial."
+        ),
+    ],
     n: Annotated[int, typer.Option("-n", help="How many admitted environments to stop at.", min=1)] = 20,
     seed: Seed = 1,
     split: Annotated[str, typer.Option(help="shell only: train words or held_out words.")] = "train",
