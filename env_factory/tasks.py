@@ -42,7 +42,7 @@ class Order(Word):
 
     source: str
     """pypi:NAME==VERSION, file:PATH, man:PAGE, shell:FAMILY, shell:all or shell:unseen."""
-    kind: Literal["mutation", "reconstruction", "combination", "tutorial", "shell", "llm-tutorial"]
+    kind: Literal["mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "llm-tutorial"]
     n: int = Field(ge=1)
     """Environments to admit."""
     seed: int = 0
@@ -132,11 +132,20 @@ async def _generate(order: Order, worker: Worker, ctx: JobContext) -> dict[str, 
     if order.source.startswith("shell:"):
         raise ConfigError(f"expected kind shell for {order.source!r}, got {order.kind!r}")
     python = await _python(worker)
+    if order.kind == "issue":
+        return await _changes(order, sources.members(order.source), python, worker, ctx)
     fetched = [await asyncio.to_thread(sources.read, uri, ctx.settings, python=python) for uri in sources.lessons(order.source)]
     if order.kind in swe_orders.KINDS:
-        if not isinstance(fetched[0], sources.Package):
-            raise SourceError(f"{order.kind} needs a package (pypi:NAME==VERSION), got {order.source!r}")
-        return await _swe(order, fetched[0], worker, ctx)
+        package = fetched[0]
+        if isinstance(package, sources.Repository):
+            package = await asyncio.to_thread(sources.package_of, package, ctx.settings, python=python)
+        if not isinstance(package, sources.Package):
+            raise SourceError(f"{order.kind} needs a package (pypi:NAME==VERSION or git:PLACE), got {order.source!r}")
+        return await _swe(order, package, worker, ctx)
+    if order.kind == "commit":
+        if not isinstance(fetched[0], sources.Repository):
+            raise SourceError(f"commit needs a repository with its history (git:PLACE), got {order.source!r}")
+        return await _changes(order, fetched[0], python, worker, ctx)
     tutorials = [each for each in fetched if isinstance(each, sources.Tutorial)]
     if len(tutorials) != len(fetched):
         raise SourceError(f"tutorial needs a text (file:PATH or man:PAGE), got {order.source!r}")
@@ -168,6 +177,7 @@ async def _swe(order: Order, package: sources.Package, worker: Worker, ctx: JobC
     if order.kind != "mutation":
         key["base"] = base_digest  # Where a copy of a function lies follows from the base image.
     ledger = _ledger(order, key, ctx)
+    settled, admitted = len(ledger.lines), sum(not s.reason for s in ledger.lines.values())
     ctx.progress(note="surveying the suite")
     async with swe_orders.opened(package, worker) as screen:
         proposals = swe_orders.proposals(
@@ -177,13 +187,34 @@ async def _swe(order: Order, package: sources.Package, worker: Worker, ctx: JobC
             ledger,
             ctx.settings,
             seed=order.seed,
-            wanted=order.n - sum(not s.reason for s in ledger.lines.values()),
+            wanted=order.n - admitted,
             per_function=order.per_function,
             base_digest=base_digest,
             whole=order.gates == "admission",
         )
         made = await _take(order, proposals, key, worker, ctx, at_once=4, wheels=package.wheels)
-    return made | {"tests_run": screen.executions, "screening_cpu_seconds": round(screen.cpu_s, 3)}
+    return made | {
+        "tests_run": screen.executions,
+        "screening_cpu_seconds": round(screen.cpu_s, 3),
+        "suite": screen.passing,
+        "new": [max(0, made["candidates"] - settled), max(0, len(made["admitted"]) - admitted)],
+    }
+
+
+async def _changes(
+    order: Order, what: sources.Repository | list[str], python: str, worker: Worker, ctx: JobContext
+) -> dict[str, Any]:
+    """Of a repository's history, or of issues by their URIs."""
+    repository = what if isinstance(what, sources.Repository) else None
+    key = {"source": repository.commit if repository else what, "python": python, "gates": order.gates}
+    ledger, spent = _ledger(order, key, ctx), swe_orders.Spent()
+    if isinstance(what, sources.Repository):
+        found = swe_orders.commits(what, ctx.settings, python, ledger)
+    else:
+        found = swe_orders.fixes(what, ctx.settings, python, ledger)
+    ctx.progress(note="reading the history" if repository else "reading the issues")
+    made = await _take(order, swe_orders.mirrored(found, worker, spent), key, worker, ctx, at_once=4)
+    return made | {"tests_run": spent.executions, "screening_cpu_seconds": round(spent.cpu_s, 3)}
 
 
 async def _tutorial(order: Order, lessons: list[sources.Tutorial], worker: Worker, ctx: JobContext) -> dict[str, Any]:
@@ -270,9 +301,9 @@ async def _verify(asked: Proofs, worker: Worker, ctx: JobContext) -> dict[str, A
         environment = await asyncio.to_thread(ctx.store.environment, environment_id)
         task = await asyncio.to_thread(taskdir.read, taskdir.folder_of(ctx.settings.tasks_dir, environment_id))
         wheels = None
-        if environment.source.kind == "pypi":
-            fetched = await asyncio.to_thread(sources.read, environment.source.uri, ctx.settings, python=await _python(worker))
-            wheels = fetched.wheels if isinstance(fetched, sources.Package) else None
+        if "/wheelhouse" in task.dockerfile:
+            package = await asyncio.to_thread(swe_orders.package_behind, environment.source, ctx.settings, await _python(worker))
+            wheels = package.wheels if package else None
         intake = await _intake(asked.gates, worker, ctx, wheels)
         now = await prove_again(intake, environment, task)
         statuses[environment_id], reasons[environment_id] = now.status.value, now.reason

@@ -3,7 +3,7 @@
 Called as `python -I screen.py REQUEST.json ANSWER.json`; needs pytest and the standard library only. A request says
 
     {"rootdir": "/tests/suite", "path": ["/work/src"], "code": "/work", "touch": true, "lines": true, "runs": [RUN, ...]}
-    RUN = {"args": [files, folders or node ids], "write": {path: text}, "timeout_s": 10.0, "observe": true}
+    RUN = {"args": [files, folders or node ids], "write": {path: text or null}, "timeout_s": 10.0, "observe": true}
 
 and the answer holds, for every run, {"outcomes": {node id: "passed" | "failed" | "skipped"}, "order": [...], "seconds": ..,
 "failures": {node id: FAILURE}, "touch": {node id: [[file, line], ...]}, "imported": [[file, line], ...], "lines": {file: {line:
@@ -327,10 +327,9 @@ def options(rootdir: str, args: list[str]) -> list[str]:
 
 def run(request: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     """Fork one run and wait for it, at most timeout_s of CPU time; then no process of it is left."""
-    kept: dict[str, str] = {}
+    kept: dict[str, str | None] = {}
     for path, text in run.get("write", {}).items():
-        with open(path, encoding="utf-8", newline="") as file:
-            kept[path] = file.read()
+        kept[path] = read(path)
         write(path, text)
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -382,10 +381,27 @@ def run(request: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
 _writes = 0
 
 
-def write(path: str, text: str) -> None:
-    """Write a source file with a modification time that no earlier version had: caches are keyed by its whole seconds."""
+def read(path: str) -> str | None:
+    """The text of a source file; None where there is none."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def write(path: str, text: str | None) -> None:
+    """Write a source file with a modification time that no earlier version had: caches are keyed by its whole seconds.
+
+    None removes it.
+    """
     global _writes
     _writes += 1
+    if text is None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(text)
     os.utime(path, (1_000_000_000 + _writes, 1_000_000_000 + _writes))

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -85,6 +85,10 @@ class Repository:
             return self._unpacked
         assert self.git_dir is not None
         return _read_tree(self.git_dir, commit or self.commit)
+
+    def holding(self, files: Mapping[str, bytes]) -> Repository:
+        """The same commit with other files, as after a change that is no commit here."""
+        return replace(self, _unpacked=Tree(dict(sorted(files.items()))).checked(self.source.uri))
 
     def at(self, commit: str) -> Repository:
         """The same repository at another commit, with that commit's digest and licence. Raises: as `tree`."""

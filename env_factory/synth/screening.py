@@ -36,6 +36,8 @@ class Screen:
         self.executions = 0
         """Tests that were run, over all requests."""
         self.cpu_s = 0.0
+        self.passing = 0
+        """Tests of the healthy suite, once it was surveyed."""
 
     async def prepare(self) -> None:
         """Put the package, its tests and our program into the sandbox."""

@@ -59,21 +59,22 @@ def draft(
     alternatives: tuple[str, ...] = (),
     cheats: tuple[tuple[str, str], ...] = (),
     whole: Survey | None = None,
+    pytest: str = PYTEST,
 ) -> Draft:
     """The environment.
 
     work: what lies in /work when the agent comes. labels: those of the synthesizer; how many tests fail and pass is added.
-    whole: the suite that the solution alone has to pass besides (`env_factory/suite.py`).
+    whole: the suite that the solution alone has to pass besides (`env_factory/suite.py`). pytest: its options.
     """
     tests = tuple(dict.fromkeys([*judged.failed, *judged.passed]))
-    files = dict(_shared(package, tests))
+    files = dict(_shared(package, tests, pytest))
     if observed:
         files[MEMBER] = member(observed, roots(package), [SITE])
     files |= {f"environment/work/{path}": data for path, data in work.items()}
     files["solution/solve.sh"] = solution.encode()
     if whole is not None:
         timeout_s = max(VERIFIER_S, SLOWEST * whole.seconds)
-        files[WHOLE] = suite_member(whole.passing, timeout_s=timeout_s, test_sh=_test_sh(package, whole.passing))
+        files[WHOLE] = suite_member(whole.passing, timeout_s=timeout_s, test_sh=_test_sh(package, whole.passing, pytest))
     spec = TaskSpec(
         name=f"gymsmith/{slug}",
         kind=kind,
@@ -126,7 +127,7 @@ def module_cheats(target: str) -> Iterator[tuple[str, str]]:
         yield name, "python3 - <<'CHEAT'\n" + first.format(target=target, line=line) + "CHEAT\n"
 
 
-def _shared(package: Package, tests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+def _shared(package: Package, tests: Sequence[str], pytest: str) -> Iterator[tuple[str, bytes]]:
     """Everything of a draft that is neither the tree in /work nor the solution."""
     yield "environment/Dockerfile", (base_dockerfile(package) + "COPY --chown=agent:agent work /work\nUSER agent\n").encode()
     for path, data in base_context(package).items():
@@ -135,15 +136,15 @@ def _shared(package: Package, tests: Sequence[str]) -> Iterator[tuple[str, bytes
         yield f"tests/suite/{path}", data
     yield "tests/run.py", resources.files("sandboxes.verifier").joinpath("pytest_runner.py").read_bytes()
     yield "tests/select.txt", ("\n".join(tests) + "\n").encode()
-    yield "tests/test.sh", _test_sh(package, tests).encode()
+    yield "tests/test.sh", _test_sh(package, tests, pytest).encode()
 
 
-def _test_sh(package: Package, tests: Sequence[str]) -> str:
+def _test_sh(package: Package, tests: Sequence[str], pytest: str) -> str:
     """Runs the files that hold these tests; which of their tests count is said by tests/select.txt."""
     paths = " ".join(f"--path {root}" for root in roots(package))
     files = " ".join(f"'{SUITE}/{name}'" for name in dict.fromkeys(t.split("::")[0] for t in tests))
     return (
         "#!/bin/sh\n"
         f"exec python3 -I -S /tests/run.py {paths} --site {SITE} --root {SUITE} --select /tests/select.txt "
-        f"-- {PYTEST} {files}\n"
+        f"-- {pytest} {files}\n"
     )

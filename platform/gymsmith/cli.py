@@ -139,15 +139,16 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="loop: the RL loop; sandboxes: sandboxes; render: rendering.")] = "loop",
+    name: Annotated[str, typer.Argument(help="loop: the RL loop; sandboxes; render; factory: environments.")] = "loop",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the table to this file.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="State folder of a long one, so that an interrupted run goes on.")] = None,
     home: Home = None,
 ) -> None:
     """Measure, with the peer in the same run."""
     from gymsmith import bench as stopwatch
 
-    rows = stopwatch.run(name, settings_for(home), quick=quick, json_file=json_file)
+    rows = stopwatch.run(name, settings_for(home), quick=quick, json_file=json_file, keep=keep)
     raise typer.Exit(0 if all(row.ok is not False for row in rows) else 1)
 
 

@@ -12,7 +12,7 @@ from gymsmith.errors import UserError
 from gymsmith.verbs.terminal import Home, Json, Seed, emit, listed, one_of, settings_for
 
 app = typer.Typer(no_args_is_help=True, help="Look at environments and prove them again.")
-KINDS = ("mutation", "reconstruction", "combination", "tutorial", "shell", "llm-tutorial")
+KINDS = ("mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "llm-tutorial")
 
 
 def generate(
@@ -22,7 +22,7 @@ def generate(
     kind: Annotated[
         str,
         typer.Option(
-            help="mutation, reconstruction, combination (SWE tasks), tutorial, shell; by a language model: llm-tutorial."
+            help="SWE: mutation, reconstruction, combination, commit, issue; tutorial; shell; by a language model: llm-tutorial."
         ),
     ],
     n: Annotated[int, typer.Option("-n", help="How many admitted environments to stop at.", min=1)] = 20,
