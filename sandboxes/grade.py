@@ -30,7 +30,7 @@ from types import MappingProxyType
 from gymsmith.errors import Capacity, ExecTimeout, HostLost, ImageMissing, PolicyRefused, SandboxError, SandboxGone
 from gymsmith.schema import Reward
 from gymsmith.taskdir import Task
-from sandboxes import observations, services
+from sandboxes import layout, observations, services
 from sandboxes.artifacts import Artifacts, collect
 from sandboxes.base import MIB, ExecResult, Image, Provider, Sandbox, SandboxSpec
 from sandboxes.network import policy_of
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 __all__ = ["Artifacts", "assert_alive", "attempt_script", "collect", "judge", "left_by", "sandbox_spec", "verdict", "verify"]
 
 RUNNER = "tests/run.py"
+HOST_ONLY = frozenset({observations.MEMBER, layout.MEMBER})
+"""Members of tests/ that no sandbox ever holds."""
 LOGS = "/logs/verifier"
 TESTS_OWNER = "0:1001"
 """Root's, readable by the tester's group: neither the agent and the services nor the code under test can change them."""
@@ -173,18 +175,20 @@ async def _verify_in_place(provider: Provider, image: Image, task: Task, box: Sa
 
 
 async def _examine(box: Sandbox, image: Image, task: Task, carried: tuple[str, ...]) -> Reward:
-    """Observations, services, tests, verdict, in a sandbox where nothing of the agent's runs.
+    """Observations, the page as a browser draws it, services, tests, verdict, in a sandbox where nothing of the agent's runs.
 
     carried: where the agent's files are; no program is looked up there.
     """
     spec = task.spec
     seen = await observations.look(box, task, spec.verifier_timeout_s)
+    drawn = await layout.look(box, task)
+    seen |= drawn.states
     if carried == ("/",) or spec.report == "reward":
         cleared = await box.exec(_CLEAR, user="root", timeout_s=PREPARE_S)
         if not cleared.ok:
             return nothing(task, f"the place of the tests cannot be cleared: {cleared.output.decode(errors='replace')[-500:]}")
     await box.put(f"{LOGS}/test-stdout.txt", b"", owner="tester")
-    tests = {f"/{name}": data for name, data in task.files.items() if name.startswith("tests/") and name != observations.MEMBER}
+    tests = {f"/{name}": data for name, data in task.files.items() if name.startswith("tests/") and name not in HOST_ONLY}
     await box.put_files(tests, mode=0o755, owner=TESTS_OWNER)
     if spec.services:
         closed = await box.exec(["/bin/chmod", "0750", "/tests"], user=TESTS_OWNER, timeout_s=PREPARE_S)
@@ -209,7 +213,7 @@ async def _examine(box: Sandbox, image: Image, task: Task, carried: tuple[str, .
     if spec.report == "reward":
         value, states, detail = await _harbor(box, result)
     else:
-        value, states, detail = verdict(spec.expected, result, secret, seen=seen)
+        value, states, detail = verdict(spec.expected, result, secret, seen=seen, notes=drawn.notes)
     return Reward(value=value, tests=states, detail=detail[:DETAIL_CHARS])
 
 

@@ -27,17 +27,22 @@ def nothing(task: Task, why: str) -> Reward:
 
 
 def verdict(
-    expected: Sequence[str], result: ExecResult, secret: str = "", *, seen: Mapping[str, str] | None = None
+    expected: Sequence[str],
+    result: ExecResult,
+    secret: str = "",
+    *,
+    seen: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[float, dict[str, str], str]:
     """(reward, state of each test, detail) from what the verifier printed; 1 only when every expected id passed exactly once.
 
-    secret: only lines that begin with it count. seen: states that the host found out by itself, by test id.
+    secret: only lines that begin with it count. seen: states that the host found out by itself, by test id; notes: why.
     """
     if not expected:
         return 0.0, {}, "no expected tests: the task names none, so nothing can pass"
     wanted = frozenset(expected)
     states: dict[str, list[str]] = {name: [state] for name, state in (seen or {}).items()}
-    reasons = [f"{name} {state}" for name, state in (seen or {}).items() if state != "passed"]
+    reasons = [*notes[:6], *(f"{name} {state}" for name, state in (seen or {}).items() if state != "passed")]
     prefix = f"{secret} " if secret else ""
     for line in result.output.decode(errors="replace").split("\n"):
         if not line.startswith(prefix):

@@ -21,6 +21,7 @@ from gymsmith.policy import HttpPolicy
 from gymsmith.schema import Environment, JobContext
 from gymsmith.store import Store
 from gymsmith.taskdir import Task
+from sandboxes import layout
 from sandboxes.base import MIB, Image, Provider
 from sandboxes.image import ImageStore
 
@@ -91,6 +92,7 @@ class Worker:
         """The sandbox provider of this process, opened on first use."""
         async with self._opening:
             if self._provider is None:
+                layout.offer(self.renderer)
                 from sandboxes.pool import Maker, WarmPool
                 from sandboxes.providers import open_provider
 
@@ -168,6 +170,7 @@ class Worker:
         for policy in self._policies.values():
             await policy.close()
         self._policies.clear()
+        layout.offer(None)
         if self._renderer is not None:
             renderer, self._renderer = self._renderer, None
             await renderer.close()
