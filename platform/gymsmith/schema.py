@@ -57,10 +57,11 @@ class Source(Word):
 class ToolSpec(Word):
     """What an agent may do in one action. Declared by the environment, enforced on the host by `sandboxes.tools`."""
 
-    name: Literal["shell", "simple_command"] = "shell"
-    """`shell`: any sh command line. `simple_command`: one command, no operators, from `allow`."""
+    name: Literal["shell", "simple_command", "programs"] = "shell"
+    """`shell`: any sh command line. `simple_command`: one command, no operators, from `allow`. `programs`: one call of a program
+    that the environment brings as /opt/tools/NAME, for a NAME of `allow`; its words are arguments, whatever is in them."""
     allow: tuple[str, ...] = ()
-    """Commands that `simple_command` accepts; empty means any."""
+    """Commands that `simple_command` and `programs` accept; empty means any, for `programs` none."""
     redirect: tuple[str, ...] = ()
     """Commands that may write with `> FILE` under `simple_command`."""
     timeout_s: float = 20.0
