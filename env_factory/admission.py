@@ -1,10 +1,11 @@
 """The stages of the level "admission" that look at what the solution does: is it given away, and would less of it do?
 
     leak-image  neither the solution nor the hidden tests can be found in the image (`leaks.py`)
+    consistency text, solution and tests do not contradict one another (`consistency.py`)
     halves      parts of the solution fail
     mutants     the solution with one thing wrong fails (`mutants.py`)
 
-All three read the effects of one more run of the solution, so they hold whatever language it is written in.
+All read the effects of one more run of the solution, so they hold whatever language it is written in.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import closing
 
-from env_factory import leaks, mutants
+from env_factory import consistency, leaks, mutants
 from env_factory.effects import Effects, effects_of
 from env_factory.mutants import Variant
 from env_factory.trial import DETAIL_CHARS, Trial
@@ -22,35 +23,54 @@ from sandboxes.grade import left_by, verify
 
 
 async def inspect(trial: Trial) -> None:
-    """Add the three gates to the trial. Raises: InfrastructureError."""
+    """Add the gates to the trial, up to the first that fails. Raises: InfrastructureError."""
     task, rules = trial.task, trial.rules
-    if task.spec.verifier_mode == "shared":
-        trial.gates.append(await asyncio.to_thread(leaks.scan, task, trial.image, None, trial.nothing))
-        if not trial.failed:
-            trial.gates.append(await _fail(trial, None, "halves", mutants.shortened(task, rules), rules.halves))
-        return
     artifacts = await trial.patiently(lambda: left_by(trial.provider, trial.image, task, task.solution))
     with closing(await asyncio.to_thread(effects_of, artifacts, trial.image)) as effects:
         trial.effects = effects.found
         trial.gates.append(await asyncio.to_thread(leaks.scan, task, trial.image, effects, trial.nothing))
-        if trial.failed:
-            return
-        trial.gates.append(await _fail(trial, effects, "halves", mutants.halves(effects, task, rules), rules.halves))
+        by_files = task.spec.verifier_mode == "separate" or await _carries(trial, effects)
         if not trial.failed:
+            trial.gates.append(await _consistent(trial, effects, by_files))
+        if not trial.failed and not by_files:
+            trial.gates.append(await _fail(trial, None, "halves", mutants.shortened(task, rules), rules.halves))
+        if not trial.failed and by_files:
+            trial.gates.append(await _fail(trial, effects, "halves", mutants.halves(effects, task, rules), rules.halves))
+        if not trial.failed and by_files:
             trial.gates.append(await _fail(trial, effects, "mutants", mutants.mutants(effects, task, rules), rules.mutants))
 
 
+async def _carries(trial: Trial, effects: Effects) -> bool:
+    """Whether the files alone, in a fresh sandbox, pass where the task is graded in the agent's own."""
+    if trial.task.spec.services:
+        return False
+    return (await _reward(trial, effects, Variant("all of it", {}))).value == 1.0
+
+
+async def _consistent(trial: Trial, effects: Effects, by_files: bool) -> Gate:
+    """Text, solution and tests speak of the same thing (`consistency.py`)."""
+    task = trial.task
+    found = await asyncio.to_thread(consistency.contradictions, task, effects.found)
+    if not found and by_files:
+        variants = consistency.unnamed(task, effects.found)
+        rewards = await asyncio.gather(*(_reward(trial, effects, variant) for variant in variants))
+        found = [f"the tests fail {v.name}" for v, r in zip(variants, rewards, strict=True) if r.value == 0.0]
+    return Gate(name="consistency", passed=not found, detail="; ".join(found)[:DETAIL_CHARS])
+
+
 async def _fail(trial: Trial, effects: Effects | None, name: str, variants: Sequence[Variant], share: float) -> Gate:
-    """The gate that passes when at least `share` of the wrong works score 0."""
+    """The gate that passes when about `share` of the wrong works score 0, or more."""
     rewards = await asyncio.gather(*(_reward(trial, effects, variant) for variant in variants))
     survived = [variant.name for variant, reward in zip(variants, rewards, strict=True) if reward.value != 0.0]
     failed = len(variants) - len(survived)
-    said = f"{failed} of {len(variants)} failed, {share:.0%} must" if variants else "there are none to try"
+    # One of four or more may always mean the same as the solution: few lines have few mutants.
+    allowed = max(int((1 - share) * len(variants) + 1e-9), 1 if len(variants) >= 4 and share < 1 else 0)
+    said = f"{failed} of {len(variants)} failed, all but {allowed} must" if variants else "there are none to try"
     if survived:
         said += f"; not noticed: {', '.join(survived)}"
     return Gate(
         name=name,
-        passed=failed >= share * len(variants),
+        passed=len(survived) <= allowed,
         rewards=tuple(reward.value for reward in rewards),
         seconds=round(sum(reward.seconds for reward in rewards), 4),
         detail=said[:DETAIL_CHARS],

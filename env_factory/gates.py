@@ -22,14 +22,17 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from env_factory import suite
 from env_factory.admission import inspect
 from env_factory.cheats.corpus import cheats_for
 from env_factory.conditions import CONDITIONS
+from env_factory.consistency import reads_solution
+from env_factory.leaks import HISTORY
 from env_factory.mutants import Rules
+from env_factory.still import leak, looking
 from env_factory.trial import Trial, gate_of
 from gymsmith.schema import Draft, Evidence, Gate, Reward
 from gymsmith.taskdir import Task
@@ -37,9 +40,10 @@ from sandboxes.base import Image, Provider
 
 Level = Literal["admission", "full", "controls"]
 REASONS = (
-    "build-failed", "refused", "no-oracle", "noop-passes", "oracle-fails", "flaky", "few-f2p", "few-p2p", "suite-fails",
-    "alternative-fails", "cheat-passes", "step-not-needed", "half-passes", "weak-tests", "few-cheats", "leak",
-    "looking", "slow",
+    "build-failed", "refused", "no-oracle", "noop-passes", "oracle-fails", "needs-network", "lacks-dependency", "flaky",
+    "few-f2p", "few-p2p", "suite-fails",
+    "alternative-fails", "cheat-passes", "step-not-needed", "half-passes", "weak-tests", "few-cheats", "leak", "contradiction",
+    "reads-solution", "looking", "slow",
 )  # fmt: skip
 """Why a draft that was built is turned down. Screening has words of its own."""
 RUNS = 3
@@ -50,10 +54,29 @@ ALWAYS = frozenset({"py-equal-to-all"})
 """General cheats that do not take turns: what they attack is the tests of the one draft, not the grading of all."""
 MEDIAN_S, LONGEST_S = 60.0, 300.0
 """What the tests may take at the level "admission", besides half of their own limit."""
+CHANCE = re.compile(
+    r"\bRANDOM\b|\brandom\b|\bshuf\b|\burandom\b|\buuid|\btime\.(time|monotonic|perf_counter)|\bdate \+\S*%[sNMS]|\bnow\(|"
+    r"\bsleep\b|\bthreading\b|\bset\(|\bhash\(|\$\$|\bgetpid\b|SECONDS\b"
+)
+"""What makes a test's outcome another one from run to run; such tests are run more often."""
+CLOCK = re.compile(r"date|time|now|SECONDS")
+"""Of these, what looks at a clock: further runs are then spread over some seconds."""
+MORE_RUNS, MORE_S = 25, 12.0
+"""Further runs of each control, as many as fit into MORE_S seconds of tests."""
 _WORDS = {
-    "noop": "noop-passes", "oracle": "oracle-fails", "f2p": "few-f2p", "p2p": "few-p2p", "runtime": "slow",
-    "suite": "suite-fails", "cheats": "few-cheats", "leak-image": "leak", "halves": "half-passes", "mutants": "weak-tests",
+    "noop": "noop-passes", "oracle": "oracle-fails", "again": "flaky", "f2p": "few-f2p", "p2p": "few-p2p", "runtime": "slow",
+    "suite": "suite-fails", "cheats": "few-cheats", "leak-image": "leak", "consistency": "contradiction", "halves": "half-passes",
+    "mutants": "weak-tests",
 }  # fmt: skip
+"""Gate -> reason, where they differ."""
+_LACKS = {
+    "needs-network": re.compile(
+        r"resolv(e|ing) host|name resolution|Network is unreachable|[Cc]onnection (refused|timed out)|TLS CA certificate|"
+        r"No matching distribution|Unable to (fetch|locate package)|Max retries exceeded"
+    ),
+    "lacks-dependency": re.compile(r"No module named|ModuleNotFoundError|: (command )?not found|cannot open shared object"),
+}
+"""What a failing solution's output says of the image, where it says it."""
 _WORDS_BY_START = {"alternative": "alternative-fails", "cheat:without": "step-not-needed", "cheat:": "cheat-passes"}
 
 
@@ -83,7 +106,7 @@ async def prove(
     started = time.perf_counter()
     trial = Trial(draft, image, provider, slots, rules)
     stages = [_still, _controls]
-    stages += {"controls": [], "full": [_attempts], "admission": [_suite, _inspection, _every_attempt]}[level]
+    stages += {"controls": [], "full": [_attempts], "admission": [_suite, _again, _inspection, _every_attempt]}[level]
     for stage in stages:
         await stage(trial, level)
         if trial.failed:
@@ -102,6 +125,10 @@ async def prove(
 async def _still(trial: Trial, level: Level) -> None:
     """What can be said without running anything."""
     trial.gates += [leak(trial.draft), looking(trial.draft)]
+    if level == "admission":
+        reader = reads_solution(trial.task)
+        said = f"{reader} looks at the solution, which no agent can have" if reader else ""
+        trial.gates.append(Gate(name="reads-solution", passed=not reader, detail=said))
     if level == "admission" and not trial.task.solution:
         trial.gates.append(
             Gate(name="no-oracle", passed=False, detail="expected solution/solve.sh, got none: nothing shows that it can be done")
@@ -109,7 +136,10 @@ async def _still(trial: Trial, level: Level) -> None:
 
 
 async def _controls(trial: Trial, level: Level) -> None:
-    """Nothing, and the solution, each several times; the first of each decides whether the others are worth it."""
+    """Nothing, and the solution, each several times; the first of each decides whether the others are worth it.
+
+    A solution that fails at once is run again for the sake of its reason: one that then passes is not wrong but flaky.
+    """
     task = trial.task
     first = await asyncio.gather(trial.control(None), trial.control(task.solution))
     noops, oracles = [first[0]], [first[1]]
@@ -121,9 +151,15 @@ async def _controls(trial: Trial, level: Level) -> None:
         )
         noops += more[: RUNS - 1]
         oracles += more[RUNS - 1 :]
+    elif level == "admission" and first[1].value != 1.0:
+        oracles += await asyncio.gather(*(trial.control(task.solution) for _ in range(RUNS - 1)))
     trial.nothing = noops[0]
     oracle = gate_of("oracle", oracles, 1.0)
-    if level == "admission" and (bad := [c.name for c, r in zip(CONDITIONS, oracles, strict=False) if r.value != 1.0]):
+    if (
+        level == "admission"
+        and oracles[0].value == 1.0
+        and (bad := [c.name for c, r in zip(CONDITIONS, oracles, strict=False) if r.value != 1.0])
+    ):
         oracle = oracle.model_copy(update={"detail": f"{', '.join(bad)}: {oracle.detail}"})
     trial.gates += [gate_of("noop", noops, 0.0), oracle, *_tests_gates(trial.draft, noops)]
     trial.gates.append(_runtime(task, [r.seconds for r in oracles], level))
@@ -147,6 +183,32 @@ async def _suite(trial: Trial, level: Level) -> None:
         trial.gates.append(gate_of("suite", [await trial.control(whole.solution, task=whole)], 1.0))
 
 
+async def _again(trial: Trial, level: Level) -> None:
+    """More runs of both controls where the tests look at a clock or throw dice: five runs miss a fault that is rare."""
+    dice = CHANCE.search("\n".join(_scripts(trial.task)))
+    if dice is None:
+        return
+    fastest = next(gate.seconds for gate in trial.gates if gate.name == "runtime")
+    runs = max(RUNS, min(MORE_RUNS, int(MORE_S / max(fastest, 0.01))))
+    pause = MORE_S / runs if CLOCK.search(dice.group(0)) else 0.0
+
+    async def later(n: int, script: str | None) -> Reward:
+        await asyncio.sleep(n * pause)
+        return await trial.control(script)
+
+    rewards = await asyncio.gather(*(later(n, script) for n in range(runs) for script in (None, trial.task.solution)))
+    odd = sum(r.value != 0.0 for r in rewards[::2]) + sum(r.value != 1.0 for r in rewards[1::2])
+    said = f"{odd} of {2 * runs} further runs came out otherwise; the tests look at {dice.group(0).strip()!r}"
+    trial.gates.append(Gate(name="again", passed=not odd, rewards=tuple(r.value for r in rewards), detail=said))
+
+
+def _scripts(task: Task) -> Iterator[str]:
+    """The tests as far as they are programs of the task's own: a package's suite is not."""
+    for name in sorted(task.files):
+        if name.startswith("tests/") and "tests/run.py" not in task.files and len(task.files[name]) < 100_000:
+            yield task.files[name].decode(errors="replace")
+
+
 async def _inspection(trial: Trial, level: Level) -> None:
     await inspect(trial)
 
@@ -156,8 +218,10 @@ async def _attempts(trial: Trial, level: Level) -> None:
 
 
 async def _every_attempt(trial: Trial, level: Level) -> None:
-    own = list(trial.draft.cheats)
-    await _try(trial, [*own, *((cheat.name, cheat.script) for cheat in cheats_for(trial.task))])
+    """Every cheat that fits; going back in a history is none where the text speaks of it."""
+    spoken_of = HISTORY.search(trial.task.instruction)
+    general = [c for c in cheats_for(trial.task) if not (spoken_of and c.name == "undo-with-git")]
+    await _try(trial, [*trial.draft.cheats, *((cheat.name, cheat.script) for cheat in general)])
 
 
 async def _try(trial: Trial, cheats: Sequence[tuple[str, str]]) -> None:
@@ -172,35 +236,6 @@ async def _try(trial: Trial, cheats: Sequence[tuple[str, str]]) -> None:
         trial.gates.append(Gate(name="cheats", passed=False, detail=said))
     for name, result in zip(names, results, strict=True):
         trial.gates.append(gate_of(name, [result], 1.0 if name.startswith("alternative") else 0.0))
-
-
-def leak(draft: Draft) -> Gate:
-    """Hidden tests and the solution must not be where the agent can read them."""
-    inside = {name: data for name, data in draft.files.items() if name.startswith("environment/")}
-    secret = {name: data for name, data in draft.files.items() if name.startswith(("tests/", "solution/")) and len(data) > 40}
-    found = [f"{a} is {b}" for b, data in secret.items() for a, other in inside.items() if other == data]
-    found += [
-        f"{name} is history or a cache"
-        for name in inside
-        if re.search(r"/(\.git|\.hg|__pycache__|\.pytest_cache)/|\.py[co]\Z", name)
-    ]
-    found += [
-        f"the instruction names the test {test}" for test in draft.spec.expected if "::" in test and test in draft.instruction
-    ]
-    solution = draft.files.get("solution/solve.sh", b"").decode(errors="replace")
-    lines = {line.strip() for line in solution.splitlines() if len(line.strip()) >= 24 and not line.startswith("#")}
-    found += [f"the instruction holds a line of the solution: {line[:60]}" for line in sorted(lines) if line in draft.instruction]
-    return Gate(name="leak", passed=not found, detail="; ".join(found[:5]))
-
-
-def looking(draft: Draft) -> Gate:
-    """What has to be looked up must not stand in the instruction."""
-    said = [
-        token
-        for token in draft.spec.hidden
-        if re.search(rf"(?<![A-Za-z0-9]){re.escape(token)}(?![A-Za-z0-9])", draft.instruction)
-    ]
-    return Gate(name="looking", passed=not said, detail=f"the instruction tells {', '.join(said)}" if said else "")
 
 
 def _tests_gates(draft: Draft, noops: Sequence[Reward]) -> list[Gate]:
@@ -228,6 +263,8 @@ def _reason(bad: Gate | None) -> tuple[str, str]:
             return word, f"{bad.name}: {bad.detail}"
     if bad.name in ("noop", "oracle", "f2p", "p2p") and (len(set(bad.rewards)) > 1 or "run to run" in bad.detail):
         return "flaky", f"{bad.name}: rewards {bad.rewards}; {bad.detail}"
+    if bad.name == "oracle":
+        return next((word for word, found in _LACKS.items() if found.search(bad.detail)), "oracle-fails"), bad.detail
     return _WORDS.get(bad.name, bad.name), bad.detail
 
 

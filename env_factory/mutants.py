@@ -116,6 +116,8 @@ def shortened(task: Task, rules: Rules) -> list[Variant]:
 def _asked_for(effect: Effect, task: Task) -> bool:
     """Whether the task wants this change: repairs of what was there, and what its text names."""
     path = PurePosixPath(effect.path)
+    if not any(effect.path.startswith(f"{root.rstrip('/')}/") for root in task.spec.artifacts):
+        return named(path, task.instruction)
     if effect.kind == "changed":
         return not (path.suffix.lower() in DOCUMENTS and "tests/run.py" in task.files)
     if effect.kind == "tree":

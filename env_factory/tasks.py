@@ -1,4 +1,4 @@
-"""The doors through which jobs enter: generate, verify, corpus.
+"""The doors through which jobs enter: generate, verify, judge, corpus.
 
 A door checks its payload, runs on the loop of its process (`sandboxes.worker`), and may be killed at any moment: the next attempt
 goes on from the ledger. Payloads and results are described by the models below.
@@ -11,14 +11,16 @@ import os
 import random
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from env_factory import sessions, sources, swe_orders
+from env_factory import labelled, sessions, sources, swe_orders
 from env_factory.gates import Level
 from env_factory.intake import Intake, Ledger, Proposal, prove_again
 from env_factory.llm import orders
+from env_factory.mutants import Rules
 from env_factory.synth import corpus as text
 from env_factory.synth import shell, tutorial
 from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
@@ -76,6 +78,15 @@ class Proofs(Word):
     gates: Level = "full"
 
 
+class Bench(Word):
+    """Payload of a judge job."""
+
+    folder: str
+    """Labelled tasks; see `labelled.py`."""
+    noticed: float = Field(default=0.8, ge=0, le=1)
+    """Share of wrong work that tests must notice."""
+
+
 def generate(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     """Make environments. Result: admitted ids in order, candidates, reasons, seconds, cpu_seconds.
 
@@ -103,6 +114,26 @@ def verify(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
         return worker.run(_verify(asked, worker, ctx), ctx)
     except OSError as error:
         raise _unwritable(error, ctx) from error
+
+
+def judge(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Bring labelled tasks before the gates. Result: a row for each, precision and recall of turning down the defective ones."""
+    asked = _checked(Bench, payload)
+    worker = process_worker(ctx.settings)
+    folder = Path(asked.folder)
+    total = len(labelled.labels(folder))
+
+    async def work() -> list[labelled.Judged]:
+        def report(done: int) -> None:
+            ctx.progress(done=done, total=total, unit="tasks")
+
+        rules = Rules(halves=asked.noticed, mutants=asked.noticed)
+        provider, images = await worker.provider(), await worker.images()
+        return await labelled.judge(folder, provider, images, worker.slots, rules=rules, report=report)
+
+    judged = worker.run(work(), ctx)
+    measured = labelled.quality(judged)
+    return {"tasks": labelled.table(judged), **{name: score.model_dump() for name, score in measured._asdict().items()}}
 
 
 def corpus(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:

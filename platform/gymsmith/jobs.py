@@ -43,6 +43,7 @@ TASK = "gymsmith.run_job"
 KINDS: dict[str, tuple[str, str]] = {
     "generate": ("factory", "env_factory.tasks:generate"),
     "verify": ("factory", "env_factory.tasks:verify"),
+    "judge": ("factory", "env_factory.tasks:judge"),
     "corpus": ("factory", "env_factory.tasks:corpus"),
     "rollout": ("rollouts", "sandboxes.tasks:rollout"),
     "image": ("factory", "sandboxes.image_door:image"),

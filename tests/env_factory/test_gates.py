@@ -14,6 +14,7 @@ from env_factory.build import build
 from env_factory.cheats.corpus import corpus
 from env_factory.gates import Proof, prove
 from env_factory.mutants import Rules
+from env_factory.still import leak
 from env_factory.trial import RETRIES, asking_again
 from gymsmith import taskdir
 from gymsmith.errors import InfrastructureError, SandboxError, SourceError
@@ -115,11 +116,11 @@ def test_a_flaky_verifier_is_never_proved(doorway: Any) -> None:
 
 def test_the_leak_scan_knows_solutions_histories_and_test_names() -> None:
     solution = GOOD.files["solution/solve.sh"].decode().splitlines()[1]
-    assert not gates.leak(replace(GOOD, instruction=f"Run {solution}")).passed
-    assert not gates.leak(replace(GOOD, files={**FILES, "environment/work/.git/HEAD": b"ref"})).passed
+    assert not leak(replace(GOOD, instruction=f"Run {solution}")).passed
+    assert not leak(replace(GOOD, files={**FILES, "environment/work/.git/HEAD": b"ref"})).passed
     named = GOOD.spec.model_copy(update={"expected": ("test_a.py::test_b",)})
-    assert not gates.leak(replace(GOOD, spec=named, instruction="Make test_a.py::test_b pass.")).passed
-    assert gates.leak(GOOD).passed
+    assert not leak(replace(GOOD, spec=named, instruction="Make test_a.py::test_b pass.")).passed
+    assert leak(GOOD).passed
 
 
 def test_general_cheats_take_turns_and_some_do_not() -> None:

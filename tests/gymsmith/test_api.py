@@ -159,7 +159,7 @@ def test_equal_orders_with_one_key_are_one_job(client: TestClient, store: Store)
     assert sum("idempotency-replayed" not in a.headers for a in answers) >= 1
     job = answers[0].json()
     assert answers[0].headers["location"] == f"{V}/jobs/{job['id']}"
-    assert (job["kind"], job["queue"], job["payload"]["n"], job["payload"]["gates"]) == ("generate", "factory", 12, "full")
+    assert (job["kind"], job["queue"], job["payload"]["n"], job["payload"]["gates"]) == ("generate", "factory", 12, "admission")
     other = client.post(f"{V}/environments:generate", json=ORDER | {"n": 13}, headers={"idempotency-key": "k1"})
     assert other.status_code == 409 and other.json()["code"] == "conflict"
     assert client.post(f"{V}/environments:generate", json=ORDER).json()["id"] != job["id"], "without a key every order is new"

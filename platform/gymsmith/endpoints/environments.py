@@ -27,7 +27,7 @@ class Order(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     split: Literal["train", "held_out"] = "train"
     levels: list[int] = Field(default_factory=list, max_length=50)
-    gates: Literal["admission", "full", "controls"] = "full"
+    gates: Literal["admission", "full", "controls"] = "admission"
     model: str = Field(default="", max_length=200, description="Kinds llm-...: the model to ask for, if not the configured one.")
     budget_tokens: int = Field(default=0, ge=0, description="Kinds llm-...: stop before more tokens are bought.")
     budget_usd: float = Field(default=0.0, ge=0, description="Kinds llm-...: stop before more dollars are spent.")

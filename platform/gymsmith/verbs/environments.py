@@ -12,6 +12,7 @@ from gymsmith.errors import UserError
 from gymsmith.verbs.terminal import Home, Json, Seed, emit, listed, one_of, settings_for
 
 app = typer.Typer(no_args_is_help=True, help="Look at environments and prove them again.")
+LEVELS = ("admission", "full", "controls")
 KINDS = ("mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "llm-tutorial")
 
 
@@ -29,6 +30,7 @@ def generate(
     seed: Seed = 1,
     split: Annotated[str, typer.Option(help="shell only: train words or held_out words.")] = "train",
     model: Annotated[str, typer.Option(help="llm kinds: the model to ask for (default: GYMSMITH_LLM_MODEL).")] = "",
+    gates: Annotated[str, typer.Option(help="How much is asked of each: admission (everything), full, controls.")] = "admission",
     budget_tokens: Annotated[
         int, typer.Option(min=0, help="llm kinds: stop before more tokens than this are bought (0: GYMSMITH_LLM_BUDGET_TOKENS).")
     ] = 0,
@@ -57,7 +59,8 @@ def generate(
     if scheme == "file" and rest:
         # A worker may stand in another folder than we do.
         source = f"file:{Path(rest).expanduser().resolve()}"
-    payload = {"source": source, "kind": kind, "n": n, "seed": seed, "split": split}
+    one_of("--gates", gates, LEVELS)
+    payload = {"source": source, "kind": kind, "n": n, "seed": seed, "split": split, "gates": gates}
     asked = {"model": model, "budget_tokens": budget_tokens, "budget_usd": budget_usd}
     if not kind.startswith("llm-") and (stray := [name for name, value in asked.items() if value]):
         raise UserError(f"expected --{stray[0].replace('_', '-')} with a kind that asks a language model, got it with {kind!r}")
@@ -142,14 +145,41 @@ def env_show(
 @app.command("verify")
 def env_verify(
     env_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Environments to prove again, from scratch.")],
+    gates: Annotated[str, typer.Option(help="How much is asked of each: admission (everything), full, controls.")] = "admission",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Run every gate again on this machine and store the new evidence."""
     from gymsmith.attach import attached
 
+    one_of("--gates", gates, LEVELS)
     with attached(settings_for(home)) as house:
         ids = [house.store.find_environment(given).id for given in env_ids]
-        job = house.run("verify", {"environments": ids}, label="proofs", quiet=as_json)
+        job = house.run("verify", {"environments": ids, "gates": gates}, label="proofs", quiet=as_json)
     emit(job.result) if as_json else print(json.dumps(job.result, indent=2))
     raise typer.Exit(0 if all(status == "verified" for status in job.result["statuses"].values()) else 1)
+
+
+@app.command("judge")
+def env_judge(
+    folder: Annotated[
+        Path, typer.Argument(help='Task folders in Harbor\'s format, and labels.toml: NAME = "sound" or what is wrong.')
+    ],
+    noticed: Annotated[float, typer.Option(help="Share of wrong work that a task's tests must notice.", min=0, max=1)] = 0.8,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Bring tasks whose defects are known before every gate; precision and recall of what is turned down."""
+    from gymsmith.attach import attached
+
+    payload = {"folder": str(folder.expanduser().resolve()), "noticed": noticed}
+    with attached(settings_for(home)) as house:
+        job = house.run("judge", payload, label=f"tasks of {folder}", quiet=as_json)
+    if as_json:
+        emit(job.result)
+        return
+    for row in job.result["tasks"]:
+        print(f"  {'ok' if row['right'] == 'yes' else 'NO':3s} {row['name']:36s} {row['label'][:34]:34s} {row['verdict']}")
+    for name in ("precision", "recall"):
+        score = job.result[name]
+        print(f"{name} {score['rate']:.3f} ({score['passed']} of {score['n']}; 95% {score['low']:.3f} to {score['high']:.3f})")
