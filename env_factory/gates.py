@@ -48,7 +48,7 @@ REASONS = (
 """Why a draft that was built is turned down. Screening has words of its own."""
 RUNS = 3
 MIN_CHEATS = 5
-GENERAL_CHEATS = {"shell": 6, "mutation": 11, "tutorial": 11}
+GENERAL_CHEATS = {"shell": 6, "mutation": 11, "tutorial": 11, "layout": 32, "browse": 15}
 """How many cheats are tried on one draft of a kind at the level "full": its own, and general ones, which take turns."""
 ALWAYS = frozenset({"py-equal-to-all"})
 """General cheats that do not take turns: what they attack is the tests of the one draft, not the grading of all."""

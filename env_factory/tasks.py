@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from env_factory import labelled, sessions, sources, swe_orders
+from env_factory import labelled, seeded, sessions, sources, swe_orders
 from env_factory.gates import Level
 from env_factory.intake import Intake, Ledger, Proposal, prove_again
 from env_factory.llm import orders
@@ -43,15 +43,18 @@ class Order(Word):
     """Payload of a generate job."""
 
     source: str
-    """pypi:NAME==VERSION, file:PATH, man:PAGE, shell:FAMILY, shell:all or shell:unseen."""
-    kind: Literal["mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "llm-tutorial"]
+    """pypi:NAME==VERSION, file:PATH, man:PAGE, shell:FAMILY, shell:all or shell:unseen, layout:TEMPLATE or layout:all,
+    browse:FAMILY or browse:all."""
+    kind: Literal[
+        "mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "layout", "browse", "llm-tutorial"
+    ]
     n: int = Field(ge=1)
     """Environments to admit."""
     seed: int = 0
     split: Literal["train", "held_out"] = "train"
-    """Words of shell environments."""
+    """Words of shell and layout environments."""
     levels: tuple[int, ...] = ()
-    """Levels of shell environments; empty means 1 to 3."""
+    """Levels of shell and browse environments; empty means 1 to 3."""
     gates: Level = "full"
     model: str = ""
     """Kinds that ask a language model: which one; empty means the configured one. The budgets likewise, 0 for those."""
@@ -158,10 +161,16 @@ def corpus(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 async def _generate(order: Order, worker: Worker, ctx: JobContext) -> dict[str, Any]:
     if order.kind == "shell":
         return await _shell(order, worker, ctx)
+    if order.kind in seeded.KINDS:
+        stream = await seeded.order(
+            order.kind, order.source, order.n, order.seed, order.split, order.levels, worker, ctx.settings
+        )
+        return await _take(order, stream.proposals, stream.key | {"gates": order.gates}, worker, ctx, at_once=stream.at_once)
     if order.kind.startswith("llm-"):
         return await _llm(order, worker, ctx)
-    if order.source.startswith("shell:"):
-        raise ConfigError(f"expected kind shell for {order.source!r}, got {order.kind!r}")
+    scheme = order.source.partition(":")[0]
+    if scheme in ("shell", *seeded.KINDS):
+        raise ConfigError(f"expected kind {scheme} for {order.source!r}, got {order.kind!r}")
     python = await _python(worker)
     if order.kind == "issue":
         return await _changes(order, sources.members(order.source), python, worker, ctx)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
@@ -61,11 +62,29 @@ class Package:
         return any(path == test or path.startswith(test + "/") for test in self.tests)
 
 
+class Sdist(NamedTuple):
+    """The source distribution of one version, unpacked in memory."""
+
+    source: Source
+    filename: str
+    files: dict[str, bytes]
+    name: str
+    version: str
+    metadata: bytes
+    """PKG-INFO."""
+
+
 def read_package(uri: str, rest: str, settings: Settings, python: str) -> Package:
     """`pypi:NAME==VERSION`: the sdist of that version, with wheels of today.
 
     Raises: UnknownPackage, NoNetwork, NoTests, SourceError, PolicyRefused.
     """
+    sdist = read_sdist(uri, rest, settings)
+    return _package(sdist.source, sdist.filename, sdist.files, sdist.name, sdist.version, sdist.metadata, settings, python, None)
+
+
+def read_sdist(uri: str, rest: str, settings: Settings) -> Sdist:
+    """The sdist alone: for what needs neither tests nor wheels. Raises: UnknownPackage, NoNetwork, SourceError, PolicyRefused."""
     try:
         wanted = Requirement(rest)
         pins = [s for s in wanted.specifier if s.operator == "=="]
@@ -85,7 +104,7 @@ def read_package(uri: str, rest: str, settings: Settings, python: str) -> Packag
         licence=licence.of_metadata(metadata) or licence.of_tree(files),
         meta={"name": wanted.name, "version": str(version), "file": filename},
     )
-    return _package(source, filename, files, wanted.name, str(version), metadata, settings, python, None)
+    return Sdist(source, filename, files, wanted.name, str(version), metadata)
 
 
 def package_of(repository: Repository, settings: Settings, *, python: str = "3.11", as_of: datetime | None = None) -> Package:

@@ -22,7 +22,9 @@ class Order(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     source: str = Field(min_length=1, max_length=500, examples=["pypi:inflection==0.5.1", "man:tar", "shell:all"])
-    kind: Literal["mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "llm-tutorial"]
+    kind: Literal[
+        "mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "layout", "browse", "llm-tutorial"
+    ]
     n: int = Field(default=20, ge=1, le=10_000, description="Environments wanted.")
     seed: int = Field(default=0, ge=0, lt=2**63)
     split: Literal["train", "held_out"] = "train"

@@ -13,22 +13,26 @@ from gymsmith.verbs.terminal import Home, Json, Seed, emit, listed, one_of, sett
 
 app = typer.Typer(no_args_is_help=True, help="Look at environments and prove them again.")
 LEVELS = ("admission", "full", "controls")
-KINDS = ("mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "llm-tutorial")
+KINDS = ("mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "layout", "browse", "llm-tutorial")
 
 
 def generate(
     source: Annotated[
-        str, typer.Argument(help="pypi:NAME==VERSION, file:PATH (a tutorial), man:PAGE, or shell:FAMILY (shell:all).")
+        str,
+        typer.Argument(
+            help="pypi:NAME==VERSION, file:PATH (a tutorial), man:PAGE, shell:FAMILY, layout:TEMPLATE or browse:FAMILY (or :all)."
+        ),
     ],
     kind: Annotated[
         str,
         typer.Option(
-            help="SWE: mutation, reconstruction, combination, commit, issue; tutorial; shell; by a language model: llm-tutorial."
+            help="SWE: mutation, reconstruction, combination, commit, issue; tutorial; shell; layout; browse; by a language "
+            "model: llm-tutorial."
         ),
     ],
     n: Annotated[int, typer.Option("-n", help="How many admitted environments to stop at.", min=1)] = 20,
     seed: Seed = 1,
-    split: Annotated[str, typer.Option(help="shell only: train words or held_out words.")] = "train",
+    split: Annotated[str, typer.Option(help="shell and layout: train words or held_out words.")] = "train",
     model: Annotated[str, typer.Option(help="llm kinds: the model to ask for (default: GYMSMITH_LLM_MODEL).")] = "",
     gates: Annotated[str, typer.Option(help="How much is asked of each: admission (everything), full, controls.")] = "admission",
     budget_tokens: Annotated[
@@ -89,7 +93,7 @@ def _bought(result: dict[str, Any]) -> str:
 @app.command("list")
 def env_list(
     text: Annotated[str, typer.Argument(help="Words to look for in name, instruction and labels.")] = "",
-    kind: Annotated[str | None, typer.Option(help="mutation, tutorial, shell")] = None,
+    kind: Annotated[str | None, typer.Option(help="mutation, tutorial, shell, layout, browse, ...")] = None,
     status: Annotated[str | None, typer.Option(help="verified, unproven, rejected, ...")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 30,
     cursor: Annotated[str, typer.Option(help="Continue where the last page ended.")] = "",
