@@ -80,6 +80,11 @@ _LACKS = {
 _WORDS_BY_START = {"alternative": "alternative-fails", "cheat:without": "step-not-needed", "cheat:": "cheat-passes"}
 
 
+RULES = {"layout": Rules(mutants=0.4)}
+"""How much wrong work must fail, by kind. Most numbers of a page's style are nobody's order, and one pixel more is within what an
+order allows; a layout draft brings faults of its own that matter, and of those each must fail."""
+
+
 class Proof(NamedTuple):
     """What the gates saw, and the word for the first that failed; empty when none did."""
 
@@ -96,7 +101,7 @@ async def prove(
     level: Level = "full",
     base_digest: str = "",
     slots: asyncio.Semaphore | None = None,
-    rules: Rules = Rules(),
+    rules: Rules | None = None,
 ) -> Proof:
     """Run the gates. `slots` bounds how many attempts are under way in this process, `rules` say how much wrong work must fail.
 
@@ -104,7 +109,7 @@ async def prove(
     Raises: InfrastructureError: a sandbox failed us again and again.
     """
     started = time.perf_counter()
-    trial = Trial(draft, image, provider, slots, rules)
+    trial = Trial(draft, image, provider, slots, rules or RULES.get(draft.spec.kind, Rules()))
     stages = [_still, _controls]
     stages += {"controls": [], "full": [_attempts], "admission": [_suite, _again, _inspection, _every_attempt]}[level]
     for stage in stages:
