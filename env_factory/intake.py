@@ -32,6 +32,9 @@ from sandboxes.image import ImageStore
 
 log = logging.getLogger(__name__)
 
+ELSEWHERE = frozenset({"harbor", "terminal-bench", "swebench"})
+"""Kinds of sources whose tasks were made by somebody else."""
+
 
 class Problem(NamedTuple):
     """Why a draft was turned down, for whoever may repair it."""
@@ -258,6 +261,8 @@ class Intake:
             log.info("event=turned_down name=%s reason=%s detail=%s", draft.spec.name, reason, str(error)[:300])
             output = error.log if isinstance(error, BuildError) else ""
             return _Judged(reason, f"{error}\n{output}".strip(), "", None)
+        if draft.source.kind in ELSEWHERE and "solution/solve.sh" not in draft.files:
+            return _Judged("no-oracle", "it brings no solution, so nothing shows that it can be done", image.id, None)
         proof = await prove(draft, image, self.provider, level=self.level, base_digest=self.base_digest, slots=self.slots)
         log.info(
             "event=settled name=%s reason=%s seconds=%.2f detail=%s",
@@ -281,13 +286,22 @@ class Intake:
                 source=draft.source,
                 spec=draft.spec,
                 instruction=draft.instruction,
-                status=Status.REJECTED if judged.reason else Status.VERIFIED,
+                status=status_of(draft, judged.reason),
                 reason=judged.reason,
                 path=folder.relative_to(self.settings.home).as_posix(),
                 image_id=judged.image_id,
             ),
             judged.evidence,
         )
+
+
+def status_of(draft: Draft, reason: str) -> Status:
+    """What a verdict makes of a draft. One that was made elsewhere is not rejected for what this machine cannot do or for what
+    its makers did not give: without an image or a solution it stays unproven."""
+    if not reason:
+        return Status.VERIFIED
+    unproven = draft.source.kind in ELSEWHERE and reason in ("build-failed", "refused", "no-oracle")
+    return Status.UNPROVEN if unproven else Status.REJECTED
 
 
 class _Judged(NamedTuple):

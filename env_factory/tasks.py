@@ -14,13 +14,14 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from env_factory import labelled, seeded, sessions, sources, swe_orders
 from env_factory.gates import Level
 from env_factory.intake import Intake, Ledger, Proposal, prove_again
 from env_factory.llm import orders
 from env_factory.mutants import Rules
+from env_factory.payload import checked
 from env_factory.synth import corpus as text
 from env_factory.synth import shell, tutorial
 from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
@@ -97,7 +98,7 @@ def generate(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
         ConfigError, SourceError and its kin: the order cannot be carried out as asked.
         InfrastructureError: sandboxes failed; the same job goes on where it was.
     """
-    order = _checked(Order, payload)
+    order = checked(Order, payload)
     worker = process_worker(ctx.settings)
     started, cpu = time.perf_counter(), cpu_seconds()
     try:
@@ -111,7 +112,7 @@ def generate(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 
 def verify(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     """Prove stored environments again. Result: statuses and reasons by id."""
-    asked = _checked(Proofs, payload)
+    asked = checked(Proofs, payload)
     worker = process_worker(ctx.settings)
     try:
         return worker.run(_verify(asked, worker, ctx), ctx)
@@ -121,7 +122,7 @@ def verify(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 
 def judge(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     """Bring labelled tasks before the gates. Result: a row for each, precision and recall of turning down the defective ones."""
-    asked = _checked(Bench, payload)
+    asked = checked(Bench, payload)
     worker = process_worker(ctx.settings)
     folder = Path(asked.folder)
     total = len(labelled.labels(folder))
@@ -141,7 +142,7 @@ def judge(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 
 def corpus(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     """Make a pre-training corpus out of really executed sessions and drills. Result: path under the state folder, documents."""
-    asked = _checked(Corpus, payload)
+    asked = checked(Corpus, payload)
     worker = process_worker(ctx.settings)
     rng = random.Random(f"corpus/{asked.seed}")
     planned = [text.session(rng) for _ in range(asked.sessions)]
@@ -376,11 +377,3 @@ def _unwritable(error: OSError, ctx: JobContext) -> StoreError:
     return StoreError(
         f"the state folder {ctx.settings.home} failed: {error}; free space there, make it writable, or set GYMSMITH_HOME"
     )
-
-
-def _checked(model: type[M], payload: dict[str, Any]) -> M:
-    try:
-        return model.model_validate(payload)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {str(p['input'])[:80]!r}" for p in error.errors())
-        raise ConfigError(f"the payload of a factory job is wrong: {problems}") from error

@@ -1,1 +1,1 @@
-"""Task formats of others. What comes in is a draft like any other: unproven until the gates ran here."""
+"""Other people's task formats and what becomes of ours in them, one file each; `env_factory.exchange` is the door."""

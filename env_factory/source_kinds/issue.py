@@ -69,13 +69,13 @@ class Issue:
 def read_issue(uri: str, rest: str) -> Issue:
     """`issue:PATH` or `issue:PATH#NUMBER`. Raises: NotFound, SourceError: no such file or record, or it lacks something."""
     place, _, number = rest.partition("#")
-    records = _records(place, f"expected issue:PATH of .json or .jsonl, got {uri!r}")
+    found = records(place, f"expected issue:PATH of .json or .jsonl, got {uri!r}")
     if number:
-        records = [record for record in records if str(_of(record, "issue").get("number")) == number]
-    if len(records) != 1:
-        numbers = ", ".join(str(_of(record, "issue").get("number", "?")) for record in records[:10])
-        raise NotFound(f"expected one issue in {uri!r}, got {len(records)} ({numbers or 'none'}); name one with #NUMBER")
-    return of_record(records[0], uri if number else f"{uri}#{_of(records[0], 'issue').get('number')}")
+        found = [record for record in found if str(_of(record, "issue").get("number")) == number]
+    if len(found) != 1:
+        numbers = ", ".join(str(_of(record, "issue").get("number", "?")) for record in found[:10])
+        raise NotFound(f"expected one issue in {uri!r}, got {len(found)} ({numbers or 'none'}); name one with #NUMBER")
+    return of_record(found[0], uri if number else f"{uri}#{_of(found[0], 'issue').get('number')}")
 
 
 def read_row(uri: str, rest: str) -> Issue:
@@ -96,7 +96,7 @@ def members(uri: str) -> list[str]:
         return [uri]
     if scheme == "swebench":
         return [f"{uri}#{row['instance_id']}" for row in read_rows(Path(rest))]
-    return [f"{uri}#{_of(record, 'issue').get('number')}" for record in _records(rest, uri)]
+    return [f"{uri}#{_of(record, 'issue').get('number')}" for record in records(rest, uri)]
 
 
 def of_record(record: Mapping[str, Any], uri: str) -> Issue:
@@ -219,20 +219,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except (ArrowException, OSError, ValueError) as error:
             raise SourceError(f"{path} is not a readable parquet file: {error}") from error
     else:
-        rows = _records(str(path), f"expected swebench:PATH of .json, .jsonl or .parquet, got {str(path)!r}")
+        rows = records(str(path), f"expected swebench:PATH of .json, .jsonl or .parquet, got {str(path)!r}")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not isinstance(row.get("instance_id"), str):
             raise SourceError(f"{path}: expected row {number} to be an object with an instance_id, got {str(row)[:100]!r}")
     return rows
 
 
-def _records(place: str, wrong: str) -> list[Any]:
+def records(place: str, wrong: str = "") -> list[Any]:
+    """The objects of a .json or .jsonl file. `wrong`: the error for a file of another name. Raises: NotFound, SourceError."""
     name, data = download.read(place, MAX_BYTES)
     try:
         if name.endswith(".jsonl"):
-            return [json.loads(line) for line in data.decode().splitlines() if line.strip()]
+            return [json.loads(line) for line in data.decode().split("\n") if line.strip()]
         if not name.endswith(".json"):
-            raise SourceError(wrong)
+            raise SourceError(wrong or f"expected a file named .json or .jsonl, got {place!r}")
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{place} is not JSON (.json) or JSON lines (.jsonl): {error}") from error

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from gymsmith.errors import GymsmithError, UserError
-from gymsmith.verbs import environments, evaluation, hosts, images, learning, packages, sandboxes, upkeep
+from gymsmith.verbs import environments, evaluation, exchange, hosts, images, learning, packages, sandboxes, upkeep
 from gymsmith.verbs.terminal import Home, Json, Seed, can_train, emit, settings_for
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
@@ -152,6 +152,9 @@ def bench(
     raise typer.Exit(0 if all(row.ok is not False for row in rows) else 1)
 
 
+environments.app.command("import")(exchange.env_import)
+environments.app.command("export")(exchange.env_export)
+environments.app.command("diff")(exchange.env_diff)
 for verb in (environments.generate, learning.rollout, learning.train, learning.rl, learning.export):
     app.command()(verb)
 for name, group in (

@@ -45,6 +45,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "verify": ("factory", "env_factory.tasks:verify"),
     "judge": ("factory", "env_factory.tasks:judge"),
     "corpus": ("factory", "env_factory.tasks:corpus"),
+    "import": ("factory", "env_factory.exchange:bring_in"),
+    "export_environments": ("factory", "env_factory.exchange:send_out"),
     "rollout": ("rollouts", "sandboxes.tasks:rollout"),
     "image": ("factory", "sandboxes.image_door:image"),
     "evaluate": ("evals", "sandboxes.tasks:evaluate"),

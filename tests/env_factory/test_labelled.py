@@ -60,7 +60,7 @@ def test_a_folder_of_somebody_else_is_read_or_refused_in_words(tmp_path: Path) -
     (folder / "task.toml").write_text('[environment]\nmemory = "2G"\ncpus = 2\n[verifier]\nenvironment_mode = "separate"\n')
     spec = harbor.read(folder).spec
     assert (spec.memory_mb, spec.cpus, spec.verifier_mode) == (2048, 2.0, "separate")
-    for text, words in (("[", "TOML"), ("[environment]\ncpus = 'many'\n", "wrong kind"), ("[[steps]]\nname = 'a'\n", "1 steps")):
+    for text, words in (("[", "TOML"), ("[environment]\ncpus = 'many'\n", "cpus"), ("[[steps]]\nname = 'a'\n", "several steps")):
         (folder / "task.toml").write_text(text)
         with pytest.raises(SourceError, match=words):
             harbor.read(folder)

@@ -219,6 +219,7 @@ OPERATIONS = {
     "getEnvironmentRejects",
     "getEvaluation",
     "getHealth",
+    "importEnvironments",
     "getJob",
     "getReadiness",
     "getRun",

@@ -36,6 +36,15 @@ class Order(BaseModel):
     per_function: int = Field(default=0, ge=0, description="Mutations of one function; 0 means the kind's own number.")
 
 
+class Incoming(BaseModel):
+    """What to import: the payload of an `import` job."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(min_length=1, max_length=4000, description="A folder, archive or file of the worker, or an https: URL.")
+    format: Literal["auto", "harbor", "terminal-bench", "jsonl", "swebench", "task-repository"] = "auto"
+
+
 @router.get("/environments", operation_id="listEnvironments")
 def list_environments(
     store: StoreDep,
@@ -74,6 +83,12 @@ def rejects(store: StoreDep, kind: str | None = None) -> dict[str, int]:
 def generate(body: Order, store: StoreDep, response: Response, idempotency_key: IdempotencyKey = "") -> Job:
     """Order new environments; the job shows them being drafted, built and proved."""
     return order(store, response, "generate", body.model_dump(), idempotency_key)
+
+
+@router.post("/environments:import", operation_id="importEnvironments", status_code=202)
+def import_tasks(body: Incoming, store: StoreDep, response: Response, idempotency_key: IdempotencyKey = "") -> Job:
+    """Take in tasks that were made elsewhere; they are unproven until their gates have run here."""
+    return order(store, response, "import", body.model_dump(), idempotency_key)
 
 
 @router.get("/environments/{environment_id}", operation_id="getEnvironment")

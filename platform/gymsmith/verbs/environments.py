@@ -11,7 +11,7 @@ import typer
 from gymsmith.errors import UserError
 from gymsmith.verbs.terminal import Home, Json, Seed, emit, listed, one_of, settings_for
 
-app = typer.Typer(no_args_is_help=True, help="Look at environments and prove them again.")
+app = typer.Typer(no_args_is_help=True, help="Look at environments, prove them again, exchange them with others.")
 LEVELS = ("admission", "full", "controls")
 KINDS = ("mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "layout", "browse", "llm-tutorial")
 
