@@ -291,7 +291,7 @@ class NamespaceProvider:
                 upper=str(upper or ""),
                 work=box.work,
                 disk_bytes=spec.disk_bytes if upper is None else _SHM_BYTES,
-                inodes=_inodes(spec),
+                inodes=spec.disk_files,
                 data_bytes=0 if self._groups is not None else spec.memory_bytes,
                 file_bytes=0 if upper is None else spec.disk_bytes,
                 group_version=self._groups.version if self._groups is not None else 0,
@@ -320,7 +320,7 @@ class NamespaceProvider:
         number = self._last_copy = self._last_copy + 1
         copied = self._copies[number] = self.loop.create_future()
         try:
-            self._launcher.snapshot(box.number, number, box.spec.disk_bytes + MIB, _inodes(box.spec) + 64)
+            self._launcher.snapshot(box.number, number, box.spec.disk_bytes + MIB, box.spec.disk_files + 64)
             async with asyncio.timeout(_COPY_S):
                 error = await copied
         except (OSError, TimeoutError) as failure:
@@ -468,10 +468,6 @@ class NamespaceProvider:
             self._groups.close()
         self.registry.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _inodes(spec: SandboxSpec) -> int:
-    return max(1024, spec.disk_bytes // 2048)
 
 
 def _start_error(kind: int, payload: bytes, image: str) -> SandboxError:

@@ -35,7 +35,7 @@ def examine(settings: Settings) -> list[Check]:
         python(),
         state_folder(settings),
         *namespaces(),
-        docker_engine(),
+        *docker_engine(),
         sandbox_hosts(settings),
         chromium(settings),
         torch(),
@@ -107,17 +107,23 @@ def namespaces() -> list[Check]:
     return lines
 
 
-def docker_engine() -> Check:
-    """Whether a Docker Engine answers."""
+def docker_engine() -> list[Check]:
+    """Whether a Docker Engine answers, and who limits what its containers write."""
     how = "apt-get install docker.io iptables, start dockerd; and pip install 'gymsmith[sandbox]'"
     if importlib.util.find_spec("docker") is None:
-        return Check("docker", "missing", "the docker package is not installed", how)
+        return [Check("docker", "missing", "the docker package is not installed", how)]
     import_docker = importlib.import_module("docker")
     try:
-        version = import_docker.from_env(timeout=3).version()
+        client = import_docker.from_env(timeout=3)
+        version = client.version()
+        way, text = importlib.import_module("sandboxes.container_disk").survey(client.api)
     except Exception as error:  # the package raises several unrelated families when no engine listens
-        return Check("docker", "missing", f"no engine answers ({type(error).__name__})", how)
-    return Check("docker", "ok", f"Engine {version['Version']}, kernel {version['KernelVersion']}")
+        return [Check("docker", "missing", f"no engine answers ({type(error).__name__})", how)]
+    quota = "" if way == "quota" else "keep the engine's data on xfs mounted with pquota, and a write beyond the limit is refused"
+    return [
+        Check("docker", "ok", f"Engine {version['Version']}, kernel {version['KernelVersion']}"),
+        Check("  containers' disks", "ok", text, quota),
+    ]
 
 
 def sandbox_hosts(settings: Settings) -> Check:

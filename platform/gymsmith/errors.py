@@ -17,6 +17,7 @@
     └── InfrastructureError       ours to retry; never a reward of 0, never a rejection
         ├── SandboxError
         │   ├── SandboxGone       the sandbox died or was destroyed under us
+        │   │   └── DiskLimit     it wrote more than its disk holds, so it was ended
         │   ├── ShellEnded        a persistent shell has exited; the sandbox goes on
         │   ├── HostLost          the machine that it was on is away or was started anew
         │   ├── ExecTimeout       the sandbox did not answer (a command's own timeout is data, not this)
@@ -159,6 +160,12 @@ class SandboxGone(SandboxError):
     """The sandbox died or was destroyed."""
 
     code = "sandbox-gone"
+
+
+class DiskLimit(SandboxGone):
+    """A sandbox wrote more than its disk holds, under a provider that cannot refuse a write: it was ended."""
+
+    code = "disk-limit"
 
 
 class HostLost(SandboxError):
