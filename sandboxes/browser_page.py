@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from sandboxes import browser_metrics
+from sandboxes.background import begin
 from sandboxes.browser_result import Document, Metrics, Refusal
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Tab:
             with contextlib.suppress(Exception):  # what it was about is gone already
                 await work
 
-        task = asyncio.ensure_future(do())
+        task = begin(do(), "a page's chore")
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 

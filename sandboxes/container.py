@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from gymsmith.errors import Capacity, DiskLimit, ImageMissing, PolicyRefused, SandboxGone
 from sandboxes import reaper
 from sandboxes.admission import Admission, Need, Room
+from sandboxes.background import begin
 from sandboxes.base import (
     CAPABILITY_TABLE,
     MIB,
@@ -84,8 +85,9 @@ class ContainerProvider:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(4, "docker")
         self._boxes: dict[str, ContainerSandbox] = {}
-        self._removing: dict[str, asyncio.Future[None]] = {}
-        self._dropping: list[asyncio.Future[None]] = []
+        self._removing: dict[ContainerSandbox, asyncio.Task[None]] = {}
+        """At work, or to be tried again."""
+        self._dropping: set[asyncio.Task[None]] = set()
         self._program = str(find_binary())
         self._last = 0
         self._closed = False
@@ -302,19 +304,28 @@ class ContainerProvider:
             with contextlib.suppress(docker.errors.APIError):  # what cannot be removed now goes with the next sweep
                 self.client.remove_image(reference, force=True)
 
-        self._dropping.append(self._engine(drop))
+        task = begin(self._engine(drop), f"end of snapshot {reference[7:19]}")
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
 
-    def remove(self, container: str) -> asyncio.Future[None]:
-        """End a container; the same future for every caller."""
-        if container not in self._removing:
-            self._removing[container] = asyncio.ensure_future(self._engine(lambda: self._remove(container)))
-            box = self._boxes.pop(container, None)
-            self._disks.drop(container)
-            if box is not None:
-                self._removing[container].add_done_callback(lambda _: self._removed(box))
-        return self._removing[container]
+    def remove(self, box: ContainerSandbox) -> asyncio.Task[None]:
+        """End a container; the same task for every caller, until it has failed: then another one tries again."""
+        known = self._removing.get(box)
+        if known is None or _failed(known):
+            known = self._removing[box] = begin(self._end(box), f"end of container {box.container[:12]}")
+        return known
 
-    def _removed(self, box: ContainerSandbox) -> None:
+    async def _end(self, box: ContainerSandbox) -> None:
+        self._boxes.pop(box.container, None)
+        self._disks.drop(box.container)
+        try:
+            await self._engine(lambda: self._remove(box.container))
+        finally:
+            self._give_back(box)
+        box.removed = True
+        del self._removing[box]
+
+    def _give_back(self, box: ContainerSandbox) -> None:
         kept, box.kept = box.kept, ()
         for snapshot in kept:
             snapshot.let_go()
@@ -331,7 +342,7 @@ class ContainerProvider:
             f"in {use.files} and was ended; raise disk_bytes in its spec",
             DiskLimit,
         )
-        self.remove(box.container)
+        self.remove(box)
 
     def _sizes(self) -> dict[str, int]:
         """What the engine says each of our containers has written."""
@@ -348,13 +359,16 @@ class ContainerProvider:
             log.warning("event=fenced owner=%s sandboxes=%d", self.owner, len(self._boxes))
             for box in list(self._boxes.values()):
                 box.link.close(f"sandbox {box.id} was fenced off")
-                self.remove(box.container)
+                self.remove(box)
             self._folder.mkdir(parents=True, exist_ok=True)
             self.registry.close()
             self._control.close()
             self.registry = Registry(self._folder)
             self._control = Control(self._folder, self._of_number)
         self.registry.beat()
+        for box, task in list(self._removing.items()):
+            if _failed(task):  # the engine was away
+                self.remove(box)
 
     def _remove(self, container: str) -> None:
         import docker
@@ -371,8 +385,16 @@ class ContainerProvider:
             except docker.errors.NotFound:
                 return
 
-    def _engine(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        return self._loop.run_in_executor(self._threads, work)
+    async def _engine(self, work: Callable[[], T]) -> T:
+        """What the engine says to `work`, in a thread. Raises: Capacity (it does not answer); what the engine refuses with."""
+        try:
+            return await self._loop.run_in_executor(self._threads, work)
+        except OSError as error:  # also what the package's own connection raises, an APIError apart
+            import docker
+
+            if isinstance(error, docker.errors.APIError):
+                raise
+            raise Capacity(f"the Docker Engine must answer, it does not ({error}); start dockerd again") from error
 
     async def close(self) -> None:
         if self._closed:
@@ -381,8 +403,8 @@ class ContainerProvider:
         await self._janitor.close()
         await self._disks.close()
         self._control.close()
-        await asyncio.gather(*(box.destroy() for box in list(self._boxes.values())))
-        await asyncio.gather(*self._dropping)
+        ends = (*(box.destroy() for box in list(self._boxes.values())), *self._removing.values(), *self._dropping)
+        await asyncio.gather(*ends, return_exceptions=True)  # what failed is logged; the rest must end all the same
         self._threads.shutdown()
         self.client.close()
         self.registry.close()
@@ -404,3 +426,7 @@ def sweep(client: Any) -> list[str]:
             with contextlib.suppress(docker.errors.APIError):  # a container that is just ending may still need it
                 client.remove_image(image["Id"], force=True)
     return swept
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gymsmith.errors import Capacity
+from sandboxes.background import begin
 from sandboxes.base import MIB
 from sandboxes.cgroups import group_file
 
@@ -146,7 +147,7 @@ class DiskWatch:
         self._asked = float("-inf")
         self.failure = ""
         """Why the last round failed; empty when it did not."""
-        self._task = asyncio.get_running_loop().create_task(self._rounds(), name="container disks")
+        self._task = begin(self._rounds(), "container disks", self._stopped)
 
     def add(self, watched: Watched) -> None:
         self._watched[watched.container] = watched
@@ -158,6 +159,9 @@ class DiskWatch:
         """Raises: Capacity (what containers write cannot be measured now, so no new one may be made)."""
         if self.failure:
             raise Capacity(f"what containers write cannot be measured: {self.failure}")
+
+    def _stopped(self, error: BaseException) -> None:
+        self.failure = f"nobody measures any more ({type(error).__name__}: {error})"
 
     async def _rounds(self) -> None:
         while True:

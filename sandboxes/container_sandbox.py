@@ -64,6 +64,8 @@ class ContainerSandbox(ResidentSandbox):
     """Of its PID 1, on this host."""
     handover: Path | None = None
     """The directory shown at HANDOVER."""
+    removed = False
+    """The engine has it no more."""
     kept: tuple[Kept, ...] = ()
     """The snapshot it started from."""
 
@@ -114,7 +116,8 @@ class ContainerSandbox(ResidentSandbox):
 
     async def destroy(self) -> None:
         self.link.close(f"sandbox {self.id} was destroyed")
-        await asyncio.shield(self.provider.remove(self.container))
+        if not self.removed:
+            await asyncio.shield(self.provider.remove(self))
 
     async def apply(self, layer: Path) -> None:
         """Do to the file system what stacking `layer` on it would do."""
