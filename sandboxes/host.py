@@ -94,7 +94,9 @@ class HostServer:
 
     def _usage(self) -> dict[str, Any]:
         live = [live for session in self._sessions.values() for live in session.live.values()]
-        return {"live": len(live), "reserved": sum(one.bytes for one in live), "memory_bytes": self._memory_bytes}
+        copies = [one for session in self._sessions.values() for one in session.things.values() if one.kind == "snapshot"]
+        reserved = sum(one.bytes for one in live) + sum(one.itself.spec.disk_bytes for one in copies)
+        return {"live": len(live), "reserved": reserved, "memory_bytes": self._memory_bytes}
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
