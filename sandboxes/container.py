@@ -86,7 +86,9 @@ class ContainerProvider:
         self._threads = ThreadPoolExecutor(4, "docker")
         self._boxes: dict[str, ContainerSandbox] = {}
         self._removing: dict[ContainerSandbox, asyncio.Task[None]] = {}
-        """At work, or to be tried again."""
+        """At work, or failed."""
+        self._left: set[ContainerSandbox] = set()
+        """What the engine still has because it did not answer: a janitor's round tries again."""
         self._dropping: set[asyncio.Task[None]] = set()
         self._program = str(find_binary())
         self._last = 0
@@ -196,9 +198,13 @@ class ContainerProvider:
                 shutil.rmtree(handover, ignore_errors=True)
             raise
         container, pid = inspected["Id"], int(inspected["State"]["Pid"])
+        try:
+            process = os.pidfd_open(pid)
+        except OSError:  # it has ended already, as its greeting will say, or another kernel has it
+            process = -1
         link = ContainerLink(sock, self._loop)
         box = ContainerSandbox(f"{self.owner}.{number}", spec, image, link)
-        box.provider, box.container, box.number = self, container, number
+        box.provider, box.container, box.number, box.process = self, container, number, process
         box.has_upper = False
         box.owner_shift = UID_SHIFT if os.geteuid() == 0 else None
         self._boxes[container] = box
@@ -320,8 +326,15 @@ class ContainerProvider:
         self._disks.drop(box.container)
         try:
             await self._engine(lambda: self._remove(box.container))
+            self._left.discard(box)
+        except Capacity as error:
+            self._left.add(box)
+            if not await box.kill():
+                raise
+            log.warning("event=container_left sandbox=%s error=%s", box.id, error)
         finally:
             self._give_back(box)
+        box.let_go()
         box.removed = True
         del self._removing[box]
 
@@ -366,9 +379,8 @@ class ContainerProvider:
             self.registry = Registry(self._folder)
             self._control = Control(self._folder, self._of_number)
         self.registry.beat()
-        for box, task in list(self._removing.items()):
-            if _failed(task):  # the engine was away
-                self.remove(box)
+        for box in list(self._left):
+            self.remove(box)
 
     def _remove(self, container: str) -> None:
         import docker

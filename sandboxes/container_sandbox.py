@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 HANDOVER = "/.gymsmith-handover"
 """Where a container whose network policy is not none sees, for a moment, a socket of this process."""
 START_S = 60.0
+KILL_S = 5.0
 _BATCH_BYTES = 8 * MIB
 
 
@@ -64,8 +67,10 @@ class ContainerSandbox(ResidentSandbox):
     """Of its PID 1, on this host."""
     handover: Path | None = None
     """The directory shown at HANDOVER."""
+    process: int = -1
+    """A descriptor of its PID 1; -1 where there is none."""
     removed = False
-    """The engine has it no more."""
+    """Its last process is dead."""
     kept: tuple[Kept, ...] = ()
     """The snapshot it started from."""
 
@@ -118,6 +123,26 @@ class ContainerSandbox(ResidentSandbox):
         self.link.close(f"sandbox {self.id} was destroyed")
         if not self.removed:
             await asyncio.shield(self.provider.remove(self))
+
+    async def kill(self) -> bool:
+        """Kill PID 1, and with it everything inside, past an engine that does not answer; whether all of it is dead now."""
+        if self.process < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(self.process, signal.SIGKILL)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        ending = select.poll()
+        ending.register(self.process, select.POLLIN)
+        return bool(await asyncio.to_thread(ending.poll, KILL_S * 1000))
+
+    def let_go(self) -> None:
+        """Close what is open for it."""
+        if self.process >= 0:
+            os.close(self.process)
+            self.process = -1
 
     async def apply(self, layer: Path) -> None:
         """Do to the file system what stacking `layer` on it would do."""
