@@ -172,6 +172,11 @@ async def _steady(boxes: list[Any], period_s: float, seconds: float) -> tuple[li
     return times, failures
 
 
+def _when_quiet(kept: bool) -> bool | None:
+    """A bar for a quiet machine: on one that others keep busy it can be kept, but not missed."""
+    return True if kept else False if os.getloadavg()[0] <= 2 * (os.cpu_count() or 1) else None
+
+
 @contextlib.asynccontextmanager
 async def _local(folder: Path, image: Image) -> AsyncIterator[NamespaceProvider]:
     provider = await NamespaceProvider.start(_OneImage(image), folder / "local", admission=Admission(Room.of_machine(10)))
@@ -192,9 +197,9 @@ async def _measure(hosts: _Hosts, folder: Path, image: Image, count: int, quick:
                 ours += await _latency(far, 40)
                 peers += await _latency(near, 40)
             a, b = statistics.median(ours), statistics.median(peers)
-            quiet = os.getloadavg()[0] <= 2 * (os.cpu_count() or 1)
-            ok = True if a <= 3 else False if quiet else None
-            rows.append(Row("exec through a host, p50", "ms", a, b, "ns, directly", a / b, "<= 3 ms when quiet", ok))
+            rows.append(
+                Row("exec through a host, p50", "ms", a, b, "ns, directly", a / b, "<= 3 ms when quiet", _when_quiet(a <= 3))
+            )
             await far.destroy()
         free = available_memory()
         began = time.monotonic()
@@ -212,7 +217,8 @@ async def _measure(hosts: _Hosts, folder: Path, image: Image, count: int, quick:
         times, failures = await _steady(boxes, 10.0, 20.0 if quick else 60.0)
         times.sort()
         rows.append(Row("exec with all alive, each every 10 s, p50", "ms", times[len(times) // 2]))
-        rows.append(Row("the same, p99", "ms", times[int(len(times) * 0.99)]))
+        worst = times[int(len(times) * 0.99)]
+        rows.append(Row("the same, p99", "ms", worst, bar="<= 250 ms when quiet", ok=_when_quiet(worst <= 250)))
         rows.append(Row("the same, failures", f"of {len(times)}", failures + errors, bar="= 0", ok=failures + errors == 0))
         if hosts.wired:
             hosts.pull(True)

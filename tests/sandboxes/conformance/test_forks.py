@@ -62,6 +62,32 @@ def test_a_fork_has_every_kind_of_file(house: Place) -> None:
 
 
 @broken_by("empty fork")
+def test_a_large_tree_is_forked_whole(house: Place) -> None:
+    """So large that it is copied by several processes: each entry once, with files of several names far apart."""
+
+    async def scene(box: Any) -> None:
+        made = await box.exec(
+            "for d in a a/b c d; do mkdir $d; for i in $(seq 300); do echo $d $i > $d/f$i; done; done; ln a/f7 d/same; "
+            "ln c/f299 a/b/same; ln -s f1 c/link; chmod 4711 d/f3; head -c 3000000 /dev/urandom > a/b/big; "
+            "touch -d 2001-02-03 a/b c .",
+            timeout_s=60,
+        )
+        assert made.ok, made.output
+        look = (
+            "export LC_ALL=C; find . | sort | xargs stat -c '%n %f %h %s %Y'; find . -type f | sort | xargs cksum; "
+            "test a/f7 -ef d/same && test c/f299 -ef a/b/same && readlink c/link"
+        )
+        ours = await box.exec(look)
+        assert ours.output.endswith(b"\nf1\n") and ours.output.count(b"\n") == 1208 + 1204 + 1
+        for fork in await box.fork(2):
+            theirs = await fork.exec(look)
+            assert theirs.output == ours.output
+            await end(fork)
+
+    house.play(scene)
+
+
+@broken_by("empty fork")
 @needs("own_root")
 def test_deletions_of_the_images_files_are_forked(house: Place) -> None:
     async def scene(box: Any) -> None:
