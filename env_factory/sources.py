@@ -3,8 +3,9 @@
     pypi:NAME==VERSION      the package's sdist, and the wheels that its tests need, kept in the wheelhouse
     git:PLACE#REF           a repository with its history; PLACE is a path, file: or https: URL, REF a branch, tag or commit
     archive:PLACE           a repository at one commit, as .tar.gz, .zip and their like; needs no git
-    file:PATH               a tutorial: one Markdown, reStructuredText or man file, or a folder of them, their data under data/
-    man:PAGE                a manual page of this machine
+    file:PATH               a tutorial: one Markdown, RST, HTML or man file, or a folder of them with their data under data/
+    https://...             a tutorial: one page of the web
+    man:PAGE, tldr:PAGE     a manual page of this machine, a page of a tldr client's cache
     issue:PATH#NUMBER       an issue and the pull request that fixed it, exported as JSON
     github:OWNER/REPO#N     the same, asked of GitHub's API (GITHUB_TOKEN)
     swebench:PATH#INSTANCE  the same, from a row of SWE-bench (.json, .jsonl, .parquet)
@@ -29,13 +30,13 @@ from env_factory.source_kinds.repository import read_archive, read_git
 from env_factory.source_kinds.tree import Tree as Tree
 from env_factory.source_kinds.tutorial import Tutorial as Tutorial
 from env_factory.source_kinds.tutorial import lessons as lessons
-from env_factory.source_kinds.tutorial import read_manual, read_tutorial
+from env_factory.source_kinds.tutorial import read_manual, read_page, read_tldr, read_tutorial
 from gymsmith.config import Settings
 from gymsmith.errors import SourceError
 
 FORMS = (
-    "pypi:NAME==VERSION, git:PLACE#REF, archive:PLACE, file:PATH, man:PAGE, issue:PATH#NUMBER, github:OWNER/REPO#NUMBER "
-    "or swebench:PATH#INSTANCE"
+    "pypi:NAME==VERSION, git:PLACE#REF, archive:PLACE, file:PATH, https://..., man:PAGE, tldr:PAGE, issue:PATH#NUMBER, "
+    "github:OWNER/REPO#NUMBER or swebench:PATH#INSTANCE"
 )
 
 
@@ -54,8 +55,12 @@ def read(uri: str, settings: Settings, *, python: str = "3.11") -> Package | Rep
         return read_archive(uri, rest)
     if scheme == "file" and rest:
         return read_tutorial(uri, Path(rest).expanduser())
+    if scheme == "https" and rest:
+        return read_page(uri)
     if scheme == "man" and rest:
         return read_manual(uri, rest)
+    if scheme == "tldr" and rest:
+        return read_tldr(uri, rest)
     if scheme == "issue" and rest:
         return issue.read_issue(uri, rest)
     if scheme == "github" and rest:

@@ -5,12 +5,14 @@ Not legal advice and no guess: what is not recognised is given as it stands writ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tomllib
 from collections.abc import Mapping
 from email.parser import Parser
-from pathlib import PurePosixPath
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
@@ -91,6 +93,48 @@ def of_text(text: str) -> str:
     """From the words of a licence itself; empty when they are not known."""
     flat = re.sub(r"\s+", " ", text.lower().replace("’", "'"))
     return next((name for name, words in _WORDS if all(word in flat for word in words)), "")
+
+
+def is_licence(name: str) -> bool:
+    """Whether a file of that name holds a licence."""
+    return bool(_FILE.match(name))
+
+
+@lru_cache(maxsize=256)
+def of_debian(path: Path) -> str:
+    """Licence of a file that a Debian package installed, as the package's copyright file states it for most of its files."""
+    package = _debian_packages().get(str(path), "")
+    try:
+        text = (Path("/usr/share/doc") / package / "copyright").read_text(encoding="utf-8", errors="replace") if package else ""
+    except OSError:
+        return ""
+    stated = re.search(r"^Files:\s*\*\s*$.*?^License:\s*(\S[^\n]*)$", text, re.M | re.S) or re.search(
+        r"^License:\s*(\S[^\n]*)$", text, re.M
+    )
+    return _of_debian_word(stated.group(1).strip()) if stated else of_text(text)
+
+
+@lru_cache(maxsize=1)
+def _debian_packages() -> dict[str, str]:
+    """Manual page -> package that installed it."""
+    owners: dict[str, str] = {}
+    for listing in sorted(Path("/var/lib/dpkg/info").glob("*.list")):
+        with contextlib.suppress(OSError):
+            for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+                if "/share/man/" in line:
+                    owners[line] = listing.name.removesuffix(".list").partition(":")[0]
+    return owners
+
+
+def _of_debian_word(said: str) -> str:
+    """Debian's short names: GPL-3+ is GPL-3.0-or-later, Expat is MIT."""
+    name = said.split(" with ")[0].strip()
+    if found := re.fullmatch(r"(A|L)?GPL-?v?(\d(?:\.\d)?)(\+?)", name):
+        letter, version, later = found.groups()
+        return f"{letter or ''}GPL-{version if '.' in version else f'{version}.0'}-{'or-later' if later else 'only'}"
+    if found := re.fullmatch(r"GFDL(-NIV)?-(\d\.\d)(\+?)", name):
+        return f"GFDL-{found[2]}{'-no-invariants' if found[1] else ''}-{'or-later' if found[3] else 'only'}"
+    return spdx(name)
 
 
 def of_tree(files: Mapping[str, bytes]) -> str:
