@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("boltons==26.2.0", "funcy==2.1", "more-itertools==11.2.1", "sqlparse==0.6.1", "toolz==1.2.0")
 """Pure Python, permissive licences, sdists that bring their tests, nothing needed but pytest, suites of seconds."""
-PLAN = {"reconstruction": 48, "mutation": 40, "combination": 16}
+PLAN = {"reconstruction": 40, "mutation": 32, "combination": 12}
 """Environments of one package that are asked for; with one mutation of a function, and one combination, at most two of each."""
 QUICK = {"reconstruction": 2, "mutation": 2, "combination": 1}
-SLICE = 8
+SLICE = 10
 SEED = 2026
 LARGE = 10_000
 SCALING = ("toolz==1.2.0", 4)
@@ -66,29 +66,36 @@ def measure(settings: Settings, quick: bool) -> list[Row]:
     packages, plan = (PACKAGES[-1:], QUICK) if quick else (PACKAGES, PLAN)
     settings.home.mkdir(parents=True, exist_ok=True)
     with Store.open(settings) as store:
-        for package in packages:
-            for kind, wanted in plan.items():
-                _order(settings, store, package, kind, wanted)
+        for n in range(0, max(plan.values()), SLICE):
+            # A slice of everything before the next of anything: a run that is stopped early has seen all packages and kinds.
+            for package in packages:
+                for kind, wanted in plan.items():
+                    if n < wanted:
+                        _order(settings, store, package, kind, min(n + SLICE, wanted))
         made = _environments(store)
     rows = [*_kinds(settings, made), *_whole(settings, made), *_selection(settings, packages[-1], 4 if quick else 24)]
     return rows if quick else [*rows, *_scaling(settings)]
 
 
-def _order(settings: Settings, store: Store, package: str, kind: str, wanted: int) -> None:
-    """Order environments in slices, less the slices that the journal knows."""
-    journal = _journal(settings)
-    settled = max((line["n"] for line in journal if (line["package"], line["kind"]) == (package, kind)), default=0)
-    for n in range(settled + SLICE, wanted + SLICE, SLICE):
-        order = {"source": f"pypi:{package}", "kind": kind, "n": min(n, wanted), "seed": SEED, "gates": "admission"}
-        if kind == "mutation":
-            order["per_function"] = 1
-        made = tasks.generate(order, Context(settings, store))
-        line = {"package": package, "kind": kind, "n": n, **made, "admitted": len(made["admitted"])}
-        _write(settings, line)
-        log.info("event=slice %s", json.dumps(line))
-        if len(made["admitted"]) < min(n, wanted):
-            _write(settings, {**line, "n": wanted, **dict.fromkeys(("seconds", "cpu_seconds", "tests_run"), 0), "new": [0, 0]})
-            break
+def _order(
+    settings: Settings,
+    store: Store,
+    package: str,
+    kind: str,
+    wanted: int,
+    generate: Callable[..., dict[str, Any]] = tasks.generate,
+) -> None:
+    """Order environments until there are `wanted`, unless the journal knows of that, or that there are no more."""
+    known = [line for line in _journal(settings) if (line["package"], line["kind"]) == (package, kind)]
+    if any(line["n"] >= wanted or line["admitted"] < line["n"] for line in known):
+        return
+    order = {"source": f"pypi:{package}", "kind": kind, "n": wanted, "seed": SEED, "gates": "admission"}
+    if kind == "mutation":
+        order["per_function"] = 1
+    made = generate(order, Context(settings, store))
+    line = {"package": package, "kind": kind, "n": wanted, **made, "admitted": len(made["admitted"])}
+    _write(settings, line)
+    log.info("event=slice %s", json.dumps(line))
 
 
 def _path(settings: Settings) -> Path:

@@ -6,8 +6,8 @@ Called as `python -I screen.py REQUEST.json ANSWER.json`; needs pytest and the s
     RUN = {"args": [files, folders or node ids], "write": {path: text or null}, "timeout_s": 10.0, "observe": true}
 
 and the answer holds, for every run, {"outcomes": {node id: "passed" | "failed" | "skipped"}, "order": [...], "seconds": ..,
-"failures": {node id: FAILURE}, "touch": {node id: [[file, line], ...]}, "imported": [[file, line], ...], "lines": {file: {line:
-hexadecimal number whose bit n is set where test n of "order" executes that line}}, "error": ""}.
+"cpu_s": .., "failures": {node id: FAILURE}, "touch": {node id: [[file, line], ...]}, "imported": [[file, line], ...], "lines":
+{file: {line: hexadecimal number whose bit n is set where test n of "order" executes that line}}, "error": ""}.
 A file that a run writes is put back afterwards. What a failure looked like is told as text (source of the statement in the
 test, values of its names, both sides of a comparison) and judged elsewhere. Screening only proposes: the gates prove.
 """
@@ -277,7 +277,7 @@ def run_child(request: dict[str, Any], run: dict[str, Any], out: int) -> None:
     touch, lines = request.get("touch", False), request.get("lines", False)
     observer = Observer(request["code"], request["rootdir"], run.get("observe", False), touch or lines, lines)
     error = ""
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     try:
         observer.watch()
         status = pytest.main(options(request["rootdir"], run["args"]), plugins=[observer])
@@ -291,6 +291,7 @@ def run_child(request: dict[str, Any], run: dict[str, Any], out: int) -> None:
         "outcomes": observer.outcomes,
         "order": observer.order,
         "seconds": time.perf_counter() - started,
+        "cpu_s": time.process_time() - cpu,
         "failures": observer.failures,
         "touch": observer.touched,
         "imported": observer.imported,

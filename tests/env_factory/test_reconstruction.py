@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from env_factory import package_index, sources, swe_orders
+from env_factory import sources, swe_orders
 from env_factory.build import build
 from env_factory.gates import prove
 from env_factory.probe.copies import find
@@ -19,6 +19,7 @@ from env_factory.synth import combination, reconstruction, survey
 from env_factory.synth.documented import documented
 from env_factory.synth.selection import header, reaching
 from env_factory.synth.swe import Candidate
+from env_factory.wheels import download_wheels
 from gymsmith.schema import Source
 from gymsmith.taskdir import Task
 from sandboxes.grade import attempt_script
@@ -137,7 +138,7 @@ def test_small_ones(rows, many, one, other):
 
 @pytest.fixture(scope="module")
 def shelf(doorway: Any, index_reachable: None) -> sources.Package:
-    wheels, pins = package_index.download_wheels(["pip", "pytest"], doorway.settings.wheelhouse_dir, "3.11")
+    wheels, pins = download_wheels(["pip", "pytest"], doorway.settings.wheelhouse_dir, "3.11")
     files = {"shelf.py": SHELF.encode(), "other.py": OTHER.encode(), "tests/test_shelf.py": TESTS.encode()}
     about = Source(uri="pypi:shelf==1", kind="pypi", digest="shelf")
     code = ("shelf.py", "other.py")
