@@ -14,7 +14,7 @@ Three levels. "controls": noop, oracle, leak, looking, runtime. "full": and alte
 turns. "admission": everything, every general cheat among it.
 
 Each attempt runs in a fresh sandbox and is graded in another one. A sandbox that fails us is asked again and never counts; only
-what the draft does can turn it down, with one of `REASONS`.
+what the draft does can turn it down, with one of `reasons.REASONS`.
 """
 
 from __future__ import annotations
@@ -32,20 +32,15 @@ from env_factory.conditions import CONDITIONS
 from env_factory.consistency import reads_solution
 from env_factory.leaks import HISTORY
 from env_factory.mutants import Rules
+from env_factory.reasons import reason
 from env_factory.still import leak, looking
-from env_factory.trial import Trial, gate_of
+from env_factory.trial import Around, Trial, asking_again, gate_of
+from gymsmith.errors import BuildError
 from gymsmith.schema import Draft, Evidence, Gate, Reward
 from gymsmith.taskdir import Task
 from sandboxes.base import Image, Provider
 
 Level = Literal["admission", "full", "controls"]
-REASONS = (
-    "build-failed", "refused", "no-oracle", "noop-passes", "oracle-fails", "needs-network", "lacks-dependency", "flaky",
-    "few-f2p", "few-p2p", "suite-fails",
-    "alternative-fails", "cheat-passes", "step-not-needed", "half-passes", "weak-tests", "few-cheats", "leak", "contradiction",
-    "reads-solution", "looking", "slow",
-)  # fmt: skip
-"""Why a draft that was built is turned down. Screening has words of its own."""
 RUNS = 3
 MIN_CHEATS = 5
 GENERAL_CHEATS = {"shell": 6, "mutation": 11, "tutorial": 11, "layout": 32, "browse": 15}
@@ -63,21 +58,6 @@ CLOCK = re.compile(r"date|time|now|SECONDS")
 """Of these, what looks at a clock: further runs are then spread over some seconds."""
 MORE_RUNS, MORE_S = 25, 12.0
 """Further runs of each control, as many as fit into MORE_S seconds of tests."""
-_WORDS = {
-    "noop": "noop-passes", "oracle": "oracle-fails", "again": "flaky", "f2p": "few-f2p", "p2p": "few-p2p", "runtime": "slow",
-    "suite": "suite-fails", "cheats": "few-cheats", "leak-image": "leak", "consistency": "contradiction", "halves": "half-passes",
-    "mutants": "weak-tests",
-}  # fmt: skip
-"""Gate -> reason, where they differ."""
-_LACKS = {
-    "needs-network": re.compile(
-        r"resolv(e|ing) host|name resolution|Network is unreachable|[Cc]onnection (refused|timed out)|TLS CA certificate|"
-        r"No matching distribution|Unable to (fetch|locate package)|Max retries exceeded"
-    ),
-    "lacks-dependency": re.compile(r"No module named|ModuleNotFoundError|: (command )?not found|cannot open shared object"),
-}
-"""What a failing solution's output says of the image, where it says it."""
-_WORDS_BY_START = {"alternative": "alternative-fails", "cheat:without": "step-not-needed", "cheat:": "cheat-passes"}
 
 
 RULES = {"layout": Rules(mutants=0.4)}
@@ -102,16 +82,20 @@ async def prove(
     base_digest: str = "",
     slots: asyncio.Semaphore | None = None,
     rules: Rules | None = None,
+    around: Around = Around(),
 ) -> Proof:
-    """Run the gates. `slots` bounds how many attempts are under way in this process, `rules` say how much wrong work must fail.
+    """Run the gates. `slots` bounds how many attempts are under way in this process, `rules` say how much wrong work must fail,
+    `around` what the draft is held against at the level "admission" besides itself.
 
     The gates stop at the first stage that fails, so the evidence of a rejected draft may be short.
     Raises: InfrastructureError: a sandbox failed us again and again.
     """
     started = time.perf_counter()
-    trial = Trial(draft, image, provider, slots, rules or RULES.get(draft.spec.kind, Rules()))
+    trial = Trial(draft, image, provider, slots, rules or RULES.get(draft.spec.kind, Rules()), around)
     stages = [_still, _controls]
-    stages += {"controls": [], "full": [_attempts], "admission": [_suite, _again, _inspection, _every_attempt]}[level]
+    stages += {"controls": [], "full": [_attempts], "admission": [_suite, _again, _inspection, _rebuilding, _every_attempt]}[
+        level
+    ]
     for stage in stages:
         await stage(trial, level)
         if trial.failed:
@@ -124,7 +108,7 @@ async def prove(
         provider=provider.name,
         seconds=round(time.perf_counter() - started, 4),
     )
-    return Proof(evidence, *_reason(trial.failed))
+    return Proof(evidence, *reason(trial.failed))
 
 
 async def _still(trial: Trial, level: Level) -> None:
@@ -134,6 +118,8 @@ async def _still(trial: Trial, level: Level) -> None:
         reader = reads_solution(trial.task)
         said = f"{reader} looks at the solution, which no agent can have" if reader else ""
         trial.gates.append(Gate(name="reads-solution", passed=not reader, detail=said))
+        if trial.around.listed:
+            trial.gates.append(trial.around.listed(trial.draft))
     if level == "admission" and not trial.task.solution:
         trial.gates.append(
             Gate(name="no-oracle", passed=False, detail="expected solution/solve.sh, got none: nothing shows that it can be done")
@@ -216,6 +202,19 @@ def _scripts(task: Task) -> Iterator[str]:
 
 async def _inspection(trial: Trial, level: Level) -> None:
     await inspect(trial)
+    if trial.around.novel and not trial.failed:
+        trial.gates.append(await trial.around.novel(trial.draft, trial.effects))
+
+
+async def _rebuilding(trial: Trial, level: Level) -> None:
+    """The image once more, from nothing."""
+    rebuilt = trial.around.rebuilt
+    if rebuilt is None:
+        return
+    try:
+        trial.gates.append(await asking_again(lambda: rebuilt(trial.draft)))
+    except BuildError as error:
+        trial.gates.append(Gate(name="rebuild", passed=False, detail=f"it was built once and could not be built again: {error}"))
 
 
 async def _attempts(trial: Trial, level: Level) -> None:
@@ -257,20 +256,6 @@ def _tests_gates(draft: Draft, noops: Sequence[Reward]) -> list[Gate]:
         Gate(name="f2p", passed=stable and len(failing) >= 1, rewards=(float(len(failing)),), detail=detail),
         Gate(name="p2p", passed=stable and len(passing) >= least, rewards=(float(len(passing)),), detail=detail),
     ]
-
-
-def _reason(bad: Gate | None) -> tuple[str, str]:
-    """The word for the gate that failed, and what it said."""
-    if bad is None:
-        return "", ""
-    for start, word in _WORDS_BY_START.items():
-        if bad.name.startswith(start):
-            return word, f"{bad.name}: {bad.detail}"
-    if bad.name in ("noop", "oracle", "f2p", "p2p") and (len(set(bad.rewards)) > 1 or "run to run" in bad.detail):
-        return "flaky", f"{bad.name}: rewards {bad.rewards}; {bad.detail}"
-    if bad.name == "oracle":
-        return next((word for word, found in _LACKS.items() if found.search(bad.detail)), "oracle-fails"), bad.detail
-    return _WORDS.get(bad.name, bad.name), bad.detail
 
 
 def _general(draft: Draft, task: Task) -> list[tuple[str, str]]:

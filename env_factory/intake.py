@@ -20,11 +20,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from env_factory.build import build
+from env_factory.contamination import Benchmarks
+from env_factory.dedup import Near, profile
+from env_factory.effects import Effect
 from env_factory.gates import Level, prove
+from env_factory.rebuild import Rebuilds
+from env_factory.trial import Around
 from gymsmith import taskdir
 from gymsmith.config import Settings
 from gymsmith.errors import BuildError, ImageMissing, PolicyRefused, Rejected
-from gymsmith.schema import Draft, Environment, Evidence, Status, digest
+from gymsmith.schema import Draft, Environment, Evidence, Gate, Status, digest
 from gymsmith.store import Store
 from gymsmith.taskdir import Task
 from sandboxes.base import Image, Provider
@@ -158,6 +163,12 @@ class Intake:
         self.wheels = wheels
         self.report = report
         self.base_digest = images.base_digest()
+        self._rebuilds = Rebuilds(images, wheels)
+        self._near = Near(settings.home / "factory" / "near.jsonl")
+        self._benchmarks = Benchmarks.of(settings.home) if level == "admission" else Benchmarks()
+        self._unheld: set[int] = set()
+        """Candidates under way that were not yet held against the tasks before them: later ones wait for them."""
+        self._held = asyncio.Condition()
 
     async def take(self, proposals: AsyncGenerator[Proposal, None], ledger: Ledger, wanted: int, *, at_once: int) -> Tally:
         """Settle candidates until `wanted` are admitted or there are none left.
@@ -206,7 +217,8 @@ class Intake:
                         ledger.add(settled)
                         count(settled)
                         continue
-                    running.add(asyncio.create_task(self._settle(proposal)))
+                    self._unheld.add(proposal.index)
+                    running.add(asyncio.create_task(self._settle(proposal, ledger.path.stem)))
                     await drain(at_once - 1)
                     # What is under way may all be admitted: start another only if that would still be too few.
                     while running and len(tally.admitted) + len(running) >= wanted:
@@ -219,17 +231,24 @@ class Intake:
         tally.admitted = [verdicts[i].id for i in sorted(verdicts) if not verdicts[i].reason]
         return tally
 
-    async def settle(self, index: int, draft: Draft, image_id: str = "") -> Settled:
+    async def settle(self, index: int, draft: Draft, image_id: str = "", order: str = "") -> Settled:
         """Build and prove one draft and store it, admitted or not."""
-        judged = await self._judge(draft, image_id)
+        judged = await self._judge(draft, image_id, order, index)
         await asyncio.to_thread(self._keep, draft, judged)
         return Settled(index, draft.id, judged.reason, dict(draft.spec.labels))
 
-    async def _settle(self, proposal: Proposal) -> Settled | None:
-        """What becomes of a proposal; None when its author cannot go on. Of several versions the last one is stored."""
+    async def _settle(self, proposal: Proposal, order: str) -> Settled | None:
+        """What becomes of a proposal; None when its author cannot go on."""
+        try:
+            return await self._settled(proposal, order)
+        finally:
+            await self._let_pass(proposal.index)
+
+    async def _settled(self, proposal: Proposal, order: str) -> Settled | None:
+        """Of several versions the last one is stored."""
         if proposal.author is None:
             assert proposal.draft is not None
-            return await self.settle(proposal.index, proposal.draft, proposal.image_id)
+            return await self.settle(proposal.index, proposal.draft, proposal.image_id, order)
         last: tuple[Draft, _Judged] | None = None
         problem: Problem | None = None
         reason = ""
@@ -242,7 +261,7 @@ class Intake:
                 break
             if draft is None:
                 return None
-            last = draft, await self._judge(draft, proposal.image_id)
+            last = draft, await self._judge(draft, proposal.image_id, order, proposal.index)
             if not last[1].reason:
                 break
             problem = Problem(last[1].reason, last[1].detail)
@@ -251,7 +270,21 @@ class Intake:
         await asyncio.to_thread(self._keep, *last)
         return Settled(proposal.index, last[0].id, reason or last[1].reason, dict(last[0].spec.labels))
 
-    async def _judge(self, draft: Draft, image_id: str) -> _Judged:
+    async def _let_pass(self, index: int) -> None:
+        async with self._held:
+            self._unheld.discard(index)
+            self._held.notify_all()
+
+    async def _novel(self, draft: Draft, effects: tuple[Effect, ...], order: str, index: int) -> Gate:
+        """Held against the tasks before it, once all candidates before it were: so the result depends on no timing."""
+        mine = await asyncio.to_thread(profile, draft, effects, order, index)
+        async with self._held:
+            await self._held.wait_for(lambda: not any(other < index for other in self._unheld))
+            gate = self._near.gate(mine)
+        await self._let_pass(index)
+        return gate
+
+    async def _judge(self, draft: Draft, image_id: str, order: str, index: int) -> _Judged:
         """Build and prove, and store nothing."""
         started = time.perf_counter()
         try:
@@ -263,7 +296,14 @@ class Intake:
             return _Judged(reason, f"{error}\n{output}".strip(), "", None)
         if draft.source.kind in ELSEWHERE and "solution/solve.sh" not in draft.files:
             return _Judged("no-oracle", "it brings no solution, so nothing shows that it can be done", image.id, None)
-        proof = await prove(draft, image, self.provider, level=self.level, base_digest=self.base_digest, slots=self.slots)
+        around = Around(
+            listed=self._benchmarks.gate,
+            rebuilt=self._rebuilds.gate,
+            novel=lambda draft, effects: self._novel(draft, effects, order, index),
+        )
+        proof = await prove(
+            draft, image, self.provider, level=self.level, base_digest=self.base_digest, slots=self.slots, around=around
+        )
         log.info(
             "event=settled name=%s reason=%s seconds=%.2f detail=%s",
             draft.spec.name, proof.reason, time.perf_counter() - started, proof.detail[:200],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from env_factory.effects import Effect
@@ -25,6 +26,18 @@ DETAIL_CHARS = 500
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What a draft is held against outside of itself; what is None is not asked."""
+
+    listed: Callable[[Draft], Gate] | None = None
+    """Is it a benchmark's?"""
+    rebuilt: Callable[[Draft], Awaitable[Gate]] | None = None
+    """Can its image be built again?"""
+    novel: Callable[[Draft, tuple[Effect, ...]], Awaitable[Gate]] | None = None
+    """Is it unlike those before it?"""
+
+
 class Trial:
     """Belongs to one event loop. `slots` bounds how many attempts are under way in this process."""
 
@@ -35,8 +48,10 @@ class Trial:
         provider: Provider,
         slots: asyncio.Semaphore | None = None,
         rules: Rules = Rules(),
+        around: Around = Around(),
     ) -> None:
         self.rules = rules
+        self.around = around
         self.draft = draft
         self.task = Task.of(draft)
         self.image = image
