@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,14 @@ from typing import Any
 import tomli_w
 
 from env_factory.source_kinds.tree import Tree
+from tests.env_factory.conftest import lacking
+
+
+def needs_swebench() -> None:
+    """Skip aloud, or fail where nothing may be skipped, without the extra `swe`."""
+    if importlib.util.find_spec("swebench") is None:
+        lacking("the extra `swe` is not installed; pip install 'gymsmith[swe]'")
+
 
 HARBOR: dict[str, Any] = {
     "schema_version": "1.4",

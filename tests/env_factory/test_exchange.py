@@ -20,7 +20,7 @@ from gymsmith.errors import ConfigError, Conflict, NotFound, PolicyRefused, Sour
 from gymsmith.schema import Job, Status
 from gymsmith.store import Store
 from gymsmith.taskdir import Task
-from tests.env_factory.foreign_tasks import ROW, bench, theirs
+from tests.env_factory.foreign_tasks import ROW, bench, needs_swebench, theirs
 
 
 class Doorway:
@@ -212,3 +212,43 @@ def test_a_row_is_imported_proved_and_given_back(doorway: Any, tmp_path: Path) -
     order = {"environments": [env_id], "path": str(tmp_path / "back.jsonl"), "format": "swebench"}
     assert exchange.send_out(order, doorway)["exported"] == [env_id]
     assert json.loads((tmp_path / "back.jsonl").read_text()) == row
+
+
+def test_an_exported_swe_environment_is_graded_by_swebench_itself(doorway: Any, tmp_path: Path) -> None:
+    """As a task repository: swebench's own check, reader and grader; gold resolves, empty does not."""
+    needs_swebench()
+    from swebench.task import checks
+    from swebench.task.repo import load_task
+
+    from sandboxes import swebench_rows
+    from tests.sandboxes.test_swebench import draft as faulty
+
+    made = faulty()
+    exchange.keep(made, doorway)
+    order = {"environments": [made.id], "path": str(tmp_path / "repository"), "format": "task-repository"}
+    assert exchange.send_out(order, doorway) == {
+        "path": str(tmp_path / "repository"), "format": "task-repository", "exported": [made.id], "left_out": {}
+    }  # fmt: skip
+    assert checks.check_task_repo(tmp_path / "repository") == []
+    (folder,) = (tmp_path / "repository/tasks").iterdir()
+    row = load_task(folder)
+    dockerfile = (folder / "Dockerfile").read_text()
+    assert "\nFROM python:" in dockerfile and (folder / "work/src/numbers_of_ours/core.py").is_file()
+    grader, worker = swebench_rows._swebench(), doorway.worker
+    place = swebench_rows._place_of(worker.run(worker.ready(doorway.store, made.id)))
+    resolved = {}
+    for name, diff in (("gold", row["patch"]), ("empty", "")):
+        log = worker.run(swebench_rows.run_row(worker, place, grader.script(row), diff))
+        resolved[name] = grader.grade(row, diff, name, log, tmp_path / name)["resolved"]
+    assert resolved == {"gold": True, "empty": False}
+    # Rows alone do not hold the environment: a second installation is told so, and what to do.
+    with pytest.raises(SourceError, match="export that one as jsonl or harbor"):
+        exchange.bring_in({"path": str(tmp_path / "repository")}, doorway)
+
+
+def test_what_is_no_suite_is_left_out_with_the_reason(doorway: Any, tmp_path: Path) -> None:
+    draft = shell.draft(shell.make("find", 1, 9, "train"))
+    exchange.keep(draft, doorway)
+    with pytest.raises(SourceError, match="not a pytest suite"):
+        exchange.send_out({"environments": [draft.id], "path": str(tmp_path / "rows.jsonl"), "format": "swebench"}, doorway)
+    assert not (tmp_path / "rows.jsonl").exists()

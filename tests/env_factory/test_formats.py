@@ -19,7 +19,7 @@ from env_factory.synth.shell_families import FAMILIES
 from gymsmith.errors import Conflict, PolicyRefused, SourceError
 from gymsmith.schema import Draft, Source, TaskSpec
 from gymsmith.taskdir import Task
-from tests.env_factory.foreign_tasks import ROW, bench, theirs
+from tests.env_factory.foreign_tasks import ROW, bench, needs_swebench, theirs
 
 BASE = "python@sha256:" + "a" * 64
 
@@ -295,7 +295,8 @@ def test_rows_become_a_task_repository_and_rows_again(tmp_path: Path) -> None:
 
 
 def test_swebenchs_own_check_finds_nothing(tmp_path: Path) -> None:
-    checks = pytest.importorskip("swebench.task.checks", reason="the extra `swe` is not installed")
+    needs_swebench()
+    from swebench.task import checks
     from swebench.task.repo import load_task
 
     write_folder(task_repository.export([ROW], {}), tmp_path / "repository")

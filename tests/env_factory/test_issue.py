@@ -15,6 +15,7 @@ from env_factory import sources
 from env_factory.source_kinds import diff, github
 from gymsmith.config import Settings
 from gymsmith.errors import NoNetwork, NotFound, SourceError
+from tests.env_factory.foreign_tasks import needs_swebench
 
 BASE = "a" * 40
 DIFF = """diff --git a/tiny.py b/tiny.py
@@ -224,7 +225,8 @@ def test_a_row_of_swe_bench_is_an_issue(tmp_path: Path, wheelhouse: Settings) ->
 
 
 def test_rows_are_read_from_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="the extra `swe` is not installed")
+    needs_swebench()
+    import pyarrow
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"instance_id": ["a", "b"]}), tmp_path / "rows.parquet")

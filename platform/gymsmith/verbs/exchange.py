@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gymsmith.errors import UserError
+from gymsmith.errors import Conflict, NotFound, UserError
 from gymsmith.verbs.terminal import Home, Json, emit, one_of, settings_for
 
 INCOMING = ("auto", "harbor", "terminal-bench", "jsonl", "swebench", "task-repository")
@@ -47,6 +47,8 @@ def env_import(
 
     one_of("--format", form, INCOMING)
     given = path if "://" in path else str(Path(path).expanduser().resolve())
+    if "://" not in given and not Path(given).exists():
+        raise NotFound(f"expected tasks at {given}, there is nothing; check the path")
     with attached(settings_for(home)) as house:
         result = house.run("import", {"path": given, "format": form}, label=f"import of {path}", quiet=as_json).result
         fresh = [env_id for env_id in result["imported"].values() if env_id not in result["known"]]
@@ -104,6 +106,8 @@ def env_export(
     one_of("--format", form, OUTGOING)
     if bool(env_ids) == every:
         raise UserError(f"expected ids or --all, got {'both' if every else 'neither'}; `gymsmith env list` shows ids")
+    if to.expanduser().exists():
+        raise Conflict(f"expected a path that is free, {to} exists; choose another one or remove it")
     with attached(settings_for(home)) as house:
         if every:
             ids = _verified(house.store, kind)
