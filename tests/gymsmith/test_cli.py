@@ -67,7 +67,7 @@ WRONG = {
     "negative number": (("generate", "shell:all", "--kind", "shell", "-n", "-3"), "greater than or equal to 1"),
     "no number": (("env", "list", "--limit", "many"), "Invalid value for '--limit': Input should be a valid integer"),
     "no kind": (("generate", "shell:all"), "Missing option '--kind'"),
-    "unknown kind": (("generate", "shell:all", "--kind", "song"), "--kind to be one of mutation, tutorial, shell"),
+    "unknown kind": (("generate", "shell:all", "--kind", "song"), "--kind to be one of mutation, reconstruction"),
     "unknown split": (("generate", "shell:all", "--kind", "shell", "--split", "x"), "train, held_out, got 'x'"),
     "unknown status": (("env", "list", "--status", "bogus"), "got 'bogus'"),
     "foreign cursor": (("env", "list", "--cursor", "%%%"), "start again without a cursor"),

@@ -72,7 +72,7 @@ def _say_import(result: dict[str, Any]) -> None:
         print(f"  {env_id[:12]}  {status:10s}  {plain(name)}{f'  ({reason})' if reason else ''}")
     for name, why in result["refused"].items():
         print(f"  refused       {plain(name)}: {plain(why)}")
-    if result["imported"] and not statuses:
+    if len(result["known"]) < len(result["imported"]) and not statuses:
         print("unproven until the gates have run here: gymsmith env verify ID")
 
 
