@@ -43,7 +43,9 @@ from sandboxes.base import Image, Provider
 Level = Literal["admission", "full", "controls"]
 RUNS = 3
 MIN_CHEATS = 5
-GENERAL_CHEATS = {"shell": 6, "mutation": 11, "tutorial": 11, "layout": 32, "browse": 15}
+GENERAL_CHEATS = {
+    "shell": 6, "mutation": 11, "tutorial": 11, "layout": 32, "browse": 15, "terminal": 11, "repair": 14, "examples": 11,
+}  # fmt: skip
 """How many cheats are tried on one draft of a kind at the level "full": its own, and general ones, which take turns."""
 ALWAYS = frozenset({"py-equal-to-all"})
 """General cheats that do not take turns: what they attack is the tests of the one draft, not the grading of all."""

@@ -1,5 +1,7 @@
-"""Orders whose candidates follow from a seed alone, or from a seed and a package's documentation: layout and browse.
+"""Orders whose candidates follow from a seed alone (or from a seed and a package's documentation).
 
+    terminal:TEMPLATE, :THEME, :all or :unseen     programs, judged on data that the agent has not seen
+    repair:OPERATOR, :all or :unseen               a service that broke, judged by what it does
     layout:TEMPLATE, layout:all                    web pages, judged as a browser draws them
     browse:FAMILY, browse:all                      questions over a made-up handbook
     pypi:NAME==VERSION with kind browse            questions over the documentation in that sdist
@@ -16,14 +18,16 @@ from typing import Any, NamedTuple
 
 from env_factory.intake import Proposal
 from env_factory.source_kinds.package import read_sdist
-from env_factory.synth import browse, browse_cards, layout
+from env_factory.synth import browse, browse_cards, layout, repair, terminal
 from env_factory.synth.browse_pages import documents
 from gymsmith.config import Settings
 from gymsmith.errors import Capacity, ConfigError, Rejected, SourceError
 from gymsmith.schema import Draft, Source
 from sandboxes.worker import Worker
 
-KINDS = ("layout", "browse")
+KINDS = ("terminal", "repair", "layout", "browse")
+PARAMETRIC_LEVELS = (1, 2, 3)
+"""Levels of terminal and repair environments where an order names none."""
 TRIES = 4
 """Candidates per wanted environment before an order is given up."""
 
@@ -43,6 +47,19 @@ async def order(
 
     Raises: ConfigError: an unknown template, family or level, or no browser on this machine. SourceError: no documentation.
     """
+    if kind in ("terminal", "repair"):
+        room = terminal if kind == "terminal" else repair
+        places = room.named(source)
+        steps = tuple(levels) or PARAMETRIC_LEVELS
+
+        def placed(index: int) -> Draft:
+            name, level = places[index % len(places)], steps[index // len(places) % len(steps)]
+            return room.draft(name, level, seed * 1_000_000 + index, split)
+
+        return Stream(
+            _stream(n, placed),
+            {"source": source, "split": split, "levels": list(steps)}, 4,
+        )  # fmt: skip
     if kind == "layout":
         await _drawable(worker)
         names = _names(source, "layout", layout.TEMPLATES)

@@ -23,7 +23,7 @@ from env_factory.llm import orders
 from env_factory.mutants import Rules
 from env_factory.payload import checked
 from env_factory.synth import corpus as text
-from env_factory.synth import shell, tutorial
+from env_factory.synth import examples, shell, tutorial
 from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
 from gymsmith import taskdir
 from gymsmith.errors import ConfigError, SourceError, StoreError
@@ -45,17 +45,29 @@ class Order(Word):
 
     source: str
     """pypi:NAME==VERSION, file:PATH, man:PAGE, shell:FAMILY, shell:all or shell:unseen, layout:TEMPLATE or layout:all,
-    browse:FAMILY or browse:all."""
+    browse:FAMILY or browse:all, terminal:NAME, repair:NAME and so on."""
     kind: Literal[
-        "mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "layout", "browse", "llm-tutorial"
+        "mutation",
+        "reconstruction",
+        "combination",
+        "commit",
+        "issue",
+        "tutorial",
+        "examples",
+        "shell",
+        "terminal",
+        "repair",
+        "layout",
+        "browse",
+        "llm-tutorial",
     ]
     n: int = Field(ge=1)
     """Environments to admit."""
     seed: int = 0
     split: Literal["train", "held_out"] = "train"
-    """Words of shell and layout environments."""
+    """Words of shell, terminal, repair and layout environments."""
     levels: tuple[int, ...] = ()
-    """Levels of shell and browse environments; empty means 1 to 3."""
+    """Levels of shell, terminal, repair and browse environments; empty means 1 to 3."""
     gates: Level = "full"
     model: str = ""
     """Kinds that ask a language model: which one; empty means the configured one. The budgets likewise, 0 for those."""
@@ -189,7 +201,7 @@ async def _generate(order: Order, worker: Worker, ctx: JobContext) -> dict[str, 
         return await _changes(order, fetched[0], python, worker, ctx)
     tutorials = [each for each in fetched if isinstance(each, sources.Tutorial)]
     if len(tutorials) != len(fetched):
-        raise SourceError(f"tutorial needs a text (file:PATH or man:PAGE), got {order.source!r}")
+        raise SourceError(f"{order.kind} needs a text (file:PATH or man:PAGE), got {order.source!r}")
     return await _tutorial(order, tutorials, worker, ctx)
 
 
@@ -264,7 +276,8 @@ async def _tutorial(order: Order, lessons: list[sources.Tutorial], worker: Worke
 
     async def proposals() -> AsyncGenerator[Proposal, None]:
         """Candidates of the lessons in turns; a candidate's number tells its lesson."""
-        streams = {n: tutorial.draft(lesson, provider, images, order.seed) for n, lesson in enumerate(lessons)}
+        make = examples.draft if order.kind == "examples" else tutorial.draft
+        streams = {n: make(lesson, provider, images, order.seed) for n, lesson in enumerate(lessons)}
         while streams:
             for n, stream in list(streams.items()):
                 made = await anext(stream, None)

@@ -23,7 +23,19 @@ class Order(BaseModel):
 
     source: str = Field(min_length=1, max_length=500, examples=["pypi:inflection==0.5.1", "man:tar", "shell:all"])
     kind: Literal[
-        "mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "layout", "browse", "llm-tutorial"
+        "mutation",
+        "reconstruction",
+        "combination",
+        "commit",
+        "issue",
+        "tutorial",
+        "examples",
+        "shell",
+        "terminal",
+        "repair",
+        "layout",
+        "browse",
+        "llm-tutorial",
     ]
     n: int = Field(default=20, ge=1, le=10_000, description="Environments wanted.")
     seed: int = Field(default=0, ge=0, lt=2**63)

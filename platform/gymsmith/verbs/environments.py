@@ -13,26 +13,29 @@ from gymsmith.verbs.terminal import Home, Json, Seed, emit, listed, one_of, sett
 
 app = typer.Typer(no_args_is_help=True, help="Look at environments, prove them again, exchange them with others.")
 LEVELS = ("admission", "full", "controls")
-KINDS = ("mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "shell", "layout", "browse", "llm-tutorial")
+KINDS = (
+    "mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "examples", "shell", "terminal", "repair",
+    "layout", "browse", "llm-tutorial",
+)  # fmt: skip
 
 
 def generate(
     source: Annotated[
         str,
         typer.Argument(
-            help="pypi:NAME==VERSION, file:PATH (a tutorial), man:PAGE, shell:FAMILY, layout:TEMPLATE or browse:FAMILY (or :all)."
+            help="pypi:NAME==VERSION, file:PATH, man:PAGE; shell:, terminal:, repair:, layout: or browse: and NAME or all."
         ),
     ],
     kind: Annotated[
         str,
         typer.Option(
-            help="SWE: mutation, reconstruction, combination, commit, issue; tutorial; shell; layout; browse; by a language "
-            "model: llm-tutorial."
+            help="SWE: mutation, reconstruction, combination, commit, issue; tutorial, examples, shell, terminal, repair, "
+            "layout, browse; by a language model: llm-tutorial."
         ),
     ],
     n: Annotated[int, typer.Option("-n", help="How many admitted environments to stop at.", min=1)] = 20,
     seed: Seed = 1,
-    split: Annotated[str, typer.Option(help="shell and layout: train words or held_out words.")] = "train",
+    split: Annotated[str, typer.Option(help="shell, terminal, repair, layout: train words or held_out words.")] = "train",
     model: Annotated[str, typer.Option(help="llm kinds: the model to ask for (default: GYMSMITH_LLM_MODEL).")] = "",
     gates: Annotated[str, typer.Option(help="How much is asked of each: admission (everything), full, controls.")] = "admission",
     budget_tokens: Annotated[
@@ -93,7 +96,7 @@ def _bought(result: dict[str, Any]) -> str:
 @app.command("list")
 def env_list(
     text: Annotated[str, typer.Argument(help="Words to look for in name, instruction and labels.")] = "",
-    kind: Annotated[str | None, typer.Option(help="mutation, tutorial, shell, layout, browse, ...")] = None,
+    kind: Annotated[str | None, typer.Option(help="mutation, tutorial, terminal, layout, browse, ...")] = None,
     status: Annotated[str | None, typer.Option(help="verified, unproven, rejected, ...")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 30,
     cursor: Annotated[str, typer.Option(help="Continue where the last page ended.")] = "",
