@@ -19,6 +19,7 @@ from gymsmith.errors import BuildError, GymsmithError, InfrastructureError, Reje
 from gymsmith.schema import Environment, Job, Run, Source, State, Status, TaskSpec
 from gymsmith.store import Store
 from gymsmith.supervisor import Supervisor, running
+from gymsmith.verbs.environments import absolute
 
 import job_doors  # isort: skip # noqa: F401  registers the kinds
 from spoken import say  # isort: skip
@@ -219,3 +220,19 @@ def test_a_demo_outside_a_checkout_says_so_before_it_starts(
     code, out, err = say(capsys, "demo", "--quick", "--no-serve", "--home", str(tmp_path / "home"))
     assert code == 2 and not out and "run the demo in a checkout of the repository" in err and len(err.splitlines()) == 1
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("git:.#v1", "git:{here}#v1"),
+        ("archive:a.zip", "archive:{here}/a.zip"),
+        ("issue:/x.json#3", "issue:/x.json#3"),
+        ("git:https://host/repo#v1", "git:https://host/repo#v1"),
+        ("git:file:///repo", "git:file:///repo"),
+        ("pypi:six==1.17.0", "pypi:six==1.17.0"),
+        ("https://host/page", "https://host/page"),
+    ],
+)
+def test_a_relative_source_is_written_out(given: str, wanted: str) -> None:
+    assert absolute(given) == wanted.format(here=Path.cwd())

@@ -21,7 +21,9 @@ class Order(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    source: str = Field(min_length=1, max_length=500, examples=["pypi:inflection==0.5.1", "man:tar", "shell:all"])
+    source: str = Field(
+        min_length=1, max_length=500, examples=["pypi:inflection==0.5.1", "git:https://host/repo#v1.0", "man:tar", "shell:all"]
+    )
     kind: Literal[
         "mutation",
         "reconstruction",

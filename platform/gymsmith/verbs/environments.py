@@ -23,7 +23,9 @@ def generate(
     source: Annotated[
         str,
         typer.Argument(
-            help="pypi:NAME==VERSION, file:PATH, man:PAGE; shell:, terminal:, repair:, layout: or browse: and NAME or all."
+            help="pypi:NAME==VERSION, git:PLACE#REF, archive:PLACE (a repository), issue:FILE#NUMBER, github:OWNER/REPO#NUMBER, "
+            "swebench:FILE#INSTANCE, file:PATH, https://... (a tutorial), man:PAGE, tldr:PAGE; shell:, terminal:, repair:, layout: "
+            "or browse: and NAME or all."
         ),
     ],
     kind: Annotated[
@@ -62,10 +64,7 @@ def generate(
 
     one_of("--kind", kind, KINDS)
     one_of("--split", split, ("train", "held_out"))
-    scheme, _, rest = source.partition(":")
-    if scheme == "file" and rest:
-        # A worker may stand in another folder than we do.
-        source = f"file:{Path(rest).expanduser().resolve()}"
+    source = absolute(source)
     one_of("--gates", gates, LEVELS)
     payload = {"source": source, "kind": kind, "n": n, "seed": seed, "split": split, "gates": gates}
     asked = {"model": model, "budget_tokens": budget_tokens, "budget_usd": budget_usd}
@@ -83,6 +82,15 @@ def generate(
         print(f"  {count:4d}  {reason}")
     if "llm_model" in result:
         print(_bought(result))
+
+
+def absolute(source: str) -> str:
+    """A source whose relative path is written out: a worker may stand in another folder than we do."""
+    scheme, _, rest = source.partition(":")
+    place, mark, part = rest.partition("#")
+    if scheme not in ("file", "git", "archive", "issue", "swebench") or not place or "://" in place:
+        return source
+    return f"{scheme}:{Path(place).expanduser().resolve()}{mark}{part}"
 
 
 def _bought(result: dict[str, Any]) -> str:
