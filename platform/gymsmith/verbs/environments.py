@@ -24,8 +24,8 @@ def generate(
         str,
         typer.Argument(
             help="pypi:NAME==VERSION, git:PLACE#REF, archive:PLACE (a repository), issue:FILE#NUMBER, github:OWNER/REPO#NUMBER, "
-            "swebench:FILE#INSTANCE, file:PATH, https://... (a tutorial), man:PAGE, tldr:PAGE; shell:, terminal:, repair:, layout: "
-            "or browse: and NAME or all."
+            "swebench:FILE#INSTANCE, file:PATH, https://... (a tutorial), man:PAGE, tldr:PAGE; shell:, terminal:, repair:, "
+            "layout: or browse: and NAME or all."
         ),
     ],
     kind: Annotated[
