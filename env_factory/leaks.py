@@ -219,7 +219,7 @@ def scan(task: Task, image: Image, effects: Effects | None, nothing: Reward | No
     if secrets.modules:
         for host, inside in image.binds:
             found += list(_in_machine(secrets, host, inside))
-    return Gate(name="leak-image", passed=not found, rewards=(float(len(found)),), detail="; ".join(dict.fromkeys(found))[:1000])
+    return Gate(name="leak-image", passed=not found, detail="; ".join(dict.fromkeys(found))[:1000])
 
 
 def _visible(image: Image, path: str, top: Path) -> bool:

@@ -213,7 +213,7 @@ OPERATIONS = {
     "followRun",
     "generateEnvironments",
     "getEnvironment",
-    "getEnvironmentEvidence",
+    "getEnvironmentEvidence getEnvironmentDifficulty listEnvironmentDifficulties",
     "getEnvironmentFacets",
     "getEnvironmentFile",
     "getEnvironmentRejects",

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gymsmith import folder
+from gymsmith.difficulty import Difficulty
 from gymsmith.endpoints.envelope import Cursor, Envelope, IdempotencyKey, Limit, SettingsDep, StoreDep, labels_of, order
 from gymsmith.errors import NotFound
 from gymsmith.schema import Environment, Evidence, Job, Status
@@ -119,6 +120,18 @@ def get_evidence(environment_id: str, store: StoreDep) -> Evidence:
     if evidence is None:
         raise NotFound(f"no gate has run on environment {environment_id} yet; `gymsmith env verify {environment_id}` runs them")
     return evidence
+
+
+@router.get("/environments:difficulty", operation_id="listEnvironmentDifficulties")
+def list_difficulties(store: StoreDep, id: Annotated[tuple[str, ...], Query(max_length=200)] = ()) -> list[Difficulty]:
+    """pass@1 and pass@8 of each policy that tried these environments; `uncalibrated` where none tried often enough."""
+    return list(store.difficulties(id).values())
+
+
+@router.get("/environments/{environment_id}/difficulty", operation_id="getEnvironmentDifficulty")
+def get_difficulty(environment_id: str, store: StoreDep) -> Difficulty:
+    """How hard it was for the policies that tried it."""
+    return store.difficulties([store.environment(environment_id).id])[environment_id]
 
 
 @router.get("/environments/{environment_id}/files", operation_id="listEnvironmentFiles")

@@ -142,12 +142,23 @@ def env_show(
     with Store.open(settings) as store:
         environment = store.find_environment(env_id)
         evidence = store.evidence(environment.id)
+        hardness = store.difficulties([environment.id])[environment.id]
     if as_json:
-        emit({"environment": environment.model_dump(mode="json"), "evidence": evidence and evidence.model_dump(mode="json")})
+        emit(
+            {
+                "environment": environment.model_dump(mode="json"),
+                "evidence": evidence and evidence.model_dump(mode="json"),
+                "difficulty": hardness.model_dump(mode="json"),
+            }
+        )
         return
     members = folder.members(settings.home, environment.path)
     print(f"{environment.id}  {environment.status}  {environment.spec.name}")
     print(f"source {environment.source.uri}  licence {environment.source.licence or '-'}")
+    print(f"difficulty {hardness.word}")
+    for rate in hardness.policies[:8]:
+        of_8 = "" if rate.pass_8 is None else f"  pass@8 {rate.pass_8:.2f}"
+        print(f"  {rate.policy_version:28s} pass@1 {rate.pass_1:.2f}{of_8}  of {rate.n}")
     print(f"\n{environment.instruction}\n")
     for gate in evidence.gates if evidence else ():
         rewards = " ".join(f"{r:g}" for r in gate.rewards)
