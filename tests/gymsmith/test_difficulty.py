@@ -31,7 +31,8 @@ def test_words() -> None:
 
 def test_computed_from_stored_trajectories(tmp_path: Path) -> None:
     """Attempts that were lost, and scripted ones, are nobody's failure and nobody's success."""
-    rows = [("v1", 1.0 if n < 2 else 0.0, "") for n in range(8)] + [("v1", None, "a sandbox died"), ("", 1.0, ""), ("v2", 1.0, "")]
+    rows: list[tuple[str, float | None, str]] = [("v1", 1.0 if n < 2 else 0.0, "") for n in range(8)]
+    rows += [("v1", None, "a sandbox died"), ("", 1.0, ""), ("v2", 1.0, "")]
     with Store.open(Settings.load(home=tmp_path)) as store:
         for n, (policy, reward, error) in enumerate(rows):
             value = None if reward is None else Reward(value=reward)
