@@ -68,17 +68,18 @@ async def proposals(
     """
     done = frozenset(ledger.lines)
     made: AsyncIterator[Candidate | mutation.Candidate]
-    if kind == "mutation":
-        given = Counter(f"{s.labels['path']}::{s.labels['function']}" for s in ledger.lines.values() if "function" in s.labels)
+    if kind == "mutation" and not whole:
         known = await survey.survey(package, screen)
-        screen.passing = len(known.passing)
-        more: dict[str, Any] = {"per_function": per_function} if per_function else {}
-        made = mutation.draft(package, known, screen, seed, wanted=wanted, done=done, start=given, whole=whole, **more)
     else:
         path = settings.home / "factory" / "surveys" / f"{_name(package, base_digest)}.json"
         known = await survey.kept(package, screen, path, lines=True)
-        screen.passing = len(known.passing)
         await screen.widen(min(LANES, os.cpu_count() or 1))
+    screen.passing = len(known.passing)
+    if kind == "mutation":
+        given = Counter(f"{s.labels['path']}::{s.labels['function']}" for s in ledger.lines.values() if "function" in s.labels)
+        more: dict[str, Any] = {"per_function": per_function} if per_function else {}
+        made = mutation.draft(package, known, screen, seed, wanted=wanted, done=done, start=given, whole=whole, **more)
+    else:
         draft = {"reconstruction": reconstruction.draft, "combination": combination.draft}[kind]
         made = draft(package, known, screen, seed, done=done)
     async for candidate in made:

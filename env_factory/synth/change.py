@@ -20,7 +20,7 @@ from env_factory.sources import Package
 from env_factory.synth import operators, swe
 from env_factory.synth.notes import MIN_CHARS, useful
 from env_factory.synth.patch import change_script
-from env_factory.synth.screening import Screen, tree
+from env_factory.synth.screening import PYTEST, Screen, tree
 from env_factory.synth.selection import Judged, judge, observed
 from env_factory.synth.survey import Survey, survey
 from env_factory.synth.symptom import report
@@ -88,7 +88,7 @@ async def draft(change: Change, screen: Screen) -> Draft | str:
     if len(parts) > MAX_FILES or lines > MAX_LINES:
         return "large"
     try:
-        known = await survey(change.after, screen)
+        known = await survey(change.after, screen, lines=True)
     except NoTests:
         return "no-tests"
     tests = _tests(change, known, parts)
@@ -130,7 +130,7 @@ async def draft(change: Change, screen: Screen) -> Draft | str:
         cheats=tuple(own),
         whole=known,
         # A hidden file that imports what is not there yet must not keep the others from being run.
-        pytest=f"{swe.PYTEST} --continue-on-collection-errors",
+        pytest=f"{PYTEST} --continue-on-collection-errors",
     )
 
 

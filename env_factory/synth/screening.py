@@ -21,6 +21,11 @@ from sandboxes.observations import Observation, evaluate
 
 WALL_PER_CPU = 8
 """As in `probe/screen.py`."""
+VERIFIED_S = 600.0
+MEDDLERS = 12
+"""How many tests in turn may be found to do what a verifier takes for meddling."""
+PYTEST = "--assert=plain --tb=line -p no:unraisableexception -p no:threadexception"
+"""Options of the verifier's pytest: what explains failures to people costs 40% of a run and changes no outcome."""
 SUITE = "/tests/suite"
 SITE = "/opt/site"
 
@@ -104,6 +109,55 @@ class Screen:
         if not result.ok:
             raise SandboxError(f"{program} ended with {result.exit_code or result.signal}: {result.output[-800:]!r}")
         return json.loads(await self.sandbox.get("/tmp/reply.json", max_bytes=48 * MIB))
+
+    async def as_verified(self, tests: Sequence[str]) -> frozenset[str]:
+        """Which of these tests pass when a verifier's program runs them all, as its user.
+
+        Some look for what a verifier does not have (assertions rewritten, a home to write to). Others, or what they import, do
+        what a verifier takes for meddling, such as walking the garbage collector's objects: those are found one by one.
+        """
+        program = resources.files("sandboxes.verifier").joinpath("pytest_runner.py").read_bytes()
+        await self.sandbox.put("/tests/run.py", program)
+        left = list(tests)
+        for _ in range(MEDDLERS):
+            told = await self._verified(left)
+            meddling = next((n for n, (word, name) in enumerate(told) if word == "FAIL" and name.startswith("integrity ")), None)
+            passed = {name for word, name in told if word == "PASS"}
+            left = [test for test in left if test in passed]
+            if meddling is None or not left:
+                return frozenset(left)
+            if meddling:
+                left = [test for test in left if test != told[meddling - 1][1]]
+                continue
+            # Told before the first test: importing some file is enough.
+            files = dict.fromkeys(test.split("::")[0] for test in left)
+            alone = {
+                name: await self._verified([t for t in left if t.split("::")[0] == name], "--collect-only") for name in files
+            }
+            guilty = {name for name, said in alone.items() if any(other.startswith("integrity ") for _, other in said)}
+            left = [test for test in left if test.split("::")[0] not in guilty]
+        return frozenset()
+
+    async def _verified(self, tests: Sequence[str], *options: str) -> list[tuple[str, str]]:
+        """(outcome, test) as the verifier's program tells them, in order."""
+        await self.sandbox.put("/tests/some.txt", ("\n".join(tests) + "\n").encode())
+        files = dict.fromkeys(test.split("::")[0] for test in tests)
+        where = [f"--path=/work/{root}".rstrip("/") for root in self.package.roots]
+        command = ["python3", "-I", "-S", "/tests/run.py", *where, "--site", SITE, "--root", SUITE, "--select", "/tests/some.txt"]
+        result = await self.sandbox.exec(
+            [*command, "--", *PYTEST.split(), *options, *(f"{SUITE}/{name}" for name in files)],
+            user="tester",
+            env={"HOME": "/tmp"},
+            stdin=b"\n",
+            timeout_s=VERIFIED_S,
+            max_output_bytes=16 * MIB,
+            split=True,
+        )
+        self.cpu_s += result.cpu_s
+        parts = (line.partition(" ") for line in result.output.decode(errors="replace").split("\n"))
+        told = [(word, name) for word, _, name in parts if word in ("PASS", "FAIL", "SKIP")]
+        self.executions += len(told)
+        return told
 
     async def holding(self, observed: Sequence[Observation], roots: Sequence[str]) -> list[bool]:
         """Whether each observation holds on the healthy package, seen as a verifier would see it."""

@@ -92,7 +92,10 @@ def _read(told: Mapping[str, Any]) -> Survey:
 
 
 async def survey(package: Package, screen: Screen, *, lines: bool = False) -> Survey:
-    """Run the healthy suite three times. lines: measure which lines each test executes, which takes the first run longer.
+    """Run the healthy suite three times.
+
+    lines: measure which lines each test executes, which takes the first run longer, and keep only tests that pass in a verifier
+    as well.
 
     Raises:
         NoTests: fewer tests pass every time than an environment needs.
@@ -107,6 +110,10 @@ async def survey(package: Package, screen: Screen, *, lines: bool = False) -> Su
         for test in first["order"]
         if counted[test] == 1 and _plain(test) and all(r["outcomes"].get(test) == "passed" for r in runs)
     ]
+    if lines and passing:
+        judged = await screen.as_verified(passing)
+        log.info("event=survey_verified package=%s lost=%s", package.name, ",".join(t for t in passing if t not in judged)[:300])
+        passing = [test for test in passing if test in judged]
     if len(passing) < MIN_P2P + 1:
         why = next((r["error"] for r in runs if r["error"]), "") or f"{len(first['outcomes'])} tests were found"
         raise NoTests(

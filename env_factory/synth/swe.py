@@ -14,14 +14,12 @@ from pathlib import PurePosixPath
 from env_factory.sources import Package
 from env_factory.suite import MEMBER as WHOLE
 from env_factory.suite import member as suite_member
-from env_factory.synth.screening import SITE, SUITE, base_context, base_dockerfile, suite
+from env_factory.synth.screening import PYTEST, SITE, SUITE, base_context, base_dockerfile, suite
 from env_factory.synth.selection import Judged, roots
 from env_factory.synth.survey import Survey
 from gymsmith.schema import Draft, TaskSpec, ToolSpec
 from sandboxes.observations import MEMBER, Observation, member
 
-PYTEST = "--assert=plain --tb=line -p no:unraisableexception -p no:threadexception"
-"""Options of the verifier's pytest: what explains failures to people costs 40% of a run and changes no outcome."""
 PROTECTED = (
     "conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", "tox.ini", "setup.cfg", "sitecustomize.py", "usercustomize.py",
     "*.pth", "*.pyc", "__pycache__", "*.so", "*.dist-info", "*.egg-info", "pytest", "pytest.py", "_pytest",

@@ -93,11 +93,15 @@ def last(rows):
     if not rows:
         return None
     return rows[-1][-1]
+
+
+def known_to(thing):
+    return functools.reduce(lambda a, b: a + 1, __import__("gc").get_referrers(thing), 0)
 '''
 OTHER = "def twin(rows):\n" + SHELF[SHELF.index("    lengths_of_rows") : SHELF.index("\n\ndef total")] + "\n"
 TESTS = """
 import pytest
-from shelf import copied, first, fit, hardly, last, longest, pairs, total
+from shelf import copied, first, fit, hardly, known_to, last, longest, pairs, total
 
 
 ROWS = [([], 3, []), ([2, 3], 4, [[2], [3]]), ([1, 1, 5], 4, [[1, 1], [5]]), ([2, 2], 4, [[2, 2]])]
@@ -133,6 +137,10 @@ def test_small_ones(rows, many, one, other):
     assert total(rows) == many
     assert first(rows) == one
     assert last(rows) == other
+
+
+def test_meddling():
+    assert known_to([]) >= 0
 """
 
 
@@ -173,6 +181,7 @@ def test_the_survey_tells_lines_apart(made: Made) -> None:
     function = next(place for place in known.touching if place == ("shelf.py", line - 3))
     assert len(reaching(known, *function)) == 3 and len(reaching(known, *function, [line])) == 2, "one test returns before it"
     assert known.limit_s >= 5 and len(known.passing) == 20
+    assert not any("meddling" in test for test in known.passing), "it passes, but a verifier would not believe the run"
     assert list(header(SHELF, line - 1)) == [line - 1] and list(header(SHELF, line - 2)) == [line - 2]
 
 
