@@ -25,6 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _DOWNLOADS = re.compile(
     r"\b(apt(-get)?\s+(-\S+\s+)*(update|install)|curl|wget|uvx?|pip3?\s+install|git\s+clone|npm\s+(i|install|ci))\b"
 )
+_PLACE = re.compile(r"/[A-Za-z0-9._/+-]{1,200}\Z")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -60,15 +61,21 @@ def no_links(tree: Tree, what: str) -> None:
         raise PolicyRefused(f"{what}: {path!r} is a symbolic link to {target[:200]!r}; a task folder holds plain files only")
 
 
-def workdir_of(dockerfile: str, declared: str | None = None) -> str:
-    """The agent's working directory: as declared, else what WORKDIR says last, else /app."""
+def workdir_of(dockerfile: str, declared: object, what: str) -> str:
+    """The agent's working directory: as declared, else what WORKDIR says last, else /app.
+
+    Raises:
+        SourceError: what is declared is no absolute path of plain names.
+    """
+    if declared is not None and (not isinstance(declared, str) or not _PLACE.match(declared) or ".." in declared):
+        raise SourceError(f"{what}: expected a working directory such as /app, got {str(declared)[:80]!r}")
     place = declared or ""
     if not place:
         for match in re.finditer(r"^\s*WORKDIR\s+(\S+)\s*$", dockerfile, re.I | re.M):
             said = match.group(1).strip("\"'")
             place = said if said.startswith("/") else f"{place.rstrip('/')}/{said}"
     plain = re.sub(r"/+", "/", place).rstrip("/")
-    return plain if plain and "$" not in plain and ".." not in plain.split("/") else "/app"
+    return plain if plain and _PLACE.match(plain) and ".." not in plain.split("/") else "/app"
 
 
 def dockerfile_of(text: str, workdir: str, env: Mapping[str, str], what: str) -> str:

@@ -71,7 +71,7 @@ def of_tree(tree: Tree, where: str, folder: str) -> Draft:
     foreign.no_links(tree, where)
     try:
         document = tomllib.loads(foreign.text(tree, MARK, where))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SourceError(f"{where}: {MARK} is not TOML: {error}") from error
     if isinstance(_table(document, "metadata").get("gymsmith"), dict):
         return _ours(tree, where)
@@ -106,7 +106,7 @@ def _theirs(tree: Tree, document: dict[str, Any], where: str, folder: str) -> Dr
     if any(path in tree.files for path in ("tests/Dockerfile", "tests/docker-compose.yaml")) or verifier.get("environment"):
         raise SourceError(f"{where}: its verifier has an image of its own, which is not run here; bake it into environment/")
     dockerfile = _dockerfile(tree, environment, where)
-    workdir = foreign.workdir_of(dockerfile, environment.get("workdir"))
+    workdir = foreign.workdir_of(dockerfile, environment.get("workdir"), where)
     test = foreign.with_environment(foreign.text(tree, "tests/test.sh", where), _strings(verifier, "env", where), where)
     files = {p: d for p, d in tree.files.items() if p.startswith(("environment/", "tests/", "solution/"))}
     files["environment/Dockerfile"] = foreign.dockerfile_of(

@@ -66,7 +66,7 @@ def of_tree(tree: Tree, where: str, folder: str) -> Draft:
     if not isinstance(task.get("instruction"), str):
         raise SourceError(f"{where}: expected an instruction in {MARK}, got {task.get('instruction')!r}")
     context, dockerfile, env, declared = _service(tree, where)
-    workdir = foreign.workdir_of(dockerfile, declared)
+    workdir = foreign.workdir_of(dockerfile, declared, where)
     hidden = (*_NOT_MEMBERS, "tests/")
     files = {
         f"environment/{path}": data

@@ -25,7 +25,7 @@ PER_PAGE = 100
 def closed_by(text: str, repo: str) -> list[int]:
     """Issues of `repo` that a pull request's text says it closes (close, fix, resolve and their forms, as GitHub reads them)."""
     word = r"\b(?:close[sd]?|fix(?:e[sd])?|resolve[sd]?)\b:?\s+"
-    place = rf"(?:{re.escape(repo)}|https?://github\.com/{re.escape(repo)}/issues/)?#?(\d+)\b"
+    place = rf"(?:{re.escape(repo)}|https?://github\.com/{re.escape(repo)}/issues/)?#?(\d{{1,9}})\b"
     found = re.finditer(rf"{word}{place}", text, re.I)
     return [int(match.group(1)) for match in found if "#" in match.group(0) or "/issues/" in match.group(0)]
 

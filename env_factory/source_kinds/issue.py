@@ -161,7 +161,7 @@ def of_row(row: Mapping[str, Any], uri: str) -> Issue:
     repo, base = str(row["repo"]), str(row["base_commit"])
     if not COMMIT.match(base) or not _REPO.match(repo):
         raise SourceError(f"{uri}: expected repo OWNER/NAME and base_commit of 40 digits, got {repo[:100]!r} and {base[:60]!r}")
-    number = re.search(r"-(\d+)\Z", str(row["instance_id"]))
+    number = re.search(r"-(\d{1,9})\Z", str(row["instance_id"]))
     kept = json.dumps([str(row[name]) for name in _COLUMNS]).encode()
     return Issue(
         source=Source(

@@ -170,7 +170,7 @@ def _declared(files: Mapping[str, bytes]) -> str:
         crate = tomllib.loads(files.get("Cargo.toml", b"").decode()).get("package", {})
         if isinstance(crate, dict) and isinstance(crate.get("license"), str):
             return spdx(crate["license"])
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError):
+    except (ValueError, RecursionError):
         pass  # Metadata that cannot be read declares nothing; the licence file may still speak.
     metadata = files.get("PKG-INFO")
     return of_metadata(metadata) if metadata else ""

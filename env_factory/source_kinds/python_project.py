@@ -242,7 +242,7 @@ def _constraint(said: str) -> str:
 def _pyproject(files: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         document = tomllib.loads(files.get("pyproject.toml", b"").decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return document if isinstance(document.get("project", {}), dict) and isinstance(document.get("tool", {}), dict) else {}
 
@@ -265,7 +265,7 @@ def _setup_py(files: Mapping[str, bytes]) -> dict[str, Any]:
     """Literal arguments of setup(), and lists bound to a name before they are handed over."""
     try:
         tree = ast.parse(files.get("setup.py", b"").decode("utf-8", "replace"))
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
     bound: dict[str, Any] = {}
     found: dict[str, Any] = {}

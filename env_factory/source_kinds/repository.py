@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 MAX_COMMITS = 100_000
+LAST_S = 253_402_300_799
+"""The last second of the year 9999."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +282,7 @@ def _shallow(mirror: Path) -> set[str]:
         return set()
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _read_tree(mirror: Path, commit: str) -> Tree:
     listing = git(mirror, "ls-tree", "-r", "-z", "-l", "--full-tree", "--end-of-options", _known(mirror, commit))
     what = f"commit {commit[:12]}"
@@ -305,7 +307,10 @@ def _read_tree(mirror: Path, commit: str) -> Tree:
     at = 0
     for mode, _, path in rows:
         head, _, _ = said[at : at + 200].partition(b"\n")
-        length = int(head.split()[2])
+        said_of = head.split()
+        if len(said_of) != 3 or said_of[1] != b"blob":
+            raise SourceError(f"{what} lacks an object that its tree names: {head[:80]!r}; the repository is damaged")
+        length = int(said_of[2])
         at += len(head) + 1
         data = said[at : at + length]
         at += length + 1
@@ -318,7 +323,8 @@ def _read_tree(mirror: Path, commit: str) -> Tree:
 
 
 def _when(seconds: str) -> datetime:
-    return datetime.fromtimestamp(int(seconds), UTC)
+    # Anybody may write any number into a commit; no date is later than what datetime knows.
+    return datetime.fromtimestamp(min(max(int(seconds), 0), LAST_S), UTC)
 
 
 @contextlib.contextmanager
