@@ -199,7 +199,7 @@ class Capabilities:
     """`Sandbox.shell` works: a terminal with a persistent shell."""
     fork: bool = True
     """`Sandbox.snapshot` and `Sandbox.fork` work."""
-    at_disk_limit: Literal["no space", "ended"] = "no space"
+    at_disk_limit: Literal["error", "ended"] = "error"
     """What is met there: an error at the write or, where none can be refused, the end of the sandbox (DiskLimit) soon after."""
     own_root: bool = True
     """An absolute path in a command means the sandbox's own file system."""

@@ -139,7 +139,7 @@ class ContainerProvider:
             pids_limit=True,
             cpu_limit=True,
             disk_limit=True,
-            at_disk_limit="no space" if self._disk.way == "quota" else "ended",
+            at_disk_limit="error" if self._disk.way == "quota" else "ended",
             upper_layer=False,
             prepared_upper=False,
             seccomp=True,

@@ -92,9 +92,10 @@ def _image() -> bytes:
         files.update(word for word in said.split() if word.startswith("/"))
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
-        for name in ("tmp", "work", "etc"):
+        parents = {str(parent).lstrip("/") for path in files for parent in Path(path).parents}
+        for name in sorted({*parents, "tmp", "work", "etc"} - {""}):
             folder = tarfile.TarInfo(name)
-            folder.type, folder.mode = tarfile.DIRTYPE, 0o777
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o777 if name in ("tmp", "work") else 0o755
             tar.addfile(folder)
         for path in sorted(files):
             member = tarfile.TarInfo(path.lstrip("/"))
