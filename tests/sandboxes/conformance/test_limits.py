@@ -129,7 +129,8 @@ def test_what_has_no_name_any_more_counts(house: Place) -> None:
 def test_a_busy_loop_gets_its_share(house: Place) -> None:
     async def scene(box: Any) -> None:
         result = await box.exec("timeout 1 sh -c 'while :; do :; done' & timeout 1 sh -c 'while :; do :; done'; wait")
-        assert result.cpu_s < 0.9, "two loops for a second under a limit of 0.3"
+        share = max(0.9, 0.45 * result.wall_s)  # a slow machine makes the second longer
+        assert result.cpu_s < share, "two loops for a second under a limit of 0.3"
 
     house.play(scene, cpus=0.3)
 
