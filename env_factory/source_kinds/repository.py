@@ -15,9 +15,10 @@ import logging
 import re
 import shutil
 import tempfile
+import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 MAX_COMMITS = 100_000
+ABANDONED_S = 6 * 3600.0
+"""A fetch that is older than this belongs to a process that was killed: git gives up long before."""
 LAST_S = 253_402_300_799
 """The last second of the year 9999."""
 
@@ -63,8 +66,9 @@ class Repository:
     """The bare mirror; None for an archive, which has no history."""
     location: str
     """What git fetches from, without credentials."""
-    _unpacked: Tree | None = None
-    _header: str = ""
+    _unpacked: Tree | None = field(default=None, repr=False)
+    _header: str = field(default="", repr=False)
+    """Credentials, for fetching more."""
 
     @property
     def commit(self) -> str:
@@ -175,6 +179,7 @@ def read_git(uri: str, rest: str, settings: Settings) -> Repository:
     ref = git_command.check_ref(ref) if ref else "HEAD"
     mirror = settings.home / "repositories" / f"{hashlib.sha256(location.encode()).hexdigest()[:24]}.git"
     mirror.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(mirror.parent)
     with _locked(mirror):
         if not (mirror / "HEAD").is_file():
             scratch = Path(tempfile.mkdtemp(prefix=".fetching-", dir=mirror.parent))
@@ -320,6 +325,14 @@ def _read_tree(mirror: Path, commit: str) -> Tree:
             files[path] = data
     executable = frozenset(path for mode, _, path in rows if mode == "100755")
     return Tree(dict(sorted(files.items())), executable, links, tuple(submodules)).checked(what)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes were fetching long ago."""
+    for left in folder.glob(".fetching-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _when(seconds: str) -> datetime:

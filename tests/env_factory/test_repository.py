@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import http.server
 import io
+import ipaddress
 import os
+import ssl
 import subprocess
 import tarfile
+import threading
+import time
 import zipfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,3 +189,88 @@ def test_archives_that_contradict_themselves_or_explode_are_refused(monkeypatch:
     monkeypatch.setattr(archive, "MAX_TOTAL_BYTES", 1000)
     with pytest.raises(PolicyRefused, match="unpacks to"):
         archive.tree("x.tar.gz", tar("a", size=5_000_000))
+
+
+def certificate(folder: Path) -> Path:
+    """A certificate for 127.0.0.1 with its key, in one file."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    path = folder / "server.pem"
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+def test_https_is_checked_and_a_server_without_shallow_fetches_gives_everything(
+    project: Path, tmp_path: Path, wheelhouse: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain file server: git's dumb protocol. The credentials of the URL arrive as a header and are kept nowhere."""
+    run(tmp_path, "clone", "--quiet", "--bare", str(project), "served.git")
+    run(tmp_path / "served.git", "update-server-info")
+    run(project, "archive", "--format=zip", "--prefix=tiny/", f"--output={tmp_path}/tiny.zip", "HEAD")
+    seen: list[str | None] = []
+
+    class Files(http.server.SimpleHTTPRequestHandler):
+        """Serves the folder."""
+
+        def __init__(self, *words: Any) -> None:
+            super().__init__(*words, directory=str(tmp_path))
+
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization"))
+            super().do_GET()
+
+        def log_message(self, *words: object) -> None:
+            """Tests are quiet."""
+
+    pem = certificate(tmp_path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = f"https://user:geheim@127.0.0.1:{server.server_port}"
+    try:
+        for name in ("GIT_SSL_CAINFO", "SSL_CERT_FILE"):
+            monkeypatch.delenv(name, raising=False)
+        for uri in (f"git:{place}/served.git", f"archive:{place}/tiny.zip"):
+            with pytest.raises(NoNetwork, match=r"(?i)certificate"):
+                sources.read(uri, wheelhouse)
+        monkeypatch.setenv("GIT_SSL_CAINFO", str(pem))
+        monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+        tiny = sources.read(f"git:{place}/served.git", wheelhouse)
+        packed = sources.read(f"archive:{place}/tiny.zip", wheelhouse)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert isinstance(tiny, sources.Repository) and isinstance(packed, sources.Repository)
+    assert len(tiny.commits()) == 3 and dict(packed.tree().files) == dict(tiny.tree().files)
+    assert (
+        "geheim" not in repr(tiny) + repr(packed)
+        and "dXNlcjpnZWhlaW0" not in repr(tiny)
+        and set(seen) == {"Basic dXNlcjpnZWhlaW0="}
+    )
+    kept = [path for path in (wheelhouse.home / "repositories").rglob("*") if path.is_file()]
+    assert not any(b"geheim" in path.read_bytes() or b"dXNlcjpnZWhlaW0" in path.read_bytes() for path in kept)
+
+
+def test_what_a_killed_fetch_left_is_removed_in_time(project: Path, wheelhouse: Settings) -> None:
+    for name, age in ((".fetching-old", repository.ABANDONED_S + 60), (".fetching-new", 60.0)):
+        left = wheelhouse.home / "repositories" / name
+        (left / "bare").mkdir(parents=True)
+        os.utime(left, (time.time() - age,) * 2)
+    sources.read(f"git:{project}", wheelhouse)
+    assert sorted(path.name for path in (wheelhouse.home / "repositories").glob(".fetching-*")) == [".fetching-new"]
