@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 PERIOD_S = 1.0
 ASKING_S = 5.0
 """Between two questions to the engine, which walks all layers for each."""
-_SHARE = 10
-"""A round is followed by a pause of at least so many times its own length."""
+_SHARE = 20
+"""A round is followed by a pause of at least so many times what it took of the processor; the walk takes about as much again.
+Time that passed is no measure: on a busy machine the watch would put itself to sleep when it is needed."""
 _ENGINES_FILES = ("HostsPath", "HostnamePath", "ResolvConfPath")
 
 Way = Literal["quota", "measured", "asked"]
@@ -145,6 +146,7 @@ class DiskWatch:
         self._period_s = period_s
         self._watched: dict[str, Watched] = {}
         self._asked = float("-inf")
+        self._took_s = 0.0
         self.failure = ""
         """Why the last round failed; empty when it did not."""
         self._task = begin(self._rounds(), "container disks", self._stopped)
@@ -165,7 +167,6 @@ class DiskWatch:
 
     async def _rounds(self) -> None:
         while True:
-            began = time.monotonic()
             try:
                 over = await asyncio.to_thread(self._round, list(self._watched.values()))
                 self.failure = ""
@@ -178,10 +179,17 @@ class DiskWatch:
             for watched, use in over:
                 if self._watched.pop(watched.container, None) is watched:
                     watched.over(use)
-            await asyncio.sleep(max(self._period_s, _SHARE * (time.monotonic() - began)))
+            await asyncio.sleep(max(self._period_s, _SHARE * self._took_s))
 
     def _round(self, all_watched: list[Watched]) -> list[tuple[Watched, Use]]:
         """In a thread: those that have more than they may, with what they have."""
+        began = time.thread_time()
+        try:
+            return self._measured(all_watched)
+        finally:
+            self._took_s = time.thread_time() - began
+
+    def _measured(self, all_watched: list[Watched]) -> list[tuple[Watched, Use]]:
         asking = time.monotonic() - self._asked >= ASKING_S
         moved = [watched for watched in all_watched if (asking or not watched.ask_engine) and watched.moved()]
         sizes: Mapping[str, int] = {}

@@ -121,7 +121,7 @@ def test_too_much_on_disk_ends_a_container(house: House, way: Any) -> None:
             box, watched = await house.box(disk_bytes=8 * MIB), provider._disks._watched
             assert watched[box.container].ask_engine == (way == "asked")
             with pytest.raises(DiskLimit, match=str(8 * MIB)):
-                await box.exec(f"{FILL}; sleep 40", timeout_s=40)
+                await box.exec(f"{FILL}; sleep 55", timeout_s=55)
             await box.destroy()
             assert box.container not in watched
             free = await house.box(disk_bytes=8 * MIB)
