@@ -165,9 +165,8 @@ def _number_in(number: str, works: _Works) -> bool:
 
 
 def _form(said: str, works: _Works) -> Iterator[str]:
-    outputs = [
-        e for e in works.effects if e.kind == "created" and e.after and named(PurePosixPath(e.path), said) and not e.is_source
-    ]
+    data = [e for e in works.effects if e.kind == "created" and e.after and not e.is_source and not e.is_script]
+    outputs = [e for e in data if named(PurePosixPath(e.path), said)]
     for effect in outputs:
         text = effect.after or ""
         lines = [line for line in text.splitlines() if line.strip()]

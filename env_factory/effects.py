@@ -53,6 +53,11 @@ class Effect:
         return bool(SOURCE.search(self.path))
 
     @property
+    def is_script(self) -> bool:
+        """A program of the solution's own, which says so in its first line."""
+        return self.before is None and (self.after or "").startswith("#!")
+
+    @property
     def lines(self) -> list[str]:
         """The new text by line, line ends kept."""
         return (self.after or "").splitlines(keepends=True)

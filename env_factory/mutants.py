@@ -182,6 +182,8 @@ def _faults(effect: Effect, rng: random.Random) -> Iterator[Variant]:
     if effect.is_source or not lines:
         return
     numbers = [(n, m) for n in sorted(touched) for m in NUMBER.finditer(lines[n]) if not lines[n].lstrip().startswith("#!")]
+    if effect.is_script:
+        numbers = []  # Many a number of a program (`split("=", 1)`) means the same when it is another.
     rng.shuffle(numbers)
     for n, match in numbers[:3]:
         other = lines[n][: match.start()] + str(int(match.group()) + rng.choice((1, 2, 10))) + lines[n][match.end() :]

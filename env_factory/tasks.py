@@ -23,7 +23,7 @@ from env_factory.llm import orders
 from env_factory.mutants import Rules
 from env_factory.payload import checked
 from env_factory.synth import corpus as text
-from env_factory.synth import examples, shell, tutorial
+from env_factory.synth import examples, examples_package, shell, tutorial
 from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
 from gymsmith import taskdir
 from gymsmith.errors import ConfigError, SourceError, StoreError
@@ -187,6 +187,8 @@ async def _generate(order: Order, worker: Worker, ctx: JobContext) -> dict[str, 
     python = await _python(worker)
     if order.kind == "issue":
         return await _changes(order, sources.members(order.source), python, worker, ctx)
+    if order.kind == "examples":
+        return await _examples(order, python, worker, ctx)
     fetched = [await asyncio.to_thread(sources.read, uri, ctx.settings, python=python) for uri in sources.lessons(order.source)]
     if order.kind in swe_orders.KINDS:
         package = fetched[0]
@@ -201,7 +203,7 @@ async def _generate(order: Order, worker: Worker, ctx: JobContext) -> dict[str, 
         return await _changes(order, fetched[0], python, worker, ctx)
     tutorials = [each for each in fetched if isinstance(each, sources.Tutorial)]
     if len(tutorials) != len(fetched):
-        raise SourceError(f"{order.kind} needs a text (file:PATH or man:PAGE), got {order.source!r}")
+        raise SourceError(f"tutorial needs a text (file:PATH or man:PAGE), got {order.source!r}")
     return await _tutorial(order, tutorials, worker, ctx)
 
 
@@ -276,8 +278,7 @@ async def _tutorial(order: Order, lessons: list[sources.Tutorial], worker: Worke
 
     async def proposals() -> AsyncGenerator[Proposal, None]:
         """Candidates of the lessons in turns; a candidate's number tells its lesson."""
-        make = examples.draft if order.kind == "examples" else tutorial.draft
-        streams = {n: make(lesson, provider, images, order.seed) for n, lesson in enumerate(lessons)}
+        streams = {n: tutorial.draft(lesson, provider, images, order.seed) for n, lesson in enumerate(lessons)}
         while streams:
             for n, stream in list(streams.items()):
                 made = await anext(stream, None)
@@ -287,6 +288,20 @@ async def _tutorial(order: Order, lessons: list[sources.Tutorial], worker: Worke
                 yield Proposal(made.index * len(lessons) + n, made.draft, made.reason)
 
     return await _take(order, proposals(), key, worker, ctx, at_once=4)
+
+
+async def _examples(order: Order, python: str, worker: Worker, ctx: JobContext) -> dict[str, Any]:
+    books = [await asyncio.to_thread(examples_package.read, uri, ctx.settings, python) for uri in sources.lessons(order.source)]
+    key = {"source": [book.tutorial.source.digest for book in books], "gates": order.gates}
+    provider, images = await worker.provider(), await worker.images()
+
+    async def proposals() -> AsyncGenerator[Proposal, None]:
+        """Candidates of one book after the other; a candidate's number tells its book."""
+        for n, book in enumerate(books):
+            async for made in examples.draft(book, provider, images, order.seed):
+                yield Proposal(made.index * len(books) + n, made.draft, made.reason)
+
+    return await _take(order, proposals(), key, worker, ctx, at_once=4, wheels=books[0].wheels)
 
 
 async def _llm(order: Order, worker: Worker, ctx: JobContext) -> dict[str, Any]:
@@ -355,7 +370,11 @@ async def _verify(asked: Proofs, worker: Worker, ctx: JobContext) -> dict[str, A
         environment = await asyncio.to_thread(ctx.store.environment, environment_id)
         task = await asyncio.to_thread(taskdir.read, taskdir.folder_of(ctx.settings.tasks_dir, environment_id))
         wheels = None
-        if "/wheelhouse" in task.dockerfile:
+        if environment.spec.kind == "examples":
+            python = await _python(worker)
+            book = await asyncio.to_thread(examples_package.read, environment.source.uri, ctx.settings, python)
+            wheels = book.wheels
+        elif "/wheelhouse" in task.dockerfile:
             package = await asyncio.to_thread(swe_orders.package_behind, environment.source, ctx.settings, await _python(worker))
             wheels = package.wheels if package else None
         intake = await _intake(asked.gates, worker, ctx, wheels)

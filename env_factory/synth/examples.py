@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from env_factory.sources import Tutorial
 from env_factory.synth import examples_files, examples_pages
+from env_factory.synth.examples_package import HEAD, Book
 from env_factory.synth.examples_pages import Example
 from env_factory.synth.tutorial import Proposed
 from env_factory.synth.tutorial_state import Node, Tree, changes, describe, script
@@ -53,12 +54,13 @@ class Tried:
     """What the reader has before."""
 
 
-async def draft(source: Tutorial, provider: Provider, images: ImageStore, seed: int) -> AsyncIterator[Proposed]:
+async def draft(book: Book, provider: Provider, images: ImageStore, seed: int) -> AsyncIterator[Proposed]:
     """Candidates in an order that follows from the source and the seed; those without a draft say why.
 
     Raises: SourceError: no page has an example that leaves anything.
     """
-    image = await images.build(dockerfile("", ()), {"work/.keep": b""})
+    source = book.tutorial
+    image = await images.build(_dockerfile(book, ()), {"work/.keep": b""}, wheelhouse=book.wheels)
     rng = random.Random(f"examples/{seed}")
     index = tried = 0
     for name, text in source.texts.items():
@@ -70,7 +72,7 @@ async def draft(source: Tutorial, provider: Provider, images: ImageStore, seed: 
         good: list[Tried] = []
         try:
             for example in found:
-                made = await _try(box, example, seed)
+                made = await _try(box, example, source, seed)
                 if isinstance(made, Tried):
                     good.append(made)
                 else:
@@ -78,7 +80,7 @@ async def draft(source: Tutorial, provider: Provider, images: ImageStore, seed: 
                     index += 1
             tried += len(good)
             for group in _groups(rng, good):
-                drafted = await _draft(box, source, name, group, seed, index)
+                drafted = await _draft(box, book, name, group, seed, index)
                 yield Proposed(
                     index, drafted if isinstance(drafted, Draft) else None, drafted if isinstance(drafted, str) else ""
                 )
@@ -104,7 +106,7 @@ def _groups(rng: random.Random, good: Sequence[Tried]) -> list[list[Tried]]:
     return groups
 
 
-async def _try(box: Sandbox, example: Example, seed: int) -> Tried | str:
+async def _try(box: Sandbox, example: Example, source: Tutorial, seed: int) -> Tried | str:
     """Run one example alone; why it is of no use, or how it is used."""
     if re.search(r"/dev/|/proc|/etc/(?!passwd|group|services)|\{\{|--interactive|--follow|--time|\bless\b", example.command):
         return "not-here"
@@ -112,9 +114,13 @@ async def _try(box: Sandbox, example: Example, seed: int) -> Tried | str:
         rng = random.Random(f"examples/{seed}/{example.page}/{example.number}")
         words = draw(rng, "train", 12)
         used = [value for _, value in example.blanks if re.fullmatch(r"[a-z]+", value)]
-        files = {name: text.encode() for name, text in example.files.items()} or examples_files.fixtures(
-            rng, [*used, *words], example.page, example.command, example.operands, targets=targets
-        )
+        files = {name: text.encode() for name, text in example.files.items()}
+        if not files:
+            given = {name: source.files[name] for name in example.operands if name in source.files}
+            named = tuple(name for name in example.operands if name not in given)
+            files = given or {}
+            if named or not given:
+                files |= examples_files.fixtures(rng, [*used, *words], example.page, example.command, named, targets=targets)
         start, end, out, ok = await _run(box, files, [example.command])
         answer = f"answer-{example.number + 1}.txt" if start == end else ""
         if not ok or (answer and not out.strip()):
@@ -164,7 +170,13 @@ async def _run(
         return start, start, b"", False
 
 
-async def _draft(box: Sandbox, source: Tutorial, name: str, group: Sequence[Tried], seed: int, index: int) -> Draft | str:
+def _dockerfile(book: Book, folders: Sequence[str]) -> str:
+    """The reader's folder on what the book is about."""
+    return dockerfile("", folders).replace(HEAD, book.head, 1)
+
+
+async def _draft(box: Sandbox, book: Book, name: str, group: Sequence[Tried], seed: int, index: int) -> Draft | str:
+    source = book.tutorial
     files = {path: data for tried in group for path, data in tried.files.items() if path != ".keep"} or {".keep": b""}
     commands = [tried.command for tried in group]
     start, end, _, ok = await _run(box, files, commands)
@@ -183,7 +195,7 @@ async def _draft(box: Sandbox, source: Tutorial, name: str, group: Sequence[Trie
     test, expected = script(start, changed)
     folders = sorted(p for p, n in start.items() if n.kind == "dir" and not any(q.startswith(p + "/") for q in start))
     members = {f"environment/work/{p}": n.data for p, n in start.items() if n.kind == "file"} or {"environment/work/.keep": b""}
-    members["environment/Dockerfile"] = dockerfile("", folders).encode()
+    members["environment/Dockerfile"] = _dockerfile(book, folders).encode()
     members["tests/test.sh"] = test.encode()
     members["solution/solve.sh"] = _script(commands).encode()
     cheats = [

@@ -266,7 +266,8 @@ def dockerfile(files: Files, needs: tuple[str, ...], root: str = "/work/data") -
         path, _, mode = name.partition("!")
         place = shlex.quote(f"{root}/{path.rstrip('@/')}")
         if path.endswith("@"):
-            special += [f"mkdir -p $(dirname {place})", f"ln -s {shlex.quote(content)} {place}"]
+            above = shlex.quote(f"{root}/{path}".rpartition("/")[0])
+            special += [f"mkdir -p {above}", f"ln -s {shlex.quote(content)} {place}"]
         elif path.endswith("/"):
             special.append(f"mkdir -p {place}")
         if mode:

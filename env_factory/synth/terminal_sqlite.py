@@ -291,16 +291,15 @@ MIGRATE = Template(
     shell=r"""
         #!/bin/bash
         cd "$1" || exit 1
-        ls migrations | grep -E '^[0-9]+_.*\.sql$' | sort -n | while IFS= read -r f; do
-            n=${f%%_*} w=${f#*_}
-            python3 -I - "$f" "$n" "${w%.sql}" <<'PY'
+        ls migrations | grep -E '^[0-9]+_.*\.sql$' | sort -n | python3 -I -c '
         import sqlite3, sys
         base = sqlite3.connect("app.db", isolation_level=None)
-        if not base.execute("select 1 from migrations where number = ?", (int(sys.argv[2]),)).fetchone():
-            base.executescript(open("migrations/" + sys.argv[1]).read())
-            base.execute("insert into migrations (number, name) values (?, ?)", (int(sys.argv[2]), sys.argv[3]))
-        PY
-        done
+        for name in sys.stdin.read().split("\n")[:-1]:
+            number, rest = name[:-4].split("_", 1)
+            if not base.execute("select 1 from migrations where number = ?", (int(number),)).fetchone():
+                base.executescript(open("migrations/" + name).read())
+                base.execute("insert into migrations (number, name) values (?, ?)", (int(number), rest))
+        '
     """,
     wrong={
         "order-of-names": r"""

@@ -112,3 +112,13 @@ def test_pages_without_effects_are_refused(doorway: Any, tmp_path: Path) -> None
     (tmp_path / "true.md").write_text("# true\n\n- Do nothing:\n\n`true`\n")
     with pytest.raises(SourceError, match="leave something behind"):
         tasks.generate({"source": f"file:{tmp_path}", "kind": "examples", "n": 1}, doorway)
+
+
+def test_a_package_brings_its_files_and_its_programs(doorway: Any, index_reachable: None) -> None:
+    """The commands of a package's documentation run on the files of its sdist, with the package installed."""
+    made = tasks.generate({"source": "pypi:markdown2==2.5.0", "kind": "examples", "n": 1, "gates": "controls"}, doorway)
+    environment = doorway.store.environment(made["admitted"][0])
+    task = taskdir.read(doorway.settings.home / environment.path)
+    assert "markdown2" in task.solution and environment.source.licence and "/wheelhouse" in task.dockerfile
+    again = tasks.verify({"environments": made["admitted"], "gates": "controls"}, doorway)
+    assert again["statuses"] == {made["admitted"][0]: "verified"}
