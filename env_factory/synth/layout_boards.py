@@ -51,7 +51,7 @@ def mosaic(pen: Pen) -> Layout:
         windows=(Window(FIRST, (*checks, ask("holds", of="#a", texts=[[names[0], lines[0]]]))), Window(WIDE, checks)),
         reference=page(css + grid, div(panels[0] + panels[1] + div(panels[2] + panels[3], class_="pair"), id="slide")),
         alternative=page(css, div(placed, id="slide")),
-        spoilt=(("empty", "1fr 1fr }", "1fr 120px; grid-template-columns: 1fr 1fr; padding-bottom: 200px }"), ("same", ".pair .panel { flex: 1 1 0;", ".pair .panel { flex: 1 1 auto;"), ("gaps", f"gap: {gap}px; padding", f"gap: {gap - 4}px; padding")),
+        spoilt=(("empty", "1fr 1fr }", "1fr 120px; grid-template-columns: 1fr 1fr; padding-bottom: 200px }"), ("same", f'id="d" style="background:{tones[3]}"', f'id="d" style="background:{tones[3]};flex-grow:2"'), ("gaps", f"gap: {gap}px; padding", f"gap: {gap - 4}px; padding")),
     )  # fmt: skip
 
 

@@ -236,7 +236,7 @@ def table(pen: Pen) -> Layout:
     ]
     while len({v for r in rows for v in r}) < 3 * n:
         rows = [(a, str(int(b) + k), str(int(d) + 7 * k)) for k, (a, b, d) in enumerate(rows)]
-    widths = (pen.of(300, 340), pen.of(160, 200), 200)
+    widths = (pen.of(300, 340), pen.of(160, 180), 200)
     css = f"{slide(pen)} td {{ text-align: right; padding: 0; height: {step}px; vertical-align: middle; line-height: 24px }} td.word {{ text-align: left }}"
     made = tag(
         "table",

@@ -58,7 +58,7 @@ def values(text: str) -> list[str]:
 
 
 def test_no_question_is_answered_without_its_lookups() -> None:
-    """Closed-book guesses and everything that the first page offers, over sixty questions; the hops themselves are the control."""
+    """Closed-book guesses and everything that the first page offers, over fifty questions; the hops themselves are the control."""
     rng = random.Random(7)
     guessers: dict[str, Callable[[str, str, str], list[str]]] = {
         "closed book": lambda question, results, page: [str(rng.randint(100, 30_000)), f"AB-{rng.randint(1000, 9999)}"],
@@ -73,7 +73,7 @@ def test_no_question_is_answered_without_its_lookups() -> None:
     right: Counter[str] = Counter()
     asked = 0
     for family in browse.FAMILIES:
-        for seed in range(12):
+        for seed in range(10):
             question = browse.make(family, 1, seed)
             try:
                 browse.draft(question, SOURCE)
@@ -89,7 +89,7 @@ def test_no_question_is_answered_without_its_lookups() -> None:
             known = set(values(read))
             found = all(part in known for part in question.answer.split()) or family in ("total", "roster")
             right["the look-ups"] += found and all(path in library.rank(words) for words, path in question.hops)
-    assert asked >= 50 and right.pop("the look-ups") == asked
+    assert asked >= 45 and right.pop("the look-ups") == asked
     assert {name: count for name, count in right.items() if count > 0.05 * asked} == {}
 
 
