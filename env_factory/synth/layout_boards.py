@@ -218,7 +218,7 @@ def columns(pen: Pen) -> Layout:
         windows=(Window(FIRST, checks), Window(WIDE, checks)),
         reference=page(css + flow, div(tag("h1", text=head) + row, id="slide")),
         alternative=page(css, div(tag("h1", text=head, style=at(f"calc(50% - {total / 2:g}px)", 60)) + placed, id="slide")),
-        spoilt=(("gaps", f"gap: {gap}px", f"gap: {gap + 6}px"), ("size", f".text {{ width: {wide}px", f".text {{ width: {wide - 20}px"), ("ladder", "font-size: 38px", "font-size: 30px"), ("same", "justify-content: center;", "justify-content: center; align-items: flex-end;")),
+        spoilt=(("gaps", f"gap: {gap}px", f"gap: {gap + 6}px"), ("size", f".text {{ width: {wide}px", f".text {{ width: {wide - 20}px"), ("ladder", "font-size: 38px", "font-size: 30px"), ("same", '<p class="text">', '<p class="text" style="margin-top:20px">')),
         px=18,
     )  # fmt: skip
 
