@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from env_factory.formats import detected, harbor, json_lines, portable, swe_rows, task_repository
-from env_factory.formats.detected import Format
+from env_factory.formats.detected import MAX_TASKS, Format
 from env_factory.payload import checked
 from env_factory.source_kinds.tree import Tree, write_folder
 from gymsmith import taskdir
@@ -35,7 +37,6 @@ from sandboxes.worker import Worker, process_worker
 log = logging.getLogger(__name__)
 
 Outgoing = Literal["harbor", "jsonl", "swebench", "task-repository"]
-MAX_TASKS = 20_000
 
 
 class Incoming(Word):
@@ -64,29 +65,26 @@ def bring_in(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     """
     asked = checked(Incoming, payload)
     chosen, tasks = detected.find(asked.path, asked.format)
-    drafts: list[tuple[str, Draft]] = []
+    imported: dict[str, str] = {}
+    known: list[str] = []
     refused: dict[str, str] = {}
     first: GymsmithError | None = None
     for task in tasks:
         ctx.check()
         try:
-            drafts.append((task.name, task.read()))
+            draft = task.read()
         except (SourceError, PolicyRefused, NotFound) as error:
             first = first or error
             refused[task.name] = f"{error.code}: {error}"
-        ctx.progress(done=len(drafts) + len(refused), unit="tasks", note="reading")
-        if len(drafts) + len(refused) > MAX_TASKS:
-            raise PolicyRefused(f"{asked.path} holds more than {MAX_TASKS} tasks; import it in parts")
-    if not drafts:
+        else:
+            if not keep(draft, ctx):
+                known.append(draft.id)
+            imported[task.name] = draft.id
+        ctx.progress(done=len(imported), unit="tasks", refused=len(refused))
+        if len(imported) + len(refused) > MAX_TASKS:
+            raise PolicyRefused(f"{asked.path} holds more than {MAX_TASKS} tasks; import it in parts, those so far are here")
+    if not imported:
         raise first or SourceError(f"{asked.path} holds no task of format {chosen}")
-    imported: dict[str, str] = {}
-    known: list[str] = []
-    for name, draft in drafts:
-        ctx.check()
-        if not keep(draft, ctx):
-            known.append(draft.id)
-        imported[name] = draft.id
-        ctx.progress(done=len(imported), total=len(drafts), unit="tasks", refused=len(refused))
     log.info("event=imported format=%s tasks=%d refused=%d path=%s", chosen, len(imported), len(refused), asked.path)
     return {"format": chosen, "imported": imported, "known": known, "refused": refused}
 
@@ -141,34 +139,31 @@ def send_out(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 
 
 def _tasks(asked: Export, target: Path, ctx: JobContext, left_out: dict[str, str]) -> list[str]:
-    """Write jsonl or harbor; the ids that were written."""
+    """Write jsonl or harbor, one task at a time, whole or not at all; the ids that were written."""
     exported: list[str] = []
-    lines: list[str] = []
-    files: dict[str, bytes] = {}
-    executable: set[str] = set()
-    for environment, task in _stored(asked, ctx):
-        try:
-            if asked.format == "jsonl":
-                lines.append(json_lines.line(json_lines.dump(task, environment, ctx.store.evidence(environment.id))))
-            else:
-                folder = f"{task.spec.name.rpartition('/')[2]}-{environment.id[:8]}"
-                tree = harbor.export(task, asked.base)
-                files |= {f"{folder}/{path}": data for path, data in tree.files.items()}
-                executable |= {f"{folder}/{path}" for path in tree.executable}
-        except SourceError as error:
-            left_out[environment.id] = str(error)
-            continue
-        exported.append(environment.id)
-        ctx.progress(done=len(exported), total=len(asked.environments), unit="environments")
-    if not exported:
-        raise _nothing(left_out)
-    if asked.format == "jsonl":
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.writing")
-        scratch.write_text("".join(lines), encoding="utf-8")
-        scratch.replace(target)
-    else:
-        write_folder(Tree(files, frozenset(executable)), target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".exporting-", dir=target.parent))
+    try:
+        made = scratch / "made"
+        for environment, task in _stored(asked, ctx):
+            try:
+                if asked.format == "jsonl":
+                    row = json_lines.dump(task, environment, ctx.store.evidence(environment.id))
+                    with made.open("a", encoding="utf-8") as file:
+                        file.write(json_lines.line(row))
+                else:
+                    name = f"{task.spec.name.rpartition('/')[2]}-{environment.id[:8]}"
+                    write_folder(harbor.export(task, asked.base), made / name)
+            except SourceError as error:
+                left_out[environment.id] = str(error)
+                continue
+            exported.append(environment.id)
+            ctx.progress(done=len(exported), total=len(asked.environments), unit="environments")
+        if not exported:
+            raise _nothing(left_out)
+        made.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return exported
 
 

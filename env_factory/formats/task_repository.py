@@ -81,11 +81,9 @@ def read(tree: Tree, where: str) -> list[dict[str, Any]]:
         PolicyRefused: it holds a link.
     """
     no_links(tree, where)
-    config = yaml_value(text(tree, CONFIG, where), f"{where}: {CONFIG}")
-    if not isinstance(config, dict) or not config.get("datasets"):
-        raise SourceError(f"{where}: expected {CONFIG} to name its datasets, got {str(config)[:80]!r}")
+    check(tree, where)
     names = sorted({path.split("/")[1] for path in tree.files if path.startswith("tasks/") and path.count("/") > 1})
-    rows = [_row(tree.below(f"tasks/{name}"), name, f"{where}: tasks/{name}") for name in names]
+    rows = [read_task(tree.below(f"tasks/{name}"), name, f"{where}: tasks/{name}") for name in names]
     if not rows:
         raise SourceError(f"{where}: expected folders below tasks/, there are none")
     return rows
@@ -96,7 +94,16 @@ def image_of(instance: str) -> str:
     return f"swebench/sweb.eval.x86_64.{instance.lower()}:latest".replace("__", "_1776_")
 
 
-def _row(task: Tree, name: str, where: str) -> dict[str, Any]:
+def check(tree: Tree, where: str) -> None:
+    """Raise unless the repository's own file names its data sets. Raises: SourceError."""
+    config = yaml_value(text(tree, CONFIG, where), f"{where}: {CONFIG}")
+    if not isinstance(config, dict) or not config.get("datasets"):
+        raise SourceError(f"{where}: expected {CONFIG} to name its datasets, got {str(config)[:80]!r}")
+
+
+def read_task(task: Tree, name: str, where: str) -> dict[str, Any]:
+    """The row of one folder below tasks/. Raises: as `read`."""
+    no_links(task, where)
     row = yaml_value(text(task, "task.yaml", where), f"{where}: task.yaml")
     if not isinstance(row, dict) or row.get("instance_id") != name:
         raise SourceError(f"{where}: expected task.yaml to say instance_id {name!r}, got {str(row)[:80]!r}")

@@ -252,3 +252,24 @@ def test_what_is_no_suite_is_left_out_with_the_reason(doorway: Any, tmp_path: Pa
     with pytest.raises(SourceError, match="not a pytest suite"):
         exchange.send_out({"environments": [draft.id], "path": str(tmp_path / "rows.jsonl"), "format": "swebench"}, doorway)
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_data_set_may_be_larger_than_what_is_read_at_once(
+    elsewhere: Doorway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Limits are for one task: a folder of many tasks, and a file of many lines, are read one task at a time."""
+    drafts = [shell.draft(shell.make("find", 1, seed, "train")) for seed in range(12)]
+    for draft in drafts:
+        exchange.keep(draft, elsewhere)
+    monkeypatch.setattr("env_factory.source_kinds.tree.MAX_FILES", 3 * len(drafts[0].files))
+    for form, target in (("harbor", tmp_path / "folders"), ("jsonl", tmp_path / "tasks.jsonl")):
+        exchange.send_out({"environments": [d.id for d in drafts], "path": str(target), "format": form}, elsewhere)
+        settings = Settings.load(home=tmp_path / f"other-{form}")
+        with Store.open(settings) as store:
+            result = exchange.bring_in({"path": str(target)}, Doorway(settings, store))
+        assert sorted(result["imported"].values()) == sorted(d.id for d in drafts) and not result["refused"]
+    (tmp_path / "tasks.jsonl").write_text("torn\n" + (tmp_path / "tasks.jsonl").read_text())
+    with Store.open(Settings.load(home=tmp_path / "torn")) as store:
+        order = {"path": str(tmp_path / "tasks.jsonl"), "format": "jsonl"}
+        result = exchange.bring_in(order, Doorway(store.settings, store))
+    assert len(result["imported"]) == 12 and list(result["refused"]) == ["task (1)"]
