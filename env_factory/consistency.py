@@ -36,7 +36,7 @@ _FORBIDS = re.compile(
     re.IGNORECASE,
 )
 _SETTING = re.compile(
-    r"\b([A-Za-z][A-Za-z_-]{2,})`?(?:\s+(?:is|of|to|must be|should be|number))*[\s=:`\"']{1,4}(\d+(?:\.\d+)?)\b"
+    r"\b([A-Za-z][A-Za-z_-]{2,})`?(?:\s+(?:is|of|to|must be|should be|number))*[\s=:`\"']{1,4}(\d+(?:\.\d+)?)\b(?!\.\d)"
 )
 _NUMBER = re.compile(r"(?<![\w.-])\d{3,}(?![\w.-])")
 _ARCHIVED = re.compile(
