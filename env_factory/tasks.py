@@ -27,7 +27,7 @@ from env_factory.synth import examples, examples_package, shell, tutorial
 from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
 from gymsmith import taskdir
 from gymsmith.errors import ConfigError, SourceError, StoreError
-from gymsmith.schema import JobContext, Word
+from gymsmith.schema import JobContext, LlmKind, Word
 from sandboxes.base import SandboxSpec
 from sandboxes.worker import Worker, process_worker
 
@@ -46,21 +46,23 @@ class Order(Word):
     source: str
     """pypi:NAME==VERSION, file:PATH, man:PAGE, shell:FAMILY, shell:all or shell:unseen, layout:TEMPLATE or layout:all,
     browse:FAMILY or browse:all, terminal:NAME, repair:NAME and so on."""
-    kind: Literal[
-        "mutation",
-        "reconstruction",
-        "combination",
-        "commit",
-        "issue",
-        "tutorial",
-        "examples",
-        "shell",
-        "terminal",
-        "repair",
-        "layout",
-        "browse",
-        "llm-tutorial",
-    ]
+    kind: (
+        Literal[
+            "mutation",
+            "reconstruction",
+            "combination",
+            "commit",
+            "issue",
+            "tutorial",
+            "examples",
+            "shell",
+            "terminal",
+            "repair",
+            "layout",
+            "browse",
+        ]
+        | LlmKind
+    )
     n: int = Field(ge=1)
     """Environments to admit."""
     seed: int = 0
@@ -69,6 +71,8 @@ class Order(Word):
     levels: tuple[int, ...] = ()
     """Levels of shell, terminal, repair and browse environments; empty means 1 to 3."""
     gates: Level = "full"
+    issue: str = Field(default="", max_length=200_000)
+    """llm-issue: the issue's text."""
     model: str = ""
     """Kinds that ask a language model: which one; empty means the configured one. The budgets likewise, 0 for those."""
     budget_tokens: int = Field(default=0, ge=0)
@@ -307,17 +311,16 @@ async def _examples(order: Order, python: str, worker: Worker, ctx: JobContext) 
 async def _llm(order: Order, worker: Worker, ctx: JobContext) -> dict[str, Any]:
     """Kinds that ask a language model; see `llm/orders.py`."""
 
-    async def take(proposals: AsyncGenerator[Proposal, None], key: dict[str, Any]) -> dict[str, Any]:
-        return await _take(order, proposals, key | {"gates": order.gates}, worker, ctx, at_once=orders.AT_ONCE)
+    async def take(proposals: AsyncGenerator[Proposal, None], key: dict[str, Any], wheels: Any = None) -> dict[str, Any]:
+        # Whoever wrote it is not there to be asked, so what a model wrote has to stand everything that there is.
+        strict = order.model_copy(update={"gates": "admission"}) if order.gates == "full" else order
+        named = key | {"gates": strict.gates}
+        return await _take(strict, proposals, named, worker, ctx, at_once=orders.AT_ONCE, wheels=wheels)
 
-    terms = orders.Terms(order.model, order.budget_tokens, order.budget_usd)
-    async with orders.desk(terms, ctx, kind=order.kind, source=order.source, seed=order.seed) as at:
-        fetched = [await asyncio.to_thread(sources.read, uri, ctx.settings) for uri in sources.lessons(order.source)]
-        lessons = [each for each in fetched if isinstance(each, sources.Tutorial)]
-        if len(lessons) != len(fetched):
-            raise SourceError(f"llm-tutorial needs a text (file:PATH or man:PAGE), got {order.source!r}")
-        made = await orders.tutorial(lessons, order.n, order.seed, at, take)
-        return made | at.account.summary()
+    async with orders.desk(order, ctx) as at:
+        provider, images = await worker.provider(), await worker.images()
+        house = orders.House(ctx.settings, ctx.store, provider, images, await _python(worker))
+        return await orders.carry_out(order, at, house, take) | at.account.summary()
 
 
 async def _take(

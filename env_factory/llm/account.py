@@ -2,7 +2,7 @@
 
 Before a question is asked its dearest possible answer is reserved, so that calls which are under way together cannot overrun a
 budget between them; afterwards the reservation becomes what the answer really cost. An endpoint that ignores `max_tokens`, or
-counts more tokens than bytes / 3, can exceed a budget by one answer.
+counts more tokens than bytes / 3, can exceed a budget by one answer; one that bills answers which never came is not seen through.
 """
 
 from __future__ import annotations

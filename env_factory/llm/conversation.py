@@ -29,7 +29,7 @@ SHOWN_CHARS = 12_000
 """Of a last answer, and of a log, that a model sees again."""
 REASONS = (
     "llm-json", "llm-shape", "llm-length", "llm-endless", "llm-declined", "llm-path", "llm-text", "llm-facts", "llm-same",
-    "llm-edit", "llm-copied",
+    "llm-edit", "llm-copied", "llm-requirement", "no-wheel", "tests-fail",
 )  # fmt: skip
 """Why an answer cannot become a draft. What a draft then meets are the words of `build`, of screening and of the gates."""
 

@@ -49,7 +49,7 @@ def parts(name: str) -> Prompt:
     return Prompt(found[2].strip(), found[4].strip())
 
 
-def fill(name: str, **values: str | Material) -> Prompt:
+def fill(name: str, /, **values: str | Material) -> Prompt:
     """The prompt with every slot filled.
 
     Raises: ValueError: a slot has no value, or a value no slot.

@@ -13,9 +13,8 @@ import re
 from importlib import resources
 from typing import Literal
 
-from env_factory.intake import Problem
 from env_factory.llm import written
-from env_factory.llm.account import BudgetSpent
+from env_factory.llm.authorship import Author
 from env_factory.llm.conversation import Desk, Shape, Talk, Unfit
 from env_factory.llm.prompt import Material, fill
 from env_factory.llm.written import File
@@ -64,11 +63,11 @@ class TerminalTask(Shape):
     must_look_up: list[str]
 
 
-class TerminalAuthor:
+class TerminalAuthor(Author[TerminalTask]):
     """Writes candidate `number` of a tutorial."""
 
     def __init__(self, desk: Desk, tutorial: Tutorial, seed: int, number: int) -> None:
-        self.desk, self.tutorial, self.number, self.seed = desk, tutorial, number, seed
+        self.tutorial, self.number, self.seed = tutorial, number, seed
         rng = random.Random(f"llm-tutorial/{seed}/{number}")
         parts = parts_of(tutorial)
         self.shown = parts[number % len(parts)]
@@ -80,28 +79,11 @@ class TerminalAuthor:
             title=Material(tutorial.title),
             tutorial=Material(self.shown),
         )
-        self.talk = Talk(desk, prompt, TerminalTask, seed=rng.randrange(2**31))
-        self.labels = {"provenance": desk.provenance, "family": tutorial.title, "seed": str(seed), "index": str(number)}
+        labels = {"family": tutorial.title, "seed": str(seed), "index": str(number)}
+        super().__init__(Talk(desk, prompt, TerminalTask, seed=rng.randrange(2**31)), labels)
 
-    async def write(self, problem: Problem | None) -> Draft | None:
-        """See `intake.Author`."""
-        if problem is not None:
-            self.talk.object(Unfit(problem.reason, told(problem.reason), problem.detail))
-        try:
-            while True:
-                answer = await self.talk.ask()
-                try:
-                    return self.compose(answer)
-                except Unfit as unfit:
-                    self.talk.object(unfit)
-        except BudgetSpent:
-            return None
-
-    def compose(self, answer: TerminalTask) -> Draft:
-        """The draft of an answer.
-
-        Raises: Unfit.
-        """
+    async def compose(self, answer: TerminalTask) -> Draft:
+        """See `Author`."""
         instruction = written.text("instruction", answer.instruction, 80, 8000)
         title = written.text("title", answer.title, 3, 120)
         files = written.members(answer.files, "environment/work")
@@ -166,28 +148,6 @@ def parts_of(tutorial: Tutorial) -> list[str]:
 def script(steps: list[str], *, strict: bool = False) -> str:
     """Steps as one bash script; `strict`: the first command that fails ends it."""
     return "\n\n".join([f"#!/bin/bash\n{'set -e' + chr(10) if strict else ''}cd {WORK}", *steps]) + "\n"
-
-
-def told(reason: str) -> str:
-    """What a gate's word means, for whoever wrote the draft."""
-    return _MEANING.get(reason, "a gate turned the task down")
-
-
-_MEANING = {
-    "build-failed": "the Dockerfile could not be built",
-    "refused": "the Dockerfile asks for something that is not done here",
-    "noop-passes": "all tests pass when nothing at all is done: they test nothing, or the work is done already",
-    "oracle-fails": "the tests do not pass after the solution ran",
-    "flaky": "the same attempt is judged differently from run to run",
-    "alternative-fails": "the tests do not pass after the alternative solution ran; it is wrong, or they ask for too much",
-    "step-not-needed": "the tests pass although a step of the solution was left out",
-    "cheat-passes": "the tests accept an attempt that does not do the work",
-    "few-f2p": "no test fails before and passes after the solution",
-    "few-p2p": "too few tests pass before and after the solution",
-    "leak": "what is hidden can be read: a test or a line of the solution stands in the instruction or among the files",
-    "looking": "the instruction tells what has to be looked up",
-    "slow": "the tests take more than half of their time limit",
-}
 
 
 def _checks(checks: list[Check]) -> dict[str, bytes]:

@@ -171,9 +171,9 @@ class LlmClient:
                     return self._endless(messages, data, requests)
                 if status == 200 and (made := self._parsed(messages, data, requests)) is not None:
                     return made
-                shown = self.clean(data[:300].decode(errors="replace"))
+                shown = self.clean(data.decode(errors="replace"))[:300]
                 why = f"{status} {shown!r}"
-                if status in (400, 422) and (name := self._named(data, wanted)):
+                if status in (400, 422) and (name := _named(data, body)):
                     log.info("event=llm_parameter_dropped endpoint=%s name=%s", self.endpoint.where, name)
                     self._unknown.add(name)
                     requests -= 1
@@ -286,11 +286,6 @@ class LlmClient:
             cost_usd=self.endpoint.cost(asked, said), estimated=True, requests=requests,
         )  # fmt: skip
 
-    def _named(self, data: bytes, wanted: Mapping[str, Any]) -> str:
-        """The optional parameter that a refusal speaks of, unless it was left out already; else empty."""
-        said = data[:4000].decode(errors="replace")
-        return next((name for name in OPTIONAL if name in wanted and name not in self._unknown and name in said), "")
-
 
 def guess_tokens(characters: int) -> int:
     """How many tokens so many characters may be."""
@@ -299,6 +294,12 @@ def guess_tokens(characters: int) -> int:
 
 def _guess(messages: Sequence[Message], answered: int) -> tuple[int, int]:
     return guess_tokens(sum(len(m["content"]) for m in messages)), guess_tokens(answered)
+
+
+def _named(data: bytes, body: Mapping[str, Any]) -> str:
+    """The optional parameter of a request that its refusal speaks of; empty when it speaks of none."""
+    said = data[:4000].decode(errors="replace")
+    return next((name for name in OPTIONAL if name in body and name in said), "")
 
 
 def _retry_after(value: str) -> float | None:

@@ -54,6 +54,10 @@ class Source(Word):
     meta: dict[str, str] = Field(default_factory=dict)
 
 
+LlmKind = Literal["llm-tutorial", "llm-bug", "llm-issue", "llm-reword", "llm-setup"]
+"""Kinds of a generate job that ask a language model. The others need none."""
+
+
 class ToolSpec(Word):
     """What an agent may do in one action. Declared by the environment, enforced on the host by `sandboxes.tools`."""
 

@@ -22,6 +22,8 @@ class Endpoint:
 
     def __init__(self, script: Sequence[str] | Callable[[dict[str, Any]], str]) -> None:
         self.script = script
+        self.fill = {"key": KEY}
+        """What stands for {key} and its like in a completion."""
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.url = ""
@@ -33,11 +35,22 @@ class Endpoint:
             self.asked.append(body)
             self.headers.append(headers)
             if callable(self.script):
-                return completion(self.script(body))
+                return self.filled(completion(self.script(body)))
             assert len(self.asked) <= len(self.script), (
                 f"asked {len(self.asked)} times, the script has {len(self.script)} answers"
             )
-            return completion(self.script[len(self.asked) - 1])
+            return self.filled(completion(self.script[len(self.asked) - 1]))
+
+    def filled(self, said: Any) -> Any:
+        """Every text with its slots filled."""
+        if isinstance(said, str):
+            for name, value in self.fill.items():
+                said = said.replace("{" + name + "}", value)
+        elif isinstance(said, dict):
+            said = {name: self.filled(value) for name, value in said.items()}
+        elif isinstance(said, list):
+            said = [self.filled(value) for value in said]
+        return said
 
     def settings(self) -> dict[str, Any]:
         """Settings that lead here."""
@@ -78,7 +91,7 @@ def serving(script: Sequence[str] | Callable[[dict[str, Any]], str]) -> Iterator
                 text = json.dumps(
                     {"id": "c", "object": "chat.completion", "model": "recorded-1", "choices": [choice], "usage": usage}
                 )
-            data = text.replace("{key}", KEY).encode()
+            data = text.encode()
             self.send_response(said.get("status", 200))
             for name, value in said.get("headers", {}).items():
                 self.send_header(name, value)

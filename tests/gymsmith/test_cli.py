@@ -70,6 +70,12 @@ WRONG = {
     "no kind": (("generate", "shell:all"), "Missing option '--kind'"),
     "unknown kind": (("generate", "shell:all", "--kind", "song"), "--kind to be one of mutation, reconstruction"),
     "unknown split": (("generate", "shell:all", "--kind", "shell", "--split", "x"), "train, held_out, got 'x'"),
+    "budget without a model": (
+        ("generate", "shell:all", "--kind", "shell", "--budget-usd", "1"),
+        "expected --budget-usd with a kind",
+    ),
+    "no issue": (("generate", "git:x", "--kind", "llm-issue"), "expected --issue FILE with --kind llm-issue"),
+    "no such issue": (("generate", "git:x", "--kind", "llm-issue", "--issue", "/nope.md"), "there is no such file"),
     "unknown status": (("env", "list", "--status", "bogus"), "got 'bogus'"),
     "foreign cursor": (("env", "list", "--cursor", "%%%"), "start again without a cursor"),
     "unknown id": (("env", "show", "zzzz"), "no environment 'zzzz'; `gymsmith env list`"),

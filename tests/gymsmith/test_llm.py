@@ -82,10 +82,25 @@ def test_a_parameter_that_the_endpoint_does_not_know_is_left_out() -> None:
     assert answer.requests == 1 and "response_format" in asked[0] and "response_format" not in asked[1]
 
 
+def test_questions_under_way_together_learn_the_same() -> None:
+    async def both(endpoint: Endpoint) -> list[Answer]:
+        async with LlmClient(endpoint, first_pause_s=0.01) as client:
+            asked = [client.complete(ASKED, max_tokens=9, seed=n, schema={"type": "object"}) for n in range(4)]
+            return await asyncio.gather(*asked)
+
+    with serving(lambda body: "no-response-format" if "response_format" in body else "terminal-good") as served:
+        assert all(answer.requests == 1 for answer in asyncio.run(both(Endpoint.of(Settings.load(**served.settings())))))
+
+
 def test_an_answer_without_an_end_is_cut_off_and_counted() -> None:
     answer, asked = answered(["endless"])
     assert answer.finish == "endless" and answer.estimated and len(asked) == 1
     assert answer.completion_tokens > llm.MAX_ANSWER_BYTES / 4 and answer.cost_usd > 0
+
+
+def test_tokens_that_nobody_counted_are_estimated_and_said_to_be() -> None:
+    answer, _ = answered(["uncounted"])
+    assert answer.estimated and answer.prompt_tokens == 10 and answer.completion_tokens > 500
 
 
 def test_a_key_in_an_answer_is_taken_out() -> None:

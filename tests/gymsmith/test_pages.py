@@ -142,6 +142,13 @@ def test_a_job_says_what_a_language_model_was_paid(client: TestClient, local: St
         assert shown in page
     local.put_jobs([Job(id="k", kind="generate", queue="factory")])
     assert "Language model" not in client.get("/jobs/k").text
+    assert "llm-tutorial" not in client.get("/environments").text
+    endpoint = {"llm_url": "http://127.0.0.1:1/v1", "llm_model": "<i>m"}
+    with (
+        Store.open(local.settings.model_copy(update=endpoint)) as other,
+        TestClient(create_app(other.settings, other), base_url=HERE) as c,
+    ):
+        assert '<optgroup label="by &lt;i&gt;m"><option value="llm-tutorial">' in c.get("/environments").text
 
 
 def test_the_form_orders_and_the_button_cancels(client: TestClient, local: Store) -> None:

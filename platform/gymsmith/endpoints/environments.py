@@ -11,7 +11,7 @@ from gymsmith import folder
 from gymsmith.difficulty import Difficulty
 from gymsmith.endpoints.envelope import Cursor, Envelope, IdempotencyKey, Limit, SettingsDep, StoreDep, labels_of, order
 from gymsmith.errors import NotFound
-from gymsmith.schema import Environment, Evidence, Job, Status
+from gymsmith.schema import Environment, Evidence, Job, LlmKind, Status
 
 router = APIRouter(tags=["environments"])
 Labels = Annotated[tuple[str, ...], Query(description="KEY:VALUE, repeatable; all must hold.", max_length=20)]
@@ -25,26 +25,29 @@ class Order(BaseModel):
     source: str = Field(
         min_length=1, max_length=500, examples=["pypi:inflection==0.5.1", "git:https://host/repo#v1.0", "man:tar", "shell:all"]
     )
-    kind: Literal[
-        "mutation",
-        "reconstruction",
-        "combination",
-        "commit",
-        "issue",
-        "tutorial",
-        "examples",
-        "shell",
-        "terminal",
-        "repair",
-        "layout",
-        "browse",
-        "llm-tutorial",
-    ]
+    kind: (
+        Literal[
+            "mutation",
+            "reconstruction",
+            "combination",
+            "commit",
+            "issue",
+            "tutorial",
+            "examples",
+            "shell",
+            "terminal",
+            "repair",
+            "layout",
+            "browse",
+        ]
+        | LlmKind
+    )
     n: int = Field(default=20, ge=1, le=10_000, description="Environments wanted.")
     seed: int = Field(default=0, ge=0, lt=2**63)
     split: Literal["train", "held_out"] = "train"
     levels: list[int] = Field(default_factory=list, max_length=50)
     gates: Literal["admission", "full", "controls"] = "admission"
+    issue: str = Field(default="", max_length=200_000, description="Kind llm-issue: the issue's text.")
     model: str = Field(default="", max_length=200, description="Kinds llm-...: the model to ask for, if not the configured one.")
     budget_tokens: int = Field(default=0, ge=0, description="Kinds llm-...: stop before more tokens are bought.")
     budget_usd: float = Field(default=0.0, ge=0, description="Kinds llm-...: stop before more dollars are spent.")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from gymsmith.errors import UserError
+from gymsmith.verbs import models
 from gymsmith.verbs.terminal import Home, Json, Seed, emit, listed, one_of, settings_for
 
 app = typer.Typer(no_args_is_help=True, help="Look at environments, prove them again, exchange them with others.")
 LEVELS = ("admission", "full", "controls")
 KINDS = (
     "mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "examples", "shell", "terminal", "repair",
-    "layout", "browse", "llm-tutorial",
+    "layout", "browse", *models.KINDS,
 )  # fmt: skip
 
 
@@ -25,14 +25,14 @@ def generate(
         typer.Argument(
             help="pypi:NAME==VERSION, git:PLACE#REF, archive:PLACE (a repository), issue:FILE#NUMBER, github:OWNER/REPO#NUMBER, "
             "swebench:FILE#INSTANCE, file:PATH, https://... (a tutorial), man:PAGE, tldr:PAGE; shell:, terminal:, repair:, "
-            "layout: or browse: and NAME or all."
+            "layout: or browse: and NAME or all; env:ID, env:KIND or env:all."
         ),
     ],
     kind: Annotated[
         str,
         typer.Option(
             help="SWE: mutation, reconstruction, combination, commit, issue; tutorial, examples, shell, terminal, repair, "
-            "layout, browse; by a language model: llm-tutorial."
+            f"layout, browse; by a language model: {', '.join(models.KINDS)}."
         ),
     ],
     n: Annotated[int, typer.Option("-n", help="How many admitted environments to stop at.", min=1)] = 20,
@@ -46,6 +46,9 @@ def generate(
     budget_usd: Annotated[
         float, typer.Option(min=0, help="llm kinds: stop before more dollars are spent (0: GYMSMITH_LLM_BUDGET_USD).")
     ] = 0.0,
+    issue: Annotated[
+        Path | None, typer.Option(help="llm-issue: the issue, as text or as JSON with title and body (gh issue view --json).")
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -53,12 +56,23 @@ def generate(
 
     Example: gymsmith generate pypi:inflection==0.5.1 --kind mutation -n 20
 
-    No kind needs a language model but those that begin with llm-. These ask an OpenAI-compatible endpoint: set GYMSMITH_LLM_URL,
-    GYMSMITH_LLM_KEY and GYMSMITH_LLM_MODEL (`gymsmith doctor` says whether it answers). What a model writes goes through the same
-    gates; what fails goes back to it with the reason, a few times. GYMSMITH_LLM_PRICE_IN and _OUT, in dollars per million tokens,
-    make the cost known. An order that was stopped, by its budget or by you, goes on with the same command and pays nothing twice.
+    No kind needs a language model but those that begin with llm-. They ask any OpenAI-compatible endpoint: set GYMSMITH_LLM_URL,
+    GYMSMITH_LLM_KEY and GYMSMITH_LLM_MODEL; `gymsmith doctor` says whether it answers. What a model writes goes through the same
+    gates as everything else; what they turn down goes back to it with the reason, a few times. With GYMSMITH_LLM_PRICE_IN and
+    GYMSMITH_LLM_PRICE_OUT (dollars per million tokens) the cost is known and can be bounded. An order that was stopped, by its
+    budget or by you, goes on with the same command and pays for no answer twice.
 
-    Example: gymsmith generate file:lesson.md --kind llm-tutorial -n 5 --budget-usd 2
+    \b
+    llm-tutorial  new terminal tasks after a tutorial
+                  gymsmith generate file:lesson.md --kind llm-tutorial -n 5 --budget-usd 2
+    llm-bug       realistic faults in a package, judged by its own tests
+                  gymsmith generate pypi:inflection==0.5.1 --kind llm-bug -n 10
+    llm-issue     an issue becomes text, hidden tests and a solution
+                  gymsmith generate git:PLACE#COMMIT --kind llm-issue --issue issue.json -n 1
+    llm-reword    other instructions for verified environments
+                  gymsmith generate env:mutation --kind llm-reword -n 20
+    llm-setup     a repository is made to build and to run its tests
+                  gymsmith generate git:PLACE --kind llm-setup
     """
     from gymsmith.attach import attached
 
@@ -67,10 +81,7 @@ def generate(
     source = absolute(source)
     one_of("--gates", gates, LEVELS)
     payload = {"source": source, "kind": kind, "n": n, "seed": seed, "split": split, "gates": gates}
-    asked = {"model": model, "budget_tokens": budget_tokens, "budget_usd": budget_usd}
-    if not kind.startswith("llm-") and (stray := [name for name, value in asked.items() if value]):
-        raise UserError(f"expected --{stray[0].replace('_', '-')} with a kind that asks a language model, got it with {kind!r}")
-    payload |= {name: value for name, value in asked.items() if value}
+    payload |= models.asked(kind, model=model, budget_tokens=budget_tokens, budget_usd=budget_usd, issue=issue)
     with attached(settings_for(home)) as house:
         job = house.run("generate", payload, label=f"{kind} from {source}", quiet=as_json)
     if as_json:
@@ -80,8 +91,8 @@ def generate(
     print(f"admitted {len(result['admitted'])} of {result['candidates']} candidates in {result['seconds']:.1f} s")
     for reason, count in sorted(result["reasons"].items(), key=lambda kv: -kv[1]):
         print(f"  {count:4d}  {reason}")
-    if "llm_model" in result:
-        print(_bought(result))
+    for line in models.bought(result):
+        print(line)
 
 
 def absolute(source: str) -> str:
@@ -91,14 +102,6 @@ def absolute(source: str) -> str:
     if scheme not in ("file", "git", "archive", "issue", "swebench") or not place or "://" in place:
         return source
     return f"{scheme}:{Path(place).expanduser().resolve()}{mark}{part}"
-
-
-def _bought(result: dict[str, Any]) -> str:
-    """What a model was paid for an order, in one line."""
-    tokens = f"{result['llm_prompt_tokens']:,} tokens in, {result['llm_completion_tokens']:,} out"
-    cost = f", {result['llm_cost_usd']:.4f} USD" if result["llm_cost_usd"] else ""
-    stopped = "; stopped by the budget: a larger one goes on from here" if result.get("stopped") else ""
-    return f"{result['llm_model']}: {result['llm_calls']} answers, {tokens}{cost}{stopped}"
 
 
 @app.command("list")

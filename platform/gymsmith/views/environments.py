@@ -95,6 +95,7 @@ def listing(
         open_facets=sum(1 for name in facets if name in first),
         telling=render.TELLING,
         rejects=store.reject_counts(kind or None),
+        llm=store.settings.llm_model if store.settings.llm_url else "",
         next=q.url(found.cursor) if found.cursor else "",
         first=q.url() if cursor else "",
     )
