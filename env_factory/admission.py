@@ -4,6 +4,7 @@
     consistency text, solution and tests do not contradict one another (`consistency.py`)
     halves      parts of the solution fail
     mutants     the solution with one thing wrong fails (`mutants.py`)
+    restyled    the solution's programs without comments and blank lines pass: tests look at what is done
 
 All read the effects of one more run of the solution, so they hold whatever language it is written in.
 """
@@ -11,24 +12,35 @@ All read the effects of one more run of the solution, so they hold whatever lang
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 
 from env_factory import consistency, leaks, mutants
 from env_factory.effects import Effects, effects_of
 from env_factory.mutants import Variant
-from env_factory.trial import DETAIL_CHARS, Trial
+from env_factory.trial import DETAIL_CHARS, Trial, gate_of
+from gymsmith.errors import Capacity, OutputLimit
 from gymsmith.schema import Gate, Reward
-from sandboxes.grade import left_by, verify
+from sandboxes.artifacts import SHARED
+from sandboxes.base import MIB, Image
+from sandboxes.grade import left_by, sandbox_spec, verify
+
+MAX_IMAGE_BYTES = 512 * MIB
 
 
 async def inspect(trial: Trial) -> None:
     """Add the gates to the trial, up to the first that fails. Raises: InfrastructureError."""
     task, rules = trial.task, trial.rules
     artifacts = await trial.patiently(lambda: left_by(trial.provider, trial.image, task, task.solution))
-    with closing(await asyncio.to_thread(effects_of, artifacts, trial.image)) as effects:
+    with tempfile.TemporaryDirectory(prefix="gymsmith-image-") as folder:
+        image = trial.image if trial.image.layers else await trial.patiently(lambda: _laid_out(trial, Path(folder)))
+        effects = await asyncio.to_thread(effects_of, artifacts, image)
         trial.effects = effects.found
-        trial.gates.append(await asyncio.to_thread(leaks.scan, task, trial.image, effects, trial.nothing))
+        trial.gates.append(await asyncio.to_thread(leaks.scan, task, image, effects, trial.nothing))
+    with closing(effects):
         by_files = task.spec.verifier_mode == "separate" or await _carries(trial, effects)
         if not trial.failed:
             trial.gates.append(await _consistent(trial, effects, by_files))
@@ -38,6 +50,30 @@ async def inspect(trial: Trial) -> None:
             trial.gates.append(await _fail(trial, effects, "halves", mutants.halves(effects, task, rules), rules.halves))
         if not trial.failed and by_files:
             trial.gates.append(await _fail(trial, effects, "mutants", mutants.mutants(effects, task, rules), rules.mutants))
+        if not trial.failed and by_files and "tests/run.py" not in task.files:
+            for variant in mutants.restyled(effects, task):
+                trial.gates.append(gate_of("restyled", [await _reward(trial, effects, variant)], 1.0))
+
+
+async def _laid_out(trial: Trial, folder: Path) -> Image:
+    """An image that an engine holds, as one layer in `folder`: the places where a task's own files are, not its /usr.
+
+    Raises: Capacity: it is too large to be looked through.
+    """
+    spec = sandbox_spec(trial.task, trial.image, "agent", phase="leak")
+    box = await trial.provider.create(spec)
+    roots = [root for root in (*SHARED, *trial.task.spec.artifacts) if root != "/"]
+    top = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        await box.freeze()
+        await box.export([r for r in roots if not any(r.startswith(f"{o}/") for o in roots)], top, max_bytes=MAX_IMAGE_BYTES)
+    except OutputLimit as error:
+        raise Capacity(
+            f"an image of an engine must stay below {MAX_IMAGE_BYTES} bytes outside /usr to be looked through"
+        ) from error
+    finally:
+        await box.destroy()
+    return replace(trial.image, layers=(top,), binds=())
 
 
 async def _carries(trial: Trial, effects: Effects) -> bool:

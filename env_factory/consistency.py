@@ -43,14 +43,13 @@ _ARCHIVED = re.compile(
     r"\.(tar|tgz|zip|gz|bz2|xz|7z|cpio|deb|rpm|whl|patch|diff|bundle)\b|\b(extract|unpack|clone|archive|split)\b", re.I
 )
 _OPPOSITES = (
-    (r"largest|maximum|highest|greatest|biggest|longest|max", r"smallest|minimum|lowest|least|shortest|min"),
-    (r"sum|total", r"average|mean|median|product"),
-    (r"ascending|increasing", r"descending|decreasing|reverse[ds]?"),
-    (r"upper-?case|upper", r"lower-?case|lower"),
-    (r"oldest|earliest", r"newest|latest"),
-    (r"even", r"odd"),
-    (r"celsius", r"fahrenheit"),
+    (r"largest|maximum|highest|greatest|biggest|longest", r"smallest|minimum|lowest|shortest", r"max", r"min"),
+    (r"sum", r"average|mean|median|product", r"sum", r"mean|avg"),
+    (r"upper-?case", r"lower-?case", r"upper|toupper", r"lower|tolower"),
+    (r"oldest|earliest", r"newest|latest", r"oldest", r"newest"),
+    (r"celsius", r"fahrenheit", r"celsius", r"fahrenheit"),
 )
+"""Words of texts, and the words that programs have for them."""
 _READS_SOLUTION = re.compile(r"(?<![\w.])/solution\b(?!\.\w)|\bsolve\.sh\b")
 
 
@@ -89,6 +88,7 @@ def unnamed(task: Task, effects: Sequence[Effect]) -> list[Variant]:
         derived = any(other and (other in stem or stem in other) for other in stems if len(other) > 1)
         told = derived or named(path, task.instruction) or path.name in works.environment
         told = told or bool(re.search(rf"[`'\"]{re.escape(stem)}[`'\"]", task.instruction))
+        told = told or (effect.is_source and bool(re.search(rf"\b{re.escape(stem)}\b", task.instruction)))
         if effect.kind == "created" and not told:
             found.append(Variant(f"without {effect.path}, which nothing names", {effect.path: None}))
     return found[:4]
@@ -230,11 +230,12 @@ def _bounds(said: str, works: _Works) -> Iterator[str]:
 
 def _opposites(said: str, works: _Works) -> Iterator[str]:
     theirs = re.sub(r"[_\d]", " ", f"{works.solution}\n{works.tests}")
-    for left, right in _OPPOSITES:
-        for mine, other in ((left, right), (right, left)):
-            ours, against = re.compile(rf"\b({mine})\b", re.I), re.compile(rf"\b({other})\b", re.I)
-            asked = ours.search(said)
-            if asked and not against.search(said) and (found := against.search(theirs)) and not ours.search(theirs):
+    for left, right, left_code, right_code in _OPPOSITES:
+        for mine, mine_code, other, other_code in ((left, left_code, right, right_code), (right, right_code, left, left_code)):
+            asked = re.search(rf"\b({mine})\b", said, re.I)
+            found = re.search(rf"\b({other}|{other_code})\b", theirs, re.I)
+            also = re.search(rf"\b({other})\b", said, re.I) or re.search(rf"\b({mine}|{mine_code})\b", theirs, re.I)
+            if asked and found and not also:
                 yield f"the text asks for {asked.group(0)!r}, solution and tests speak of {found.group(0)!r} alone"
 
 

@@ -40,6 +40,8 @@ MAX_WHOLE_BYTES = 64 * 1024
 KEPT_LINES = 4_000_000
 """Windows of all layers that stay in memory."""
 TELLING_NAME = re.compile(r"answer|solution|solve|oracle|expected|secret|golden?\b|reference", re.IGNORECASE)
+ANSWERING = re.compile(r"\b(answer|solution|solve|oracle|expected)\b", re.IGNORECASE)
+"""What a comment says that gives a short answer away."""
 HISTORY = re.compile(r"\b(git|commits?|history|reflog|stash(ed)?|branch(es)?|revert(ed)?)\b", re.IGNORECASE)
 _ARCHIVE = re.compile(r"\.(whl|egg|zip|tar|tar\.gz|tgz|tar\.bz2|tar\.xz)\Z")
 _LITTER = re.compile(r"/\.pytest_cache(/|\Z)|/\.cache/pip(/|\Z)")
@@ -170,6 +172,8 @@ class Layer:
         self.archives: list[str] = []
         self.histories: list[str] = []
         self.litter: list[str] = []
+        self.typed: list[str] = []
+        """Histories of shells."""
         self.tests: list[tuple[str, str]] = []
         """(line, path) of lines that may name a test."""
         for path, place in _files(top):
@@ -178,6 +182,8 @@ class Layer:
                 continue
             if _LITTER.search(path):
                 self.litter.append(path)
+            if path.endswith("_history"):
+                self.typed.append(path)
             name = PurePosixPath(path)
             if path.endswith((".pyc", ".pyo")):
                 folder = name.parent.parent if name.parent.name == "__pycache__" else name.parent
@@ -211,7 +217,7 @@ def _layer(top: Path) -> Layer:
 def scan(task: Task, image: Image, effects: Effects | None, nothing: Reward | None) -> Gate:
     """The gate. The layers of the image must be on this machine."""
     secrets = secrets_of(task, effects, nothing)
-    found = [*_in_text(secrets, task), *_in_variables(secrets, task, image)]
+    found = [*_in_text(secrets, task), *_in_variables(secrets, task, image), *_in_comments(secrets, task)]
     for top in image.layers:
         layer = _layer(top)
         hits = list(_in_layer(secrets, task, top, layer))
@@ -238,6 +244,18 @@ def _in_variables(secrets: Secrets, task: Task, image: Image) -> Iterator[str]:
             yield f"the variable {name} is what the solution writes"
 
 
+def _in_comments(secrets: Secrets, task: Task) -> Iterator[str]:
+    """A short answer on a line that calls it one, in a file of the context that the text does not lead to."""
+    if ANSWERING.search(task.instruction):
+        return
+    for name, data in task.files.items():
+        if not name.startswith("environment/") or b"\0" in data[:4096] or named(PurePosixPath(name), task.instruction):
+            continue
+        for line in lines_of(data.decode(errors="replace")) if name != "environment/Dockerfile" else ():
+            if ANSWERING.search(line) and any(re.search(rf"(?<!\w){re.escape(v)}(?!\w)", line) for v in secrets.values):
+                yield f"{name} tells the answer: {line[:80]}"
+
+
 def _in_layer(secrets: Secrets, task: Task, top: Path, layer: Layer) -> Iterator[tuple[str, str]]:
     """(path, what was found)."""
     near = any(all(hash(line) in layer.lines for line in part if len(line) >= LONG_LINE) for part in secrets.short)
@@ -259,6 +277,10 @@ def _in_layer(secrets: Secrets, task: Task, top: Path, layer: Layer) -> Iterator
             yield path, f"{path} names a hidden test: {line[:80]}"
     for path in layer.litter:
         yield path, f"{path} is a cache"
+    commands = {line for line in lines_of(task.solution) if len(line) >= 12 and not line.startswith(("#", "set ", "cd "))}
+    for path in layer.typed:
+        if said := next((line for line in lines_of(_read(f"{top}{path}") or "") if line in commands), ""):
+            yield path, f"{path} holds a command of the solution: {said[:80]}"
     for path in layer.archives:
         for name, text in _archived(top, path):
             if said := secrets.first_in(text):

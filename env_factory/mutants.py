@@ -13,6 +13,8 @@ those of mutation testing (DeMillo, Lipton and Sayward 1978: "the coupling effec
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,6 +99,27 @@ def mutants(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
     while any(by_file) and len(chosen) < rules.max_mutants:
         chosen += [made.pop() for made in by_file if made][: rules.max_mutants - len(chosen)]
     return chosen
+
+
+def restyled(effects: Effects, task: Task) -> list[Variant]:
+    """The solution's programs written differently, to the same effect: without comments and blank lines. Tests may not mind."""
+    writes: dict[str, str | None] = {}
+    for effect in effects.found:
+        text = effect.after
+        if text is None or effect.kind not in ("changed", "created") or len(text) > MAX_TEXT:
+            continue
+        if effect.path.endswith(".py"):
+            with contextlib.suppress(SyntaxError, ValueError, RecursionError):
+                writes[effect.path] = ast.unparse(ast.parse(text)) + "\n"
+        elif effect.path.endswith((".sh", ".bash")) and "<<" not in text:
+            first, *others = text.splitlines(keepends=True) or [""]
+            writes[effect.path] = "".join(
+                [first, *(line for line in others if line.strip() and not line.lstrip().startswith("#"))]
+            )
+    changed = {e.path: e.after for e in effects.found}
+    writes = {path: text for path, text in writes.items() if text != changed[path]}
+    commented = re.search(r"\b(comments?|formatted|formatting|style|indent\w*)\b", task.instruction, re.IGNORECASE)
+    return [Variant("the solution's programs without comments and blank lines", writes)] if writes and not commented else []
 
 
 def shortened(task: Task, rules: Rules) -> list[Variant]:

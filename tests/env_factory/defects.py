@@ -281,5 +281,14 @@ SET["tests-in-the-image"][1]["environment/app/test.sh"] = SET["tests-in-the-imag
 task("answer-in-the-text", "the text holds the solution", f"{ASKED} For example: `echo $(( $(cat a.txt) + $(cat b.txt) )) > sum.txt`",
      ADD, IS_502)  # fmt: skip
 
+task("wants-the-same-words", "the test wants the solution's own source",
+     "Write /app/twice.py: `python3 /app/twice.py N` prints twice the number N.",
+     "cat > /app/twice.py <<'PY'\nimport sys\n\n# Twice what was given.\nprint(2 * int(sys.argv[1]))\nPY\n",
+     '[ "$(python3 twice.py 21)" = 42 ] && grep -q "Twice what was given" twice.py && [ "$(wc -l < twice.py)" = 4 ]')  # fmt: skip
+task("answer-in-a-comment", "a comment tells the answer", ASKED, ADD, IS_502,
+     {**SUM, "environment/app/notes.cfg": "# expected: 502\nunit = piece\n"})  # fmt: skip
+task("answer-in-a-history", "the author's shell history was left in the image", ASKED, ADD, IS_502, SUM,
+     "RUN mkdir -p /home/agent && printf 'ls\\necho $(( $(cat a.txt) + $(cat b.txt) )) > sum.txt\\n' > /home/agent/.bash_history\n")  # fmt: skip
+
 if __name__ == "__main__":
     print(write(Path(sys.argv[1])))

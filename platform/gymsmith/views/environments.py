@@ -158,7 +158,7 @@ def _grouped(evidence: Evidence | None) -> list[GateGroup]:
         return []
     purposes = (
         ("Controls", "Doing nothing must fail, the reference solution must pass.", ("noop", "oracle", "again", "suite")),
-        ("Other honest solutions", "Written differently, must pass too.", ("alternative",)),
+        ("Other honest solutions", "Written differently, must pass too.", ("alternative", "restyled")),
         ("Wrong work", "Parts of the solution, and the solution with one thing wrong, must fail.", ("halves", "mutants")),
         ("Cheats", "Dishonest attempts, must earn nothing.", ("cheat",)),
         ("Given away", "What an agent could find, or could never know.", ("leak", "looking", "reads", "consistency")),
