@@ -49,8 +49,8 @@ GENERAL_CHEATS = {
 """How many cheats are tried on one draft of a kind at the level "full": its own, and general ones, which take turns."""
 ALWAYS = frozenset({"py-equal-to-all"})
 """General cheats that do not take turns: what they attack is the tests of the one draft, not the grading of all."""
-MEDIAN_S, LONGEST_S = 60.0, 300.0
-"""What the tests may take at the level "admission", besides half of their own limit."""
+LONGEST_S = 60.0
+"""What the tests may take at the level "admission", whatever their own limit is."""
 CHANCE = re.compile(
     r"\bRANDOM\b|\brandom\b|\bshuf\b|\burandom\b|\buuid|\btime\.(time|monotonic|perf_counter)|\bdate \+\S*%[sNMS]|\bnow\(|"
     r"\bsleep\b|\bthreading\b|\bset\(|\bhash\(|\$\$|\bgetpid\b|SECONDS\b"
@@ -159,14 +159,14 @@ async def _controls(trial: Trial, level: Level) -> None:
 
 
 def _runtime(task: Task, seconds: Sequence[float], level: Level) -> Gate:
+    """Held against the fastest run: how slow the others were is told, but that may be the machine's doing."""
     fastest, limit = min(seconds), task.spec.verifier_timeout_s / 2
-    said = f"fastest of {len(seconds)} runs, for other load slows them; at most {limit:g} s"
-    passed = fastest <= limit
     if level == "admission":
-        middle = sorted(seconds)[len(seconds) // 2]
-        said += f"; median {middle:.1f} s, at most {MEDIAN_S:g}; longest {max(seconds):.1f} s, at most {LONGEST_S:g}"
-        passed = passed and middle <= MEDIAN_S and max(seconds) <= LONGEST_S
-    return Gate(name="runtime", passed=passed, seconds=fastest, detail=said)
+        limit = min(limit, LONGEST_S)
+    said = (
+        f"fastest of {len(seconds)} runs, for other load slows them; at most {limit:g} s; the slowest took {max(seconds):.1f} s"
+    )
+    return Gate(name="runtime", passed=fastest <= limit, seconds=fastest, detail=said)
 
 
 async def _suite(trial: Trial, level: Level) -> None:
