@@ -54,8 +54,8 @@ class Effect:
 
     @property
     def is_script(self) -> bool:
-        """A program of the solution's own, which says so in its first line."""
-        return self.before is None and (self.after or "").startswith("#!")
+        """A program without an ending to its name, which says in its first line what runs it."""
+        return (self.after or "").startswith("#!")
 
     @property
     def lines(self) -> list[str]:

@@ -139,6 +139,7 @@ def draft(name: str, level: int, seed: int, split: str = "train") -> Draft:
             max_turns=30,
             workdir="/work/depot",
             expected=tuple(each.id for each in asked),
+            verifier_timeout_s=120.0,
             memory_mb=256,
             pids=64,
         ),

@@ -227,6 +227,7 @@ def draft(name: str, level: int, seed: int, split: str = "train") -> Draft:
             tool=ToolSpec(name="shell", timeout_s=30.0),
             max_turns=30,
             expected=tuple(each.id for each in asked),
+            verifier_timeout_s=120.0,
             memory_mb=256,
             pids=64,
         ),
