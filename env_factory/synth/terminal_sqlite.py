@@ -117,6 +117,7 @@ def load_data(rng: random.Random, p: Params) -> Files:
     )
     codes = [f"{rng.choice('abcd')}{n:03d}" for n in rng.sample(range(100), 6 + 2 * p["level"])]
     first = [f"{code},{rng.choice(['5', '12', '0', '-1', ''])}" for code in codes]
+    first[0] = f"{codes[0]},5"
     first += [f"{codes[0]},7", "toolong1,3", f"x{rng.randint(100, 999)},4"]
     second = [f"{rng.choice(codes)},{rng.choice(p['words'])}" for _ in range(6 + p["level"])] + [
         "none,nothing",
