@@ -85,7 +85,7 @@ def unnamed(task: Task, effects: Sequence[Effect]) -> list[Variant]:
     for effect in effects:
         path = PurePosixPath(effect.path)
         stem = path.name.split(".")[0]
-        derived = any(other and (other in stem or stem in other) for other in stems if len(other) > 1)
+        derived = any(other == stem or (len(other) > 1 and (other in stem or stem in other)) for other in stems if other)
         told = derived or named(path, task.instruction) or path.name in works.environment
         told = told or bool(re.search(rf"[`'\"]{re.escape(stem)}[`'\"]", task.instruction))
         told = told or (effect.is_source and bool(re.search(rf"\b{re.escape(stem)}\b", task.instruction)))
@@ -149,9 +149,7 @@ def _numbers(said: str, works: _Works) -> Iterator[str]:
     wanted = {
         number
         for number in _NUMBER.findall(works.tests)
-        if number in _NUMBER.findall(works.made + "\n" + works.solution)
-        and number not in said
-        and number not in works.environment
+        if number in _NUMBER.findall(works.solution) and number not in said and number not in works.environment
     }
     for number in unused:
         if other := next((each for each in sorted(wanted) if len(each) == len(number)), ""):
