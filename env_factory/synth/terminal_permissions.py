@@ -175,13 +175,15 @@ AUDIT = Template(
         cd "$1" || exit 1
         {
             find . -type f -perm -002 -printf '%P: open\n'
-            find . -type f -print0 | while IFS= read -r -d '' f; do
-                s=$(head -c 2 "$f" | tr -d '\0')
-                if [ -n "$(find "$f" -maxdepth 0 -perm /111)" ]; then
-                    [ "$s" = '#!' ] || printf '%s: not-a-script\n' "${f#./}"
-                elif [ "$s" = '#!' ]; then
-                    printf '%s: not-executable\n' "${f#./}"
-                fi
+            find . -type f -perm /111 -print0 | while IFS= read -r -d '' f; do
+                s=
+                IFS= read -r -n 2 s < "$f"
+                [ "$s" = '#!' ] || printf '%s: not-a-script\n' "${f#./}"
+            done
+            find . -type f ! -perm /111 -print0 | while IFS= read -r -d '' f; do
+                s=
+                IFS= read -r -n 2 s < "$f"
+                [ "$s" != '#!' ] || printf '%s: not-executable\n' "${f#./}"
             done
         } | sort
     """,

@@ -67,14 +67,16 @@ UNITS = Template(
     shell=r"""
         #!/bin/sh
         cd "$1" || exit 1
-        for f in *.service; do
-            n=${f%.service}
-            echo "$n"
-            sed -n 's/^After=//p' "$f" | tr ' ' '\n' | sed -n "s/\.service$//p" | sed "s/$/ $n/"
-            sed -n 's/^Before=//p' "$f" | tr ' ' '\n' | sed -n "s/\.service$//p" | sed "s/^/$n /"
-        done | awk '
-            NF == 1 { unit[$1]; next }
-            { a[++m] = $1; b[m] = $2 }
+        awk '
+            FNR == 1 { n = FILENAME; sub(/\.service$/, "", n); unit[n] }
+            /^(After|Before)=/ {
+                k = substr($0, 1, 1)
+                sub(/^[^=]*=/, "")
+                for (i = 1; i <= NF; i++) {
+                    o = $i
+                    if (sub(/\.service$/, "", o)) { m++; a[m] = k == "A" ? o : n; b[m] = k == "A" ? n : o }
+                }
+            }
             END {
                 for (;;) {
                     best = ""
@@ -87,7 +89,7 @@ UNITS = Template(
                     print best
                     delete unit[best]
                 }
-            }'
+            }' *.service
     """,
     wrong={
         "alphabet-alone": r"""
