@@ -41,7 +41,8 @@ def portable(dockerfile: str, base: str = DEFAULT_BASE) -> str:
         if named := _FROM.match(plain):
             out.append(f"{_BEGIN}{plain}\nFROM {base}{named.group(1) or ''}\nUSER root\n{_USERS}{_END}")
         elif wheels := _WHEELS.match(plain):
-            words = re.sub(r"--find-links \S+ ?", "", wheels["words"]).split()
+            # Harbor's linter takes the value of an option that it does not know for a package.
+            words = re.sub(r"(--root-user-action) (?=\w)", r"\1=", re.sub(r"--find-links \S+ ?", "", wheels["words"])).split()
             kept = " ".join(word for word in words if word not in _OFFLINE)
             out.append(f"{_BEGIN}{plain}\nRUN python3 -m pip install {kept}\n{_END}")
         elif "/wheelhouse" in plain and not plain.lstrip().startswith("#"):

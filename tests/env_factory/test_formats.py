@@ -29,7 +29,8 @@ def ours() -> Draft:
     files = {
         "environment/Dockerfile": b"FROM gymsmith/host\nCOPY site /opt/site\n"
         b"RUN python3 /wheelhouse/pip-26.3-py3-none-any.whl/pip install --quiet "
-        b"--no-index --find-links /wheelhouse --no-cache-dir --upgrade --target /opt/site pytest==9.2.0\n"
+        b"--no-index --find-links /wheelhouse --no-cache-dir --root-user-action ignore "
+        b"--upgrade --target /opt/site pytest==9.2.0\n"
         b"RUN echo '# no block' && true\n",
         "environment/site/blob": bytes(range(256)),
         "environment/site/caf\u00e9 \u2028": b"\r\nno newline",
@@ -70,7 +71,7 @@ def test_an_exported_dockerfile_is_anybodys_and_still_tells_what_it_was() -> Non
     out = portable.portable(ours().files["environment/Dockerfile"].decode(), BASE)
     plain = "\n".join(line for line in out.splitlines() if not line.startswith("#"))
     assert plain.startswith(f"FROM {BASE}\n") and "/wheelhouse" not in plain and "gymsmith" not in plain
-    assert "pip install --quiet --no-cache-dir --target /opt/site pytest==9.2.0" in plain
+    assert "pip install --quiet --no-cache-dir --root-user-action=ignore --target /opt/site pytest==9.2.0" in plain
     assert portable.restored(out).encode() == ours().files["environment/Dockerfile"]
     with pytest.raises(SourceError, match="pip install alone"):
         portable.portable("FROM gymsmith/host\nCOPY --from=x /wheelhouse /w\n")
