@@ -2,7 +2,7 @@
 
     llm-tutorial   terminal tasks after a tutorial                      file:PATH, man:PAGE
     llm-bug        a fault in a function, told by the package's suite    pypi:NAME==VERSION, git:PLACE#REF, archive:PLACE
-    llm-issue      an issue as text, with tests and a solution           the same, and the issue
+    llm-issue      an issue as text, with tests and a solution           the same, and the issue; or issue:, github:, swebench:
     llm-reword     other instructions for environments that are there    env:ID, env:KIND, env:all
     llm-setup      a repository that builds and whose tests run          git:PLACE#REF, archive:PLACE, pypi:NAME==VERSION
 
@@ -107,9 +107,11 @@ async def carry_out(order: Order, at: Desk, house: House, take: Take) -> dict[st
         ConfigError, SourceError and its kin: the order cannot be carried out as asked.
         LlmRefused, LlmError: the endpoint does not take the questions, or is away.
     """
-    if (order.kind == "llm-issue") != bool(order.issue.strip()):
+    reported = order.source.startswith(("issue:", "github:", "swebench:"))
+    if (order.kind == "llm-issue" and not reported) != bool(order.issue.strip()):
         raise ConfigError(
-            f"an issue goes with kind llm-issue and only with it, got kind {order.kind} and {len(order.issue)} characters"
+            "an issue goes with kind llm-issue and only with it, as text or as the source (issue:, github:, swebench:), got kind "
+            f"{order.kind}, source {order.source!r} and {len(order.issue)} characters of text"
         )
     if order.kind == "llm-reword":
         return await _reword(order, at, house, take)
@@ -122,9 +124,17 @@ async def carry_out(order: Order, at: Desk, house: House, take: Take) -> dict[st
         return await _tutorial(lessons, order, at, take)
     if order.kind == "llm-setup":
         return await _setup(_place(found[0], order.source), order, at, house)
+    what, text = found[0], order.issue
+    if isinstance(what, sources.Issue) and order.kind == "llm-issue":
+        # What fixed it stays unread: the model's solution and tests are its own, and may differ from the known ones.
+        text = "\n\n".join(part for part in (what.title, what.text, what.hints) if part)
+        place = f"git:{what.place}#{what.base_commit}"
+        what = await asyncio.to_thread(sources.read, place, house.settings, python=house.python)
     try:
-        async with _opened(found[0], order, at, house) as shop:
-            return await (_issue if order.kind == "llm-issue" else _bug)(shop, order, at, take)
+        async with _opened(what, order, at, house) as shop:
+            if order.kind == "llm-issue":
+                return await _issue(shop, text, order, at, take)
+            return await _bug(shop, order, at, take)
     except BudgetSpent as error:
         return {"admitted": [], "candidates": 0, "reasons": {}, "stopped": "budget", "detail": str(error)}
 
@@ -151,12 +161,12 @@ async def _bug(shop: Workshop, order: Order, at: Desk, take: Take) -> dict[str, 
     return await take(proposals(), _key(shop, at), wheels=shop.package.wheels)
 
 
-async def _issue(shop: Workshop, order: Order, at: Desk, take: Take) -> dict[str, Any]:
+async def _issue(shop: Workshop, text: str, order: Order, at: Desk, take: Take) -> dict[str, Any]:
     async def proposals() -> AsyncGenerator[Proposal, None]:
         for index in range(TRIES * order.n):
-            yield Proposal(index, None, author=IssueAuthor(at, shop, order.issue, order.seed, index))
+            yield Proposal(index, None, author=IssueAuthor(at, shop, text, order.seed, index))
 
-    return await take(proposals(), _key(shop, at) | {"issue": digest(order.issue.encode())}, wheels=shop.package.wheels)
+    return await take(proposals(), _key(shop, at) | {"issue": digest(text.encode())}, wheels=shop.package.wheels)
 
 
 def _key(shop: Workshop, at: Desk) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,6 +82,9 @@ def test_limit_that_cuts():
     assert slug("ab cd", limit=4) == "ab"
 """
 ISSUE = 'Apostrophes tear words apart\n\nslug("It\'s all here") should be its-all-here, not it-s-all-here.'
+
+
+pytestmark = pytest.mark.network
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +180,34 @@ def test_an_issue_whose_answers_break_things_goes_back(session: Any) -> None:
         made = s.order()
     assert len(made["admitted"]) == 1 and turned_down(s.served) == ["oracle-fails", "leak", "llm-edit"]
     assert "breaks tests of the package" in objection(s.served.asked[1])
+
+
+def test_an_issue_may_be_the_source(session: Any, doorway: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "slugs"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "slugs.py").write_text(SLUGS)
+    (folder / "tests/test_slugs.py").write_text(TESTS)
+
+    def git(*words: str) -> str:
+        who = {f"GIT_{role}_{what}": "a@b.c" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1", **who}
+        return subprocess.run(["git", *words], cwd=folder, env=env, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "start")
+    diff = "diff --git a/slugs.py b/slugs.py\n--- a/slugs.py\n+++ b/slugs.py\n@@ -1 +1 @@\n-x\n+THE KNOWN FIX\n"
+    record = {
+        "repository": "some/slugs", "clone_url": str(folder), "issue": {"number": 7, "title": "Torn words", "body": ISSUE},
+        "pull_request": {"number": 8, "base": {"sha": git("rev-parse", "HEAD")}, "created_at": "2025-05-30T00:00:00Z"},
+        "diff": diff,
+    }  # fmt: skip
+    (tmp_path / "issue.json").write_text(json.dumps(record))
+    with session(["issue-good"], "llm-issue", source=f"issue:{tmp_path}/issue.json") as s:
+        made = s.order()
+    asked = s.served.asked[0]["messages"][1]["content"]
+    assert len(made["admitted"]) == 1 and "Torn words" in asked and "THE KNOWN FIX" not in asked
+    assert doorway.store.environment(made["admitted"][0]).source.kind == "git"
 
 
 def test_a_repository_is_set_up_and_remembered(session: Any) -> None:

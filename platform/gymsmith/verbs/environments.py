@@ -81,7 +81,7 @@ def generate(
     source = absolute(source)
     one_of("--gates", gates, LEVELS)
     payload = {"source": source, "kind": kind, "n": n, "seed": seed, "split": split, "gates": gates}
-    payload |= models.asked(kind, model=model, budget_tokens=budget_tokens, budget_usd=budget_usd, issue=issue)
+    payload |= models.asked(kind, source, model=model, budget_tokens=budget_tokens, budget_usd=budget_usd, issue=issue)
     with attached(settings_for(home)) as house:
         job = house.run("generate", payload, label=f"{kind} from {source}", quiet=as_json)
     if as_json:

@@ -13,7 +13,7 @@ KINDS: tuple[str, ...] = get_args(LlmKind)
 MAX_ISSUE_BYTES = 4 * 1024 * 1024
 
 
-def asked(kind: str, *, model: str, budget_tokens: int, budget_usd: float, issue: Path | None) -> dict[str, Any]:
+def asked(kind: str, source: str, *, model: str, budget_tokens: int, budget_usd: float, issue: Path | None) -> dict[str, Any]:
     """The part of an order's payload that is about a model.
 
     Raises: UserError: an option that this kind does not take, or lacks.
@@ -23,10 +23,10 @@ def asked(kind: str, *, model: str, budget_tokens: int, budget_usd: float, issue
     if given and kind not in KINDS:
         option = next(iter(given)).replace("_", "-")
         raise UserError(f"expected --{option} with a kind that asks a language model ({', '.join(KINDS)}), got it with {kind!r}")
-    if (issue is not None) != (kind == "llm-issue"):
-        raise UserError(
-            f"expected --issue FILE with --kind llm-issue and only with it, got {'it' if issue else 'none'} with {kind!r}"
-        )
+    needed = kind == "llm-issue" and not source.startswith(("issue:", "github:", "swebench:"))
+    if (issue is not None) != needed:
+        got = "it" if issue else "none"
+        raise UserError(f"expected --issue FILE with --kind llm-issue, unless the source is an issue, got {got} with {kind!r}")
     return given | ({"issue": issue_text(issue)} if issue is not None else {})
 
 
