@@ -13,8 +13,8 @@ from sandboxes.base import Image
 from sandboxes.image import ImageStore
 
 
-async def build(draft: Draft | Task, images: ImageStore, *, wheels: Path | None = None) -> Image:
-    """The image of a draft. `wheels`: folder shown at /wheelhouse to the steps that name it.
+async def build(draft: Draft | Task, images: ImageStore, *, wheels: Path | None = None, timeout_s: float = 600.0) -> Image:
+    """The image of a draft. `wheels`: folder shown at /wheelhouse to the steps that name it. `timeout_s`: of one step.
 
     Raises:
         BuildError: a step failed; the tail of its output is in `log`.
@@ -22,4 +22,6 @@ async def build(draft: Draft | Task, images: ImageStore, *, wheels: Path | None 
     """
     task = Task.of(draft) if isinstance(draft, Draft) else draft
     executable = frozenset(name.removeprefix("environment/") for name in task.executable if name.startswith("environment/"))
-    return await images.build(task.dockerfile, task.under("environment"), wheelhouse=wheels, executable=executable)
+    return await images.build(
+        task.dockerfile, task.under("environment"), wheelhouse=wheels, executable=executable, timeout_s=timeout_s
+    )

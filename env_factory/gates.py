@@ -1,50 +1,70 @@
 """Admission: what a draft has to stand before it counts as an environment.
 
     noop         doing nothing scores 0, three times in three
-    oracle       the solution scores 1, three times in three
+    oracle       the solution scores 1, each time: three times, or under the five `conditions` at the level "admission"
     f2p, p2p     tests that the no-op fails and the oracle passes; tests that pass either way (where a draft declares how many)
+    suite        the solution passes the whole suite, where the draft brings one (`suite.py`); all else meets the selected tests
     alternative  every other honest solution scores 1
     cheat:NAME   every dishonest attempt scores 0: those of the draft, and the general ones that make sense for it
     leak         neither hidden tests nor the solution lie in the environment or stand in the instruction
     looking      the instruction does not tell what has to be looked up
     runtime      the tests can be run in half of their time limit
 
-Each attempt runs in a fresh sandbox and is graded in another one. `level="controls"` is noop, oracle, leak, looking and runtime
-alone. A sandbox that fails us is asked again and never counts; only what the draft does can turn it down, with one of `REASONS`.
+Three levels. "controls": noop, oracle, leak, looking, runtime. "full": and alternatives, and a number of general cheats that take
+turns. "admission": everything, every general cheat among it.
+
+Each attempt runs in a fresh sandbox and is graded in another one. A sandbox that fails us is asked again and never counts; only
+what the draft does can turn it down, with one of `reasons.REASONS`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
+from env_factory import suite
+from env_factory.admission import inspect
 from env_factory.cheats.corpus import cheats_for
-from gymsmith.errors import InfrastructureError
+from env_factory.conditions import CONDITIONS
+from env_factory.consistency import reads_solution
+from env_factory.leaks import HISTORY
+from env_factory.mutants import Rules
+from env_factory.reasons import reason
+from env_factory.still import leak, looking
+from env_factory.trial import Around, Trial, asking_again, gate_of
+from gymsmith.errors import BuildError
 from gymsmith.schema import Draft, Evidence, Gate, Reward
 from gymsmith.taskdir import Task
 from sandboxes.base import Image, Provider
-from sandboxes.grade import attempt_script
 
-log = logging.getLogger(__name__)
-
-Level = Literal["full", "controls"]
-REASONS = (
-    "build-failed", "refused", "noop-passes", "oracle-fails", "flaky", "few-f2p", "few-p2p", "alternative-fails", "cheat-passes",
-    "step-not-needed", "few-cheats", "leak", "looking", "slow",
-)  # fmt: skip
-"""Why a draft that was built is turned down. Screening has words of its own."""
+Level = Literal["admission", "full", "controls"]
 RUNS = 3
 MIN_CHEATS = 5
-GENERAL_CHEATS = {"shell": 6, "mutation": 11, "tutorial": 11}
-"""How many cheats are tried on one draft of a kind: its own, and general ones, which take turns. Of other kinds, all."""
+GENERAL_CHEATS = {
+    "shell": 6, "mutation": 11, "tutorial": 11, "layout": 32, "browse": 15, "terminal": 11, "repair": 14, "examples": 11,
+}  # fmt: skip
+"""How many cheats are tried on one draft of a kind at the level "full": its own, and general ones, which take turns."""
 ALWAYS = frozenset({"py-equal-to-all"})
 """General cheats that do not take turns: what they attack is the tests of the one draft, not the grading of all."""
-RETRIES = 3
-T = TypeVar("T")
+LONGEST_S = 60.0
+"""What the tests may take at the level "admission", whatever their own limit is."""
+CHANCE = re.compile(
+    r"\bRANDOM\b|\brandom\b|\bshuf\b|\burandom\b|\buuid|\btime\.(time|monotonic|perf_counter)|\bdate \+\S*%[sNMS]|\bnow\(|"
+    r"\bsleep\b|\bthreading\b|\bset\(|\bhash\(|\$\$|\bgetpid\b|SECONDS\b"
+)
+"""What makes a test's outcome another one from run to run; such tests are run more often."""
+CLOCK = re.compile(r"date|time|now|SECONDS")
+"""Of these, what looks at a clock: further runs are then spread over some seconds."""
+MORE_RUNS, MORE_S = 25, 12.0
+"""Further runs of each control, as many as fit into MORE_S seconds of tests."""
+
+
+RULES = {"layout": Rules(mutants=0.4)}
+"""How much wrong work must fail, by kind. Most numbers of a page's style are nobody's order, and one pixel more is within what an
+order allows; a layout draft brings faults of its own that matter, and of those each must fail."""
 
 
 class Proof(NamedTuple):
@@ -63,119 +83,165 @@ async def prove(
     level: Level = "full",
     base_digest: str = "",
     slots: asyncio.Semaphore | None = None,
+    rules: Rules | None = None,
+    around: Around = Around(),
 ) -> Proof:
-    """Run the gates. `slots` bounds how many attempts are under way in this process.
+    """Run the gates. `slots` bounds how many attempts are under way in this process, `rules` say how much wrong work must fail,
+    `around` what the draft is held against at the level "admission" besides itself.
 
     The gates stop at the first stage that fails, so the evidence of a rejected draft may be short.
-    Raises: InfrastructureError: a sandbox failed us RETRIES times.
+    Raises: InfrastructureError: a sandbox failed us again and again.
     """
     started = time.perf_counter()
-    task = Task.of(draft)
-    slots = slots or asyncio.Semaphore(8)
-    gates: list[Gate] = []
-    reason = detail = ""
+    trial = Trial(draft, image, provider, slots, rules or RULES.get(draft.spec.kind, Rules()), around)
+    stages = [_still, _controls]
+    stages += {"controls": [], "full": [_attempts], "admission": [_suite, _again, _inspection, _rebuilding, _every_attempt]}[
+        level
+    ]
+    for stage in stages:
+        await stage(trial, level)
+        if trial.failed:
+            break
+    evidence = Evidence(
+        environment_id=draft.id,
+        gates=tuple(trial.gates),
+        image_id=image.id,
+        base_digest=base_digest,
+        provider=provider.name,
+        seconds=round(time.perf_counter() - started, 4),
+    )
+    return Proof(evidence, *reason(trial.failed))
 
-    async def attempt(script: str | None, unchanged: Reward | None = None) -> Reward:
-        async with slots:
-            return await _asking_again(lambda: attempt_script(provider, image, task, script, unchanged=unchanged))
 
-    async def control(script: str | None) -> Reward:
-        """An attempt that is no cheat. One that ran into the time limit may have met a busy machine, so it is made again."""
-        for _ in range(RETRIES):
-            reward = await attempt(script)
-            if reward.seconds < draft.spec.verifier_timeout_s:
-                break
-        return reward
-
-    def proof() -> Proof:
-        evidence = Evidence(
-            environment_id=draft.id,
-            gates=tuple(gates),
-            image_id=image.id,
-            base_digest=base_digest,
-            provider=provider.name,
-            seconds=round(time.perf_counter() - started, 4),
+async def _still(trial: Trial, level: Level) -> None:
+    """What can be said without running anything."""
+    trial.gates += [leak(trial.draft), looking(trial.draft)]
+    if level == "admission":
+        reader = reads_solution(trial.task)
+        said = f"{reader} looks at the solution, which no agent can have" if reader else ""
+        trial.gates.append(Gate(name="reads-solution", passed=not reader, detail=said))
+        if trial.around.listed:
+            trial.gates.append(trial.around.listed(trial.draft))
+    if level == "admission" and not trial.task.solution:
+        trial.gates.append(
+            Gate(name="no-oracle", passed=False, detail="expected solution/solve.sh, got none: nothing shows that it can be done")
         )
-        return Proof(evidence, reason, detail)
 
-    still = [leak(draft), looking(draft)]
-    gates += still
-    if failed := next((g for g in still if not g.passed), None):
-        reason, detail = failed.name, failed.detail
-        return proof()
 
-    first = await asyncio.gather(control(None), control(task.solution))
-    controls = ([first[0]], [first[1]])
+async def _controls(trial: Trial, level: Level) -> None:
+    """Nothing, and the solution, each several times; the first of each decides whether the others are worth it.
+
+    A solution that fails at once is run again for the sake of its reason: one that then passes is not wrong but flaky.
+    """
+    task = trial.task
+    first = await asyncio.gather(trial.control(None), trial.control(task.solution))
+    noops, oracles = [first[0]], [first[1]]
     if first[0].value == 0.0 and first[1].value == 1.0:
-        more = await asyncio.gather(*(control(None) for _ in range(RUNS - 1)), *(control(task.solution) for _ in range(RUNS - 1)))
-        controls[0].extend(more[: RUNS - 1])
-        controls[1].extend(more[RUNS - 1 :])
-    noop, oracle = _gate("noop", controls[0], 0.0), _gate("oracle", controls[1], 1.0)
-    gates += [noop, oracle, *_tests_gates(draft, controls[0])]
-    fastest = min(r.seconds for r in controls[1])
-    limit = draft.spec.verifier_timeout_s / 2
-    said = f"fastest of {len(controls[1])} runs, for other load slows them; at most {limit:g} s"
-    gates.append(Gate(name="runtime", passed=fastest <= limit, seconds=fastest, detail=said))
-    reason, detail = _controls_reason(gates)
-    if reason or level == "controls":
-        return proof()
+        others = [c.apply(task) for c in CONDITIONS[1:]] if level == "admission" else [(task, {})] * (RUNS - 1)
+        more = await asyncio.gather(
+            *(trial.control(None) for _ in range(RUNS - 1)),
+            *(trial.control(task.solution, task=changed, env=env) for changed, env in others),
+        )
+        noops += more[: RUNS - 1]
+        oracles += more[RUNS - 1 :]
+    elif level == "admission" and first[1].value != 1.0:
+        oracles += await asyncio.gather(*(trial.control(task.solution) for _ in range(RUNS - 1)))
+    trial.nothing = noops[0]
+    oracle = gate_of("oracle", oracles, 1.0)
+    if (
+        level == "admission"
+        and oracles[0].value == 1.0
+        and (bad := [c.name for c, r in zip(CONDITIONS, oracles, strict=False) if r.value != 1.0])
+    ):
+        oracle = oracle.model_copy(update={"detail": f"{', '.join(bad)}: {oracle.detail}"})
+    trial.gates += [gate_of("noop", noops, 0.0), oracle, *_tests_gates(trial.draft, noops)]
+    trial.gates.append(_runtime(task, [r.seconds for r in oracles], level))
 
-    cheats = [*draft.cheats, *_general(draft, task)]
-    names = [f"alternative-{n}" for n in range(1, len(draft.alternatives) + 1)] + [f"cheat:{name}" for name, _ in cheats]
+
+def _runtime(task: Task, seconds: Sequence[float], level: Level) -> Gate:
+    """Held against the fastest run: how slow the others were is told, but that may be the machine's doing."""
+    fastest, limit = min(seconds), task.spec.verifier_timeout_s / 2
+    if level == "admission":
+        limit = min(limit, LONGEST_S)
+    said = (
+        f"fastest of {len(seconds)} runs, for other load slows them; at most {limit:g} s; the slowest took {max(seconds):.1f} s"
+    )
+    return Gate(name="runtime", passed=fastest <= limit, seconds=fastest, detail=said)
+
+
+async def _suite(trial: Trial, level: Level) -> None:
+    """The whole suite, once, for the solution alone."""
+    whole = suite.whole(trial.task)
+    if whole is not None:
+        trial.gates.append(gate_of("suite", [await trial.control(whole.solution, task=whole)], 1.0))
+
+
+async def _again(trial: Trial, level: Level) -> None:
+    """More runs of both controls where the tests look at a clock or throw dice: five runs miss a fault that is rare."""
+    dice = CHANCE.search("\n".join(_scripts(trial.task)))
+    if dice is None:
+        return
+    fastest = next(gate.seconds for gate in trial.gates if gate.name == "runtime")
+    runs = max(RUNS, min(MORE_RUNS, int(MORE_S / max(fastest, 0.01))))
+    pause = MORE_S / runs if CLOCK.search(dice.group(0)) else 0.0
+
+    async def later(n: int, script: str | None) -> Reward:
+        await asyncio.sleep(n * pause)
+        return await trial.control(script)
+
+    rewards = await asyncio.gather(*(later(n, script) for n in range(runs) for script in (None, trial.task.solution)))
+    odd = sum(r.value != 0.0 for r in rewards[::2]) + sum(r.value != 1.0 for r in rewards[1::2])
+    said = f"{odd} of {2 * runs} further runs came out otherwise; the tests look at {dice.group(0).strip()!r}"
+    trial.gates.append(Gate(name="again", passed=not odd, rewards=tuple(r.value for r in rewards), detail=said))
+
+
+def _scripts(task: Task) -> Iterator[str]:
+    """The tests as far as they are programs of the task's own: a package's suite is not."""
+    for name in sorted(task.files):
+        if name.startswith("tests/") and "tests/run.py" not in task.files and len(task.files[name]) < 100_000:
+            yield task.files[name].decode(errors="replace")
+
+
+async def _inspection(trial: Trial, level: Level) -> None:
+    await inspect(trial)
+    if trial.around.novel and not trial.failed:
+        trial.gates.append(await trial.around.novel(trial.draft, trial.effects))
+
+
+async def _rebuilding(trial: Trial, level: Level) -> None:
+    """The image once more, from nothing."""
+    rebuilt = trial.around.rebuilt
+    if rebuilt is None:
+        return
+    try:
+        trial.gates.append(await asking_again(lambda: rebuilt(trial.draft)))
+    except BuildError as error:
+        trial.gates.append(Gate(name="rebuild", passed=False, detail=f"it was built once and could not be built again: {error}"))
+
+
+async def _attempts(trial: Trial, level: Level) -> None:
+    await _try(trial, [*trial.draft.cheats, *_general(trial.draft, trial.task)])
+
+
+async def _every_attempt(trial: Trial, level: Level) -> None:
+    """Every cheat that fits; going back in a history is none where the text speaks of it."""
+    spoken_of = HISTORY.search(trial.task.instruction)
+    general = [c for c in cheats_for(trial.task) if not (spoken_of and c.name == "undo-with-git")]
+    await _try(trial, [*trial.draft.cheats, *((cheat.name, cheat.script) for cheat in general)])
+
+
+async def _try(trial: Trial, cheats: Sequence[tuple[str, str]]) -> None:
+    """Every other honest solution, and the cheats."""
+    others = trial.draft.alternatives
+    names = [f"alternative-{n}" for n in range(1, len(others) + 1)] + [f"cheat:{name}" for name, _ in cheats]
     results = await asyncio.gather(
-        *(control(text) for text in draft.alternatives), *(attempt(text, controls[0][0]) for _, text in cheats)
+        *(trial.control(text) for text in others), *(trial.attempt(text, unchanged=trial.nothing) for _, text in cheats)
     )
-    for name, result in zip(names, results, strict=True):
-        gates.append(_gate(name, [result], 1.0 if name.startswith("alternative") else 0.0))
     if len(cheats) < MIN_CHEATS:
-        reason, detail = "few-cheats", f"expected at least {MIN_CHEATS} cheats to try, got {len(cheats)}"
-    elif bad := next((g for g in gates if not g.passed), None):
-        words = {"alternative": "alternative-fails", "cheat:without": "step-not-needed"}
-        reason = next((word for start, word in words.items() if bad.name.startswith(start)), "cheat-passes")
-        detail = f"{bad.name}: {bad.detail}"
-    return proof()
-
-
-def leak(draft: Draft) -> Gate:
-    """Hidden tests and the solution must not be where the agent can read them."""
-    inside = {name: data for name, data in draft.files.items() if name.startswith("environment/")}
-    secret = {name: data for name, data in draft.files.items() if name.startswith(("tests/", "solution/")) and len(data) > 40}
-    found = [f"{a} is {b}" for b, data in secret.items() for a, other in inside.items() if other == data]
-    found += [
-        f"{name} is history or a cache"
-        for name in inside
-        if re.search(r"/(\.git|\.hg|__pycache__|\.pytest_cache)/|\.py[co]\Z", name)
-    ]
-    found += [
-        f"the instruction names the test {test}" for test in draft.spec.expected if "::" in test and test in draft.instruction
-    ]
-    solution = draft.files.get("solution/solve.sh", b"").decode(errors="replace")
-    lines = {line.strip() for line in solution.splitlines() if len(line.strip()) >= 24 and not line.startswith("#")}
-    found += [f"the instruction holds a line of the solution: {line[:60]}" for line in sorted(lines) if line in draft.instruction]
-    return Gate(name="leak", passed=not found, detail="; ".join(found[:5]))
-
-
-def looking(draft: Draft) -> Gate:
-    """What has to be looked up must not stand in the instruction."""
-    said = [
-        token
-        for token in draft.spec.hidden
-        if re.search(rf"(?<![A-Za-z0-9]){re.escape(token)}(?![A-Za-z0-9])", draft.instruction)
-    ]
-    return Gate(name="looking", passed=not said, detail=f"the instruction tells {', '.join(said)}" if said else "")
-
-
-def _gate(name: str, rewards: Sequence[Reward], wanted: float) -> Gate:
-    passed = all(r.value == wanted for r in rewards)
-    wrong = next((r for r in rewards if r.value != wanted), None)
-    detail = "" if wrong is None else (wrong.detail or f"expected reward {wanted:g}, got {wrong.value:g}")[-500:]
-    return Gate(
-        name=name,
-        passed=passed,
-        rewards=tuple(r.value for r in rewards),
-        seconds=round(sum(r.seconds for r in rewards), 4),
-        detail=detail,
-    )
+        said = f"expected at least {MIN_CHEATS} cheats to try, got {len(cheats)}"
+        trial.gates.append(Gate(name="cheats", passed=False, detail=said))
+    for name, result in zip(names, results, strict=True):
+        trial.gates.append(gate_of(name, [result], 1.0 if name.startswith("alternative") else 0.0))
 
 
 def _tests_gates(draft: Draft, noops: Sequence[Reward]) -> list[Gate]:
@@ -194,16 +260,6 @@ def _tests_gates(draft: Draft, noops: Sequence[Reward]) -> list[Gate]:
     ]
 
 
-def _controls_reason(gates: Sequence[Gate]) -> tuple[str, str]:
-    bad = next((g for g in gates if not g.passed), None)
-    if bad is None:
-        return "", ""
-    if len(set(bad.rewards)) > 1 or "run to run" in bad.detail:
-        return "flaky", f"{bad.name}: rewards {bad.rewards}; {bad.detail}"
-    words = {"noop": "noop-passes", "oracle": "oracle-fails", "f2p": "few-f2p", "p2p": "few-p2p", "runtime": "slow"}
-    return words.get(bad.name, bad.name), bad.detail
-
-
 def _general(draft: Draft, task: Task) -> list[tuple[str, str]]:
     """The general cheats for this draft. Where only some are tried, which ones follows from the draft's id."""
     every = [(cheat.name, cheat.script) for cheat in cheats_for(task)]
@@ -214,15 +270,3 @@ def _general(draft: Draft, task: Task) -> list[tuple[str, str]]:
     start = int(draft.id[:8], 16) % len(known)
     turned = known[start:] + known[:start]
     return always + turned[: max(0, GENERAL_CHEATS[draft.spec.kind] - len(draft.cheats) - len(always))]
-
-
-async def _asking_again(ask: Callable[[], Awaitable[T]]) -> T:
-    for turn in range(RETRIES):
-        try:
-            return await ask()
-        except InfrastructureError as error:
-            if turn == RETRIES - 1:
-                raise
-            log.warning("event=gate_retry turn=%d error=%s", turn + 1, error)
-            await asyncio.sleep(0.2 * 4**turn)
-    raise AssertionError("unreachable")

@@ -2,7 +2,7 @@
 
 The index is asked directly (PEP 503 HTML or PEP 691 JSON, https or file URLs, plain find-links folders) because pip, asked for an
 sdist, runs its build backend to learn its metadata: code of a stranger, on the host. Wheels hold their metadata as data, so for
-those pip itself resolves and downloads (`--only-binary=:all:`), and nothing that is fetched here is ever executed here.
+those pip itself resolves and downloads (`wheels.py`), and nothing that is fetched here is ever executed here.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ import base64
 import hashlib
 import json
 import logging
-import os
-import re
 import ssl
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
-from packaging.utils import InvalidSdistFilename, canonicalize_name, parse_sdist_filename
+from packaging.utils import (
+    InvalidSdistFilename,
+    InvalidWheelFilename,
+    canonicalize_name,
+    parse_sdist_filename,
+    parse_wheel_filename,
+)
 from packaging.version import InvalidVersion, Version
 
 from gymsmith.errors import NoNetwork, SourceError, UnknownPackage
@@ -46,6 +50,12 @@ class IndexFile:
     url: str
     sha256: str
     """Hex digest that the index states, or empty."""
+    uploaded: datetime | None = None
+    """When it was put there, in UTC; only PEP 700 pages say so."""
+    requires_python: str = ""
+    yanked: bool = False
+    metadata: bool = False
+    """Its core metadata can be fetched beside it (PEP 658)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +101,31 @@ class Index:
             UnknownPackage: no index knows the project.
             NoNetwork: no index could be asked.
         """
-        known, asked, trouble = False, False, ""
         found: dict[Version, IndexFile] = {}
+        canonical = canonicalize_name(name)
+        for file in self.files(name, lambda offers: any(_is_sdist(offer, canonical) for offer in offers)):
+            version = _is_sdist(file, canonical)
+            if version is not None:
+                found.setdefault(version, file)
+        return found
+
+    def files(self, name: str, wanted: Callable[[Sequence[IndexFile]], bool] = bool) -> list[IndexFile]:
+        """Every file of the project, over all folders and indexes, in their order. `wanted`: whether these are worth something.
+
+        Raises:
+            UnknownPackage: no index knows the project.
+            NoNetwork: an index could not be asked, and the others have nothing that is wanted.
+        """
+        known, asked, trouble = False, False, ""
+        found: list[IndexFile] = []
         canonical = canonicalize_name(name)
         for folder in self.find_links:
             if Path(folder).is_dir():
-                offers = [IndexFile(p.name, p.resolve().as_uri(), "") for p in sorted(Path(folder).iterdir())]
-                _collect(offers, canonical, found)
+                found += [IndexFile(p.name, p.resolve().as_uri(), "") for p in sorted(Path(folder).iterdir())]
+        found = [file for file in found if project_of(file.filename) == canonical]
         for url in self.urls:
             try:
-                offers = self._page(f"{url}/{canonical}/")
+                found += self._page(f"{url}/{canonical}/")
             except (urllib.error.URLError, OSError) as error:
                 if _says_absent(error):
                     asked = True
@@ -108,9 +133,8 @@ class Index:
                     trouble = f"{_host(url)}: {error}"
                 continue
             asked = known = True
-            _collect(offers, canonical, found)
-        # An index that knows the project but offers no sdist says nothing about those that did not answer.
-        if found or (known and not trouble):
+        # An index that knows the project but offers nothing wanted says nothing about those that did not answer.
+        if wanted(found) or (known and not trouble):
             return found
         if asked and not trouble:
             raise UnknownPackage(f"no package index knows {name!r}; check the spelling, or point pip at the index that has it")
@@ -138,6 +162,15 @@ class Index:
             )
         return data
 
+    def fetch_metadata(self, file: IndexFile) -> bytes:
+        """Core metadata beside a file that has it. Raises: NoNetwork."""
+        try:
+            return self._get(f"{file.url}.metadata", MAX_FILE_BYTES)
+        except (urllib.error.URLError, OSError) as error:
+            raise NoNetwork(
+                f"could not fetch the metadata of {file.filename} ({error}); check the network, then retry"
+            ) from error
+
     def _page(self, url: str) -> list[IndexFile]:
         if url.startswith("file:"):
             url = url.rstrip("/") + "/index.html"
@@ -145,7 +178,15 @@ class Index:
         if body.lstrip()[:1] == b"{":
             files = json.loads(body)["files"]
             return [
-                IndexFile(f["filename"], urllib.parse.urljoin(url, f["url"]), f.get("hashes", {}).get("sha256", ""))
+                IndexFile(
+                    f["filename"],
+                    urllib.parse.urljoin(url, f["url"]),
+                    f.get("hashes", {}).get("sha256", ""),
+                    _when(f.get("upload-time")),
+                    f.get("requires-python") or "",
+                    bool(f.get("yanked")),
+                    bool(f.get("core-metadata") or f.get("dist-info-metadata")),
+                )
                 for f in files
             ]
         page = _Anchors(url)
@@ -168,52 +209,6 @@ class Index:
         return data
 
 
-def download_wheels(requirements: Sequence[str], wheelhouse: Path, python: str) -> tuple[Path, tuple[str, ...]]:
-    """Resolve requirements to wheels for Python `python` ("3.11"), and keep them by content.
-
-    Returns a folder of wheels that `pip --no-index --find-links` accepts, and the pinned "name==version" of each wheel in it. The
-    folder is a set of hard links into `wheelhouse/files`; the same requirements give the same folder again without the network.
-
-    Raises:
-        NoNetwork: no index could be asked.
-        SourceError: some requirement has no wheel.
-    """
-    key = hashlib.sha256(json.dumps([sorted(requirements), python]).encode()).hexdigest()[:24]
-    final = wheelhouse / "sets" / key
-    if (final / "set.json").is_file():
-        return final, tuple(json.loads((final / "set.json").read_text())["pins"])
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".set-", dir=final.parent) as scratch:
-        folder = Path(scratch) / key
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-        command += ["--python-version", python, "--implementation", "cp", "--dest", str(folder), *requirements]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-        if done.returncode != 0:
-            tail = done.stderr.strip()[-600:]
-            if re.search(
-                r"NewConnectionError|ConnectTimeout|Temporary failure|ConnectionError|Max retries|ProxyError|timed out",
-                done.stderr,
-            ):
-                raise NoNetwork(f"could not download {', '.join(requirements)}; check the network, then retry: {tail[-200:]}")
-            raise SourceError(f"no wheels for {', '.join(requirements)} on Python {python}: {tail}")
-        pins = []
-        for wheel in sorted(folder.glob("*.whl")):
-            name, version = wheel.name.split("-")[:2]
-            pins.append(f"{canonicalize_name(name)}=={version}")
-            kept = wheelhouse / "files" / hashlib.sha256(wheel.read_bytes()).hexdigest() / wheel.name
-            if not kept.exists():
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                os.link(wheel, kept)
-        (folder / "set.json").write_text(json.dumps({"requirements": sorted(requirements), "python": python, "pins": pins}))
-        try:
-            os.rename(folder, final)
-        except OSError:
-            if not (final / "set.json").is_file():
-                raise
-    log.info("event=wheels set=%s pins=%s", key, ",".join(pins))
-    return final, tuple(pins)
-
-
 class _Anchors(HTMLParser):
     """The links of a PEP 503 page."""
 
@@ -223,21 +218,44 @@ class _Anchors(HTMLParser):
         self.files: list[IndexFile] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        href = dict(attrs).get("href") if tag == "a" else None
+        given = dict(attrs)
+        href = given.get("href") if tag == "a" else None
         if href:
             url, _, fragment = urllib.parse.urljoin(self.base, href).partition("#")
             digest = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else ""
-            self.files.append(IndexFile(urllib.parse.unquote(url.rsplit("/", 1)[-1]), url, digest))
+            name = urllib.parse.unquote(url.rsplit("/", 1)[-1])
+            requires = given.get("data-requires-python") or ""
+            self.files.append(IndexFile(name, url, digest, requires_python=requires, yanked="data-yanked" in given))
 
 
-def _collect(offers: Sequence[IndexFile], canonical: str, found: dict[Version, IndexFile]) -> None:
-    for file in offers:
-        try:
-            name, version = parse_sdist_filename(file.filename)
-        except (InvalidSdistFilename, InvalidVersion):
-            continue
-        if name == canonical:
-            found.setdefault(version, file)
+def project_of(filename: str) -> str:
+    """Canonical name of the project that a wheel or an sdist belongs to; empty for other files."""
+    return version_of(filename)[0]
+
+
+def version_of(filename: str) -> tuple[str, Version | None]:
+    """(project, version) of a wheel or an sdist; ("", None) for other files."""
+    try:
+        if filename.endswith(".whl"):
+            name, version, _, _ = parse_wheel_filename(filename)
+        else:
+            name, version = parse_sdist_filename(filename)
+    except (InvalidSdistFilename, InvalidWheelFilename, InvalidVersion):
+        return "", None
+    return name, version
+
+
+def _is_sdist(file: IndexFile, canonical: str) -> Version | None:
+    name, version = version_of(file.filename)
+    return version if name == canonical and not file.filename.endswith(".whl") else None
+
+
+def _when(said: object) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(str(said)) if said else None
+    except ValueError:
+        return None
+    return found if found is None or found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _says_absent(error: Exception) -> bool:

@@ -33,11 +33,13 @@ _LOOK_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one sandbox reserves."""
+    """What one sandbox reserves, or one snapshot of it that lies in memory."""
 
     memory_bytes: int
     """Its memory limit, and its disk limit where what it writes lies in memory."""
-    pids: int
+    pids: int = 0
+    sandboxes: int = 1
+    """0 for a snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Admission:
 
     def release(self, need: Need) -> None:
         """Give back what `admit` reserved."""
-        self.sandboxes -= 1
+        self.sandboxes -= need.sandboxes
         self.memory_bytes -= need.memory_bytes
         self.pids -= need.pids
         if self._waiting:
@@ -125,28 +127,28 @@ class Admission:
         for name, value, most in (
             ("memory_bytes (with disk_bytes where that is memory)", need.memory_bytes, self.room.memory_bytes),
             ("pids", need.pids, self.room.pids),
-            ("sandboxes", 1, self.room.sandboxes),
+            ("sandboxes", need.sandboxes, self.room.sandboxes),
         ):
             if value > most:
                 raise Capacity(f"{name} of one sandbox must be at most {most} here, got {value}; lower it in the sandbox spec")
 
     def _fits(self, need: Need) -> bool:
         return (
-            self.sandboxes < self.room.sandboxes
+            self.sandboxes + need.sandboxes <= self.room.sandboxes
             and self.memory_bytes + need.memory_bytes <= self.room.memory_bytes
             and self.pids + need.pids <= self.room.pids
-            and not (self.sandboxes and self._under_pressure())
+            and not (self.memory_bytes and self._under_pressure())
         )
 
     def _under_pressure(self) -> bool:
-        """Whether the machine has no memory to give. Only while we hold sandboxes: else waiting would free nothing."""
+        """Whether the machine has no memory to give. Only while we hold something: else waiting would free nothing."""
         now = time.monotonic()
         if now - self._looked > _LOOK_S:
             self._looked, self._pressed = now, self._free_memory() < self._reserve
         return self._pressed
 
     def _reserve_for(self, need: Need) -> None:
-        self.sandboxes += 1
+        self.sandboxes += need.sandboxes
         self.memory_bytes += need.memory_bytes
         self.pids += need.pids
 
@@ -175,8 +177,8 @@ class Admission:
         most = self.room
         free = ", and the machine has no free memory" if self._pressed else ""
         return (
-            f"{self.sandboxes} of at most {most.sandboxes} sandboxes live and reserve {self.memory_bytes // MIB} of "
-            f"{most.memory_bytes // MIB} MiB and {self.pids} of {most.pids} processes{free}"
+            f"{self.sandboxes} of at most {most.sandboxes} sandboxes live and reserve, with snapshots, "
+            f"{self.memory_bytes // MIB} of {most.memory_bytes // MIB} MiB and {self.pids} of {most.pids} processes{free}"
         )
 
 

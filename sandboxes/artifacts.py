@@ -12,10 +12,11 @@ import contextlib
 import fnmatch
 import os
 import stat
+import subprocess
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gymsmith.errors import OutputLimit
@@ -62,6 +63,14 @@ class Artifacts:
         """Remove the directory. Idempotent."""
         if self._finalizer is not None:
             self._finalizer()
+
+    def copy(self) -> Artifacts:
+        """The same in a directory of its own, owners, modes and deletions kept; to be closed by its owner. Call after `admit`."""
+        layer = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=scratch_dir()))
+        subprocess.run(["cp", "-a", "--", f"{self.layer}/.", str(layer)], check=True, capture_output=True)
+        made = replace(self, layer=layer, dropped=list(self.dropped), closed=dict(self.closed))
+        made._finalizer = weakref.finalize(made, discard, layer)
+        return made
 
     def admit(self, image: Image) -> Sequence[Path]:
         """The layers to put above `image`: this one, cleaned once; nothing when nothing changed."""

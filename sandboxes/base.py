@@ -98,7 +98,8 @@ class SandboxSpec:
     pids: int = 64
     cpus: float = 1.0
     disk_bytes: int = 256 * MIB
-    """Limit of what the sandbox may write. Without a prepared upper directory this lives in memory, beside memory_bytes."""
+    """Limit of what the sandbox may write. Without a prepared upper directory this lives in memory, beside memory_bytes.
+    Where a provider cannot refuse a write, see `Capabilities.at_disk_limit`, more than that ends the sandbox."""
     lease_s: float = 3600.0
     """The sandbox ends itself when it hears nothing from its owner for this long."""
     role: Role = "workload"
@@ -130,6 +131,11 @@ class SandboxSpec:
         if self.user is not None:
             user_ids(self.user)
         check_env(self.env)
+
+    @property
+    def disk_files(self) -> int:
+        """How many files, directories and links it may make: as a file system of disk_bytes would hold."""
+        return max(1024, self.disk_bytes // 2048)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +189,7 @@ class Capabilities:
     pids_limit: bool
     cpu_limit: bool
     disk_limit: bool
+    """What all files of a sandbox take together is limited."""
     upper_layer: bool
     """`export` yields only what changed, with deletions; otherwise the whole of the asked paths."""
     prepared_upper: bool
@@ -192,6 +199,8 @@ class Capabilities:
     """`Sandbox.shell` works: a terminal with a persistent shell."""
     fork: bool = True
     """`Sandbox.snapshot` and `Sandbox.fork` work."""
+    at_disk_limit: Literal["error", "ended"] = "error"
+    """What is met there: an error at the write or, where none can be refused, the end of the sandbox (DiskLimit) soon after."""
     own_root: bool = True
     """An absolute path in a command means the sandbox's own file system."""
     layers: bool = True

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gymsmith.errors import Capacity, PolicyRefused, SandboxError, SandboxGone
+from sandboxes.background import begin
 from sandboxes.base import MIB
 from sandboxes.browser_chromium import BrowserImages, Chromium, find, fonts
 from sandboxes.browser_page import Tab, Unmeasured, blank_page, decoded
@@ -243,7 +244,7 @@ class RenderService:
 
     async def _dismiss(self, seat: Seat) -> None:
         await seat.chromium.end()
-        task = asyncio.create_task(seat.chromium.close())
+        task = begin(seat.chromium.close(), "end of a browser")
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
@@ -265,7 +266,10 @@ class RenderService:
     async def close(self) -> None:
         """End every browser. The service cannot be used afterwards."""
         self._closed = True
-        await asyncio.gather(*(seat.chromium.close() for seat in (*self._idle, *self._busy)), *self._farewells)
+        ends = (*(seat.chromium.close() for seat in (*self._idle, *self._busy)), *self._farewells)
+        for end in await asyncio.gather(*ends, return_exceptions=True):
+            if isinstance(end, BaseException):
+                log.warning("event=browser_not_ended error=%r", end)
         self._idle.clear()
         if self._provider is not None:
             await self._provider.close()

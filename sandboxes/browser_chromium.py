@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from gymsmith.errors import Capacity, ImageMissing
 from sandboxes import browser_door
+from sandboxes.background import begin
 from sandboxes.base import MIB, Image, Sandbox, SandboxSpec
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class Chromium:
         if self.box is not None:
             await self.box.destroy()
         if self._farewell is None:
-            self._farewell = asyncio.create_task(self._forget())
+            self._farewell = begin(self._forget(), "farewell to a browser")
 
     async def close(self) -> None:
         """End it and everything that was kept for it. Calling it again does nothing."""

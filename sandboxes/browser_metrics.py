@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandboxes.browser_result import WIDE, Box, Empty, Metrics, Overflow, Overlap, Rect, Text
+from sandboxes.browser_result import WIDE, Box, Empty, Metrics, Overflow, Overlap, Rect, Shade, Text
 
 TOLERANCE_PX = 1.0
 """Borders and rounding stick out by less than this."""
@@ -22,7 +22,7 @@ def measure(seen: dict[str, Any], pixels: dict[str, Any]) -> Metrics:
     """The metrics of a page."""
     width, height = seen["viewport"]
     content_width, content_height = seen["content"]
-    boxes = [_box(row) for row in seen["boxes"]]
+    boxes = [_box(row, fill) for row, fill in zip(seen["boxes"], pixels["fills"], strict=True)]
     texts = [_text(row, ink) for row, ink in zip(seen["texts"], pixels["seen"], strict=True)]
     aspect = content_width / max(content_height, 1)
     return Metrics(
@@ -40,6 +40,8 @@ def measure(seen: dict[str, Any], pixels: dict[str, Any]) -> Metrics:
         empty=Empty(
             fraction=round(pixels["empty"], 4), background=round(pixels["background"], 4), largest=Rect(*pixels["largest"])
         ),
+        palette=tuple(_shade(row) for row in pixels["palette"]),
+        effects=seen["effects"],
         truncated=seen["truncated"],
     )
 
@@ -132,9 +134,13 @@ def overflows(boxes: list[Box], rows: list[dict[str, Any]], texts: list[Text], p
     return found
 
 
-def _box(row: dict[str, Any]) -> Box:
-    kept = {name: row[name] for name in Box.model_fields if name != "rect"}
-    return Box(rect=Rect(*row["rect"]), **kept)
+def _box(row: dict[str, Any], fill: list[float] | None) -> Box:
+    kept = {name: row[name] for name in Box.model_fields if name not in ("rect", "fill")}
+    return Box(rect=Rect(*row["rect"]), fill=None if fill is None else _shade(fill), **kept)
+
+
+def _shade(row: list[float]) -> Shade:
+    return Shade(int(row[0]), int(row[1]), int(row[2]), round(row[3], 4))
 
 
 def _text(row: dict[str, Any], ink: dict[str, Any]) -> Text:
@@ -156,6 +162,8 @@ def _text(row: dict[str, Any], ink: dict[str, Any]) -> Text:
         contrast=round(contrast, 2) if ink["fraction"] else None,
         readable=not hidden and contrast >= (3.0 if large else 4.5),
         font_px=row["font"],
+        line_px=round(min((line.height for line in lines), default=0.0), 2),
+        lines=len({round(line.y) for line in lines}),
         bold=row["bold"],
     )
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from sandboxes import browser_metrics
+from sandboxes.background import begin
 from sandboxes.browser_result import Document, Metrics, Refusal
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
 }
+_STILL = _HEADERS | {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
+}
+"""Of a document that is text and style alone: no script, picture, frame, font or style sheet of any origin, data: included."""
 
 
 @lru_cache
@@ -143,7 +148,8 @@ class Tab:
             shots += [await self._only(world, layer) for layer in layers]
         texts = browser_metrics.pixel_query(seen["texts"], layers)
         tile = max(4, seen["viewport"][0] // TILES)
-        query = {"shots": shots, "bare": bare, "texts": texts, "tile": tile}
+        boxes = [row["rect"] for row in seen["boxes"]]
+        query = {"shots": shots, "bare": bare, "texts": texts, "boxes": boxes, "tile": tile}
         pixels = await ours.evaluate("query => globalThis.compare(query)", query)
         return await asyncio.to_thread(browser_metrics.measure, seen, pixels)
 
@@ -180,7 +186,8 @@ class Tab:
             if document is not None and f"{url.scheme}://{url.netloc}" == ORIGIN and name in document.files:
                 kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
                 charset = "; charset=utf-8" if kind.startswith("text/") or kind.endswith(("javascript", "json")) else ""
-                await route.fulfill(status=200, headers={**_HEADERS, "Content-Type": kind + charset}, body=document.files[name])
+                headers = {**(_STILL if document.still else _HEADERS), "Content-Type": kind + charset}
+                await route.fulfill(status=200, headers=headers, body=document.files[name])
                 return
             self._refuse(route.request.url, route.request.resource_type)
             if not self.flooding:
@@ -220,7 +227,7 @@ class Tab:
             with contextlib.suppress(Exception):  # what it was about is gone already
                 await work
 
-        task = asyncio.ensure_future(do())
+        task = begin(do(), "a page's chore")
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 

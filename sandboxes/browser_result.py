@@ -31,6 +31,8 @@ class Document(Word):
     entry: str = "index.html"
     width: int = 1280
     height: int = 720
+    still: bool = False
+    """Text and inline style alone: its scripts are not run, pictures, frames and fonts are not loaded."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -93,6 +95,16 @@ class Rect(NamedTuple):
         return max(outer.x - self.x, outer.y - self.y, right, bottom, 0.0)
 
 
+class Shade(NamedTuple):
+    """A colour of the picture without its text, sRGB 0 to 255."""
+
+    red: int
+    green: int
+    blue: int
+    share: float
+    """Of the points that were looked at."""
+
+
 class Box(Word):
     """An element that has text of its own, paints something, is an image or the like, or stands directly in the body."""
 
@@ -108,6 +120,8 @@ class Box(Word):
     painted: bool
     visible: bool
     positioned: bool
+    fill: Shade | None = None
+    """The commonest colour on a grid of points inside its rectangle; None: all of it is outside of the viewport."""
 
 
 class Text(Word):
@@ -127,6 +141,9 @@ class Text(Word):
     readable: bool = False
     """The contrast meets WCAG AA: 4.5, or 3 for large text."""
     font_px: float
+    line_px: float = 0.0
+    """Height of its lowest line as it is laid out: what ::first-line, zoom and transforms leave of font_px."""
+    lines: int = 1
     bold: bool
 
 
@@ -177,6 +194,11 @@ class Metrics(Word):
     overlaps: tuple[Overlap, ...]
     overflows: tuple[Overflow, ...]
     empty: Empty
+    palette: tuple[Shade, ...] = ()
+    """Colours without any text, the commonest first, at most 24."""
+    effects: dict[str, str] = Field(default_factory=dict)
+    """Style by which what is measured and what is seen can differ, with the first element that has it: transform, zoom, filter,
+    clip, mask, blend, picture, overflow (other than visible), animation, spacing, generated (::before, ::after)."""
     truncated: bool
     """The page has more elements than are measured."""
 

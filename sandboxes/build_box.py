@@ -91,6 +91,16 @@ async def _within_disk(store: ImageStore, box: Sandbox, act: Callable[[Sandbox],
     Raises: BuildError: the step wrote more than BUILD_DISK_BYTES; StoreError: the disk is as good as full.
     """
     work = asyncio.ensure_future(act(box))
+    try:
+        await _watch(store, box, work, upper)
+    finally:
+        if not work.done():
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+    return await work
+
+
+async def _watch(store: ImageStore, box: Sandbox, work: asyncio.Future[T], upper: Path) -> None:
     free = _free_bytes(upper)
     while not (await asyncio.wait({work}, timeout=WATCH_S))[0]:
         left = _free_bytes(upper)
@@ -105,7 +115,6 @@ async def _within_disk(store: ImageStore, box: Sandbox, act: Callable[[Sandbox],
         await box.destroy()
         await asyncio.gather(work, return_exceptions=True)
         raise reason
-    return await work
 
 
 def _free_bytes(path: Path) -> int:

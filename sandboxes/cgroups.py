@@ -195,6 +195,23 @@ def usage(owner: str, name: str) -> tuple[int, int] | None:
     return (found[memory], found["pids.current"]) if len(found) == 2 else None
 
 
+def group_file(pid: int, controller: str, old: str, unified: str) -> Path | None:
+    """A file in the control group of a process: `old` in version 1's hierarchy of the controller, `unified` in version 2's."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for candidate in (
+            Path(f"/sys/fs/cgroup/{controller}{path}", old) if controller in controllers.split(",") else None,
+            Path(f"/sys/fs/cgroup{path}", unified) if not controllers else None,
+        ):
+            if candidate is not None and candidate.exists():
+                return candidate
+    return None
+
+
 def kill_tree(folder: Path) -> None:
     """Kill whatever still runs in a directory of groups."""
     for listing in folder.rglob("cgroup.procs"):

@@ -13,16 +13,16 @@ import logging
 import os
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from gymsmith.errors import Capacity, ImageMissing, PolicyRefused, SandboxError, SandboxGone
+from gymsmith.errors import Capacity, DiskLimit, ImageMissing, PolicyRefused, SandboxGone
 from sandboxes import reaper
 from sandboxes.admission import Admission, Need, Room
+from sandboxes.background import begin
 from sandboxes.base import (
     CAPABILITY_TABLE,
     MIB,
@@ -35,24 +35,20 @@ from sandboxes.base import (
     check_path,
     user_ids,
 )
-from sandboxes.cgroups import read_oom_kills
-from sandboxes.changes import layer_records
+from sandboxes.cgroups import group_file
+from sandboxes.container_disk import DiskWatch, Survey, Use, Watched, survey
+from sandboxes.container_sandbox import HANDOVER, START_S, ContainerLink, ContainerSandbox
 from sandboxes.control import Control
-from sandboxes.egress import MODES, Egress, checked_listener
+from sandboxes.egress import MODES, Egress
 from sandboxes.launcher import find_binary
-from sandboxes.link import HELLO, PUT, REMOVE, Link
+from sandboxes.link import HELLO
 from sandboxes.registry import Registry, birth
-from sandboxes.resident import ResidentSandbox
 from sandboxes.snapshot import Kept, KeptSnapshot
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 LABEL = "gymsmith.owner"
 PROGRAM = "/.gymsmith-box"
-HANDOVER = "/.gymsmith-handover"
-"""Where a container whose network policy is not none sees, for a moment, a socket of this process."""
-_START_S = 60.0
-_BATCH_BYTES = 8 * MIB
 
 
 class Start(NamedTuple):
@@ -62,125 +58,20 @@ class Start(NamedTuple):
     kept: Kept
 
 
-class ContainerLink(Link):
-    """Frames inside the engine's own framing: one byte of stream, three of nothing, four of length, then the bytes."""
-
-    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(sock, loop)
-        self._wrapped = bytearray()
-        self.said = b""
-        """What the agent wrote to its standard error, the reason when it could not start."""
-
-    def feed(self, data: bytes) -> None:
-        self._wrapped += data
-        while len(self._wrapped) >= 8:
-            stream, length = self._wrapped[0], int.from_bytes(self._wrapped[4:8], "big")
-            if len(self._wrapped) < 8 + length:
-                return
-            payload = bytes(self._wrapped[8 : 8 + length])
-            del self._wrapped[: 8 + length]
-            if stream == 1:
-                super().feed(payload)
-            else:
-                self.said = (self.said + payload)[-2000:]
-
-
-class ContainerSandbox(ResidentSandbox):
-    """One container."""
-
-    provider: ContainerProvider
-    container: str
-    number: int
-    need: Need | None = None
-    oom_file: Path | None = None
-    pid: int = 0
-    """Of its PID 1, on this host."""
-    handover: Path | None = None
-    """The directory shown at HANDOVER."""
-    kept: tuple[Kept, ...] = ()
-    """The snapshot it started from."""
-
-    async def listener(self, port: int) -> socket.socket:
-        """As ResidentSandbox, over a socket in a shown directory, because the engine's streams carry no descriptors."""
-        assert self.handover is not None
-        folder = os.open(self.handover, os.O_PATH | os.O_DIRECTORY)
-        door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            place = f"/proc/self/fd/{folder}/s"
-            door.bind(place)
-            os.chmod(place, 0o666)  # the container's root may be another id of this host; who comes is checked below
-            door.listen(1)
-            door.setblocking(False)
-            loop = asyncio.get_running_loop()
-            async with asyncio.timeout(_START_S):
-                await self._hand_over(port, f"{HANDOVER}/s")
-                channel, _ = await loop.sock_accept(door)  # it waits in the backlog already
-            with channel:
-                peer = int.from_bytes(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
-                if peer != self.pid:
-                    raise SandboxError(f"the listening socket of sandbox {self.id} must come from process {self.pid}, not {peer}")
-                channel.setblocking(True)
-                channel.settimeout(_START_S)
-                _, came, _, _ = socket.recv_fds(channel, 1, 1)
-            if len(came) != 1:
-                raise SandboxError(f"sandbox {self.id} must hand over one listening socket, it handed over {len(came)}")
-            return checked_listener(came[0], port)
-        except TimeoutError:
-            raise SandboxError(f"sandbox {self.id} must hand over a listening socket, it did not") from None
-        finally:
-            door.close()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink("s", dir_fd=folder)
-            os.close(folder)
-            os.rmdir(self.handover)  # what the container still sees is empty and can never be anything else
-
-    def _oom_kills(self) -> int:
-        return read_oom_kills(self.oom_file) if self.oom_file else 0
-
-    def adopt(self, spec: SandboxSpec) -> None:
-        super().adopt(spec)
-        self.provider.registry.changed(self.number, {"labels": dict(spec.labels)})
-
-    async def snapshot(self) -> Snapshot:
-        async with self.standing_still():
-            return await self.provider.snapshot(self)
-
-    async def destroy(self) -> None:
-        self.link.close(f"sandbox {self.id} was destroyed")
-        await asyncio.shield(self.provider.remove(self.container))
-
-    async def apply(self, layer: Path) -> None:
-        """Do to the file system what stacking `layer` on it would do."""
-        batch: list[bytes] = []
-        size = 0
-        for removed, record in layer_records(layer):
-            if removed:
-                if batch:
-                    await self._do(PUT, batch)
-                await self._do(REMOVE, [removed])
-                batch, size = [], 0
-            if record:
-                batch.append(record)
-                size += len(record)
-                if size > _BATCH_BYTES:
-                    await self._do(PUT, batch)
-                    batch, size = [], 0
-        if batch:
-            await self._do(PUT, batch)
-
-    async def _do(self, kind: int, parts: list[bytes]) -> None:
-        _, payload, _ = await self.ask(kind, *parts)
-        if payload[:4] != b"\0\0\0\0":
-            raise self._refusal(payload, "apply a layer")
-
-
 class ContainerProvider:
     """Makes `ContainerSandbox`es with a Docker Engine. Use `start`; belongs to the event loop that started it."""
 
     name = "docker"
 
     def __init__(
-        self, images: ImageSource, state_dir: Path, client: Any, runtime: str | None, base_image: str, admission: Admission
+        self,
+        images: ImageSource,
+        state_dir: Path,
+        client: Any,
+        runtime: str | None,
+        base_image: str,
+        admission: Admission,
+        disk: Survey,
     ) -> None:
         self.images = images
         self.client = client
@@ -194,11 +85,16 @@ class ContainerProvider:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(4, "docker")
         self._boxes: dict[str, ContainerSandbox] = {}
-        self._removing: dict[str, asyncio.Future[None]] = {}
-        self._dropping: list[asyncio.Future[None]] = []
+        self._removing: dict[ContainerSandbox, asyncio.Task[None]] = {}
+        """At work, or failed."""
+        self._left: set[ContainerSandbox] = set()
+        """What the engine still has because it did not answer: a janitor's round tries again."""
+        self._dropping: set[asyncio.Task[None]] = set()
         self._program = str(find_binary())
         self._last = 0
         self._closed = False
+        self._disk = disk
+        self._disks = DiskWatch(self._sizes)
         self._control = Control(self._folder, self._of_number)
         self._janitor = reaper.Janitor(self._beat, lambda: (sweep(client), reaper.sweep(state_dir)))
 
@@ -228,9 +124,10 @@ class ContainerProvider:
             client = await loop.run_in_executor(None, lambda: docker.from_env(timeout=120).api)
             await loop.run_in_executor(None, sweep, client)
             await loop.run_in_executor(None, reaper.sweep, state_dir)
+            disk = await loop.run_in_executor(None, survey, client)
         except Exception as error:  # the package raises several unrelated families when no engine listens
             raise Capacity(f"a Docker Engine must answer, none does ({error}); install docker.io and start dockerd") from error
-        return cls(images, state_dir, client, runtime, base_image, admission or Admission(Room.of_machine(1000)))
+        return cls(images, state_dir, client, runtime, base_image, admission or Admission(Room.of_machine(1000)), disk)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -241,13 +138,14 @@ class ContainerProvider:
             memory_limit=True,
             pids_limit=True,
             cpu_limit=True,
-            disk_limit=False,
+            disk_limit=True,
+            at_disk_limit="error" if self._disk.way == "quota" else "ended",
             upper_layer=False,
             prepared_upper=False,
             seccomp=True,
             # another kernel's sockets, as gVisor's, cannot be handed to this process
             network=MODES if self._runtime in (None, "runc", "crun") else ("none",),
-            notes=("no file is larger than disk_bytes; what all files take together is limited by the engine's disk only",),
+            notes=(f"disk: {self._disk.text}",),
         )
 
     async def create(self, spec: SandboxSpec, *, layers: Sequence[Path] = (), upper: Path | None = None) -> ContainerSandbox:
@@ -288,31 +186,40 @@ class ContainerProvider:
         workdir = check_path("workdir", spec.workdir or image.workdir)
         owner = user_ids(spec.user or image.user)
         self.egress.check(spec.network)
+        self._disks.check()
         if spec.network.mode not in self.capabilities.network:
             raise PolicyRefused(f"network {spec.network.mode} needs the engine's own runtime, it is {self._runtime}; use none")
         name = f"gymsmith-{self.owner}-{number}"
         handover = None if spec.network.mode == "none" else Path(tempfile.mkdtemp(prefix="handover.", dir=self._folder))
         try:
-            container, sock, pid = await self._engine(lambda: self._launch(name, spec, reference, workdir, owner, handover))
+            inspected, sock = await self._engine(lambda: self._launch(name, spec, reference, workdir, owner, handover))
         except BaseException:
             if handover is not None:
                 shutil.rmtree(handover, ignore_errors=True)
             raise
+        container, pid = inspected["Id"], int(inspected["State"]["Pid"])
+        try:
+            process = os.pidfd_open(pid)
+        except OSError:  # it has ended already, as its greeting will say, or another kernel has it
+            process = -1
         link = ContainerLink(sock, self._loop)
         box = ContainerSandbox(f"{self.owner}.{number}", spec, image, link)
-        box.provider, box.container, box.number = self, container, number
+        box.provider, box.container, box.number, box.process = self, container, number, process
         box.has_upper = False
         box.owner_shift = UID_SHIFT if os.geteuid() == 0 else None
         self._boxes[container] = box
+        # a sixteenth more, because the file system's own blocks are counted too
+        most = Use(spec.disk_bytes + spec.disk_bytes // 16 + MIB, spec.disk_files)
+        self._disks.add(Watched.of(inspected, self._disk.way, most, lambda use: self._too_much(box, use)))
         if start is not None:
             start.kept.hold()
             box.kept = (start.kept,)
         try:
-            async with asyncio.timeout(_START_S):
+            async with asyncio.timeout(START_S):
                 kind, _ = await link.hello
             if kind != HELLO:
                 raise Capacity(f"a container must say hello, it said {kind}")
-            box.oom_file = _oom_file(pid)
+            box.oom_file = group_file(pid, "memory", "memory.oom_control", "memory.events")
             box.pid, box.handover = pid, handover
             await box.open_network(self.egress)
             for layer in reversed(layers):
@@ -329,8 +236,8 @@ class ContainerProvider:
 
     def _launch(
         self, name: str, spec: SandboxSpec, image: str, workdir: str, owner: tuple[int, int], handover: Path | None
-    ) -> tuple[str, socket.socket, int]:
-        """Create, attach and start; runs in a thread."""
+    ) -> tuple[dict[str, Any], socket.socket]:
+        """Create, attach, start and inspect; runs in a thread."""
         import docker
 
         mounts = [docker.types.Mount(PROGRAM, self._program, type="bind", read_only=True)]
@@ -355,6 +262,7 @@ class ContainerProvider:
             log_config={"type": "none", "config": {}},
             mounts=mounts,
             runtime=self._runtime,
+            storage_opt={"size": str(spec.disk_bytes)} if self._disk.way == "quota" else None,
         )
         labels = {**{f"gymsmith.{key}": value for key, value in spec.labels.items()}, LABEL: self.owner}
         words = ["resident", str(int(spec.lease_s)), str(int(spec.role == "build")), workdir, str(owner[0]), str(owner[1])]
@@ -373,7 +281,7 @@ class ContainerProvider:
             sock = socket.socket(fileno=os.dup(attached.fileno()))
             attached.close()
             self.client.start(container)
-            return container, sock, int(self.client.inspect_container(container)["State"]["Pid"])
+            return self.client.inspect_container(container), sock
         except docker.errors.APIError as error:
             self._remove(container)
             raise Capacity(f"the engine could not start a container: {error.explanation or error}") from error
@@ -402,18 +310,35 @@ class ContainerProvider:
             with contextlib.suppress(docker.errors.APIError):  # what cannot be removed now goes with the next sweep
                 self.client.remove_image(reference, force=True)
 
-        self._dropping.append(self._engine(drop))
+        task = begin(self._engine(drop), f"end of snapshot {reference[7:19]}")
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
 
-    def remove(self, container: str) -> asyncio.Future[None]:
-        """End a container; the same future for every caller."""
-        if container not in self._removing:
-            self._removing[container] = asyncio.ensure_future(self._engine(lambda: self._remove(container)))
-            box = self._boxes.pop(container, None)
-            if box is not None:
-                self._removing[container].add_done_callback(lambda _: self._removed(box))
-        return self._removing[container]
+    def remove(self, box: ContainerSandbox) -> asyncio.Task[None]:
+        """End a container; the same task for every caller, until it has failed: then another one tries again."""
+        known = self._removing.get(box)
+        if known is None or _failed(known):
+            known = self._removing[box] = begin(self._end(box), f"end of container {box.container[:12]}")
+        return known
 
-    def _removed(self, box: ContainerSandbox) -> None:
+    async def _end(self, box: ContainerSandbox) -> None:
+        self._boxes.pop(box.container, None)
+        self._disks.drop(box.container)
+        try:
+            await self._engine(lambda: self._remove(box.container))
+            self._left.discard(box)
+        except Capacity as error:
+            self._left.add(box)
+            if not await box.kill():
+                raise
+            log.warning("event=container_left sandbox=%s error=%s", box.id, error)
+        finally:
+            self._give_back(box)
+        box.let_go()
+        box.removed = True
+        del self._removing[box]
+
+    def _give_back(self, box: ContainerSandbox) -> None:
         kept, box.kept = box.kept, ()
         for snapshot in kept:
             snapshot.let_go()
@@ -421,6 +346,21 @@ class ContainerProvider:
         if box.need is not None:
             self.admission.release(box.need)
             box.need = None
+
+    def _too_much(self, box: ContainerSandbox, use: Use) -> None:
+        """A container has more on disk than it may: it ends."""
+        log.warning("event=disk_limit sandbox=%s bytes=%d files=%d", box.id, use.bytes, use.files)
+        box.link.close(
+            f"sandbox {box.id} may have {box.spec.disk_bytes} bytes in {box.spec.disk_files} files on disk, it had {use.bytes} "
+            f"in {use.files} and was ended; raise disk_bytes in its spec",
+            DiskLimit,
+        )
+        self.remove(box)
+
+    def _sizes(self) -> dict[str, int]:
+        """What the engine says each of our containers has written."""
+        rows = self.client.containers(size=True, filters={"label": f"{LABEL}={self.owner}"})
+        return {row["Id"]: int(row.get("SizeRw") or 0) for row in rows}
 
     def _of_number(self, number: int) -> ContainerSandbox | None:
         return next((box for box in self._boxes.values() if box.number == number), None)
@@ -432,13 +372,15 @@ class ContainerProvider:
             log.warning("event=fenced owner=%s sandboxes=%d", self.owner, len(self._boxes))
             for box in list(self._boxes.values()):
                 box.link.close(f"sandbox {box.id} was fenced off")
-                self.remove(box.container)
+                self.remove(box)
             self._folder.mkdir(parents=True, exist_ok=True)
             self.registry.close()
             self._control.close()
             self.registry = Registry(self._folder)
             self._control = Control(self._folder, self._of_number)
         self.registry.beat()
+        for box in list(self._left):
+            self.remove(box)
 
     def _remove(self, container: str) -> None:
         import docker
@@ -455,17 +397,26 @@ class ContainerProvider:
             except docker.errors.NotFound:
                 return
 
-    def _engine(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        return self._loop.run_in_executor(self._threads, work)
+    async def _engine(self, work: Callable[[], T]) -> T:
+        """What the engine says to `work`, in a thread. Raises: Capacity (it does not answer); what the engine refuses with."""
+        try:
+            return await self._loop.run_in_executor(self._threads, work)
+        except OSError as error:  # also what the package's own connection raises, an APIError apart
+            import docker
+
+            if isinstance(error, docker.errors.APIError):
+                raise
+            raise Capacity(f"the Docker Engine must answer, it does not ({error}); start dockerd again") from error
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         await self._janitor.close()
+        await self._disks.close()
         self._control.close()
-        await asyncio.gather(*(box.destroy() for box in list(self._boxes.values())))
-        await asyncio.gather(*self._dropping)
+        ends = (*(box.destroy() for box in list(self._boxes.values())), *self._removing.values(), *self._dropping)
+        await asyncio.gather(*ends, return_exceptions=True)  # what failed is logged; the rest must end all the same
         self._threads.shutdown()
         self.client.close()
         self.registry.close()
@@ -489,18 +440,5 @@ def sweep(client: Any) -> list[str]:
     return swept
 
 
-def _oom_file(pid: int) -> Path | None:
-    """Where the kernel counts kills for want of memory in the control group of a process."""
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        for candidate in (
-            Path("/sys/fs/cgroup/memory" + path, "memory.oom_control") if "memory" in controllers.split(",") else None,
-            Path("/sys/fs/cgroup" + path, "memory.events") if not controllers else None,
-        ):
-            if candidate is not None and candidate.exists():
-                return candidate
-    return None
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gymsmith.errors import NotFound, SandboxError
+from sandboxes.background import begin
 from sandboxes.base import Sandbox
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Control:
             visitor.close()
             return
         visitor.setblocking(False)
-        task = self._loop.create_task(self._serve(visitor))
+        task = begin(self._serve(visitor), "a visitor of gymsmith sandbox")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

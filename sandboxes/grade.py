@@ -24,11 +24,13 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from gymsmith.errors import Capacity, ExecTimeout, HostLost, ImageMissing, PolicyRefused, SandboxError, SandboxGone
 from gymsmith.schema import Reward
 from gymsmith.taskdir import Task
-from sandboxes import observations, services
+from sandboxes import layout, observations, services
 from sandboxes.artifacts import Artifacts, collect
 from sandboxes.base import MIB, ExecResult, Image, Provider, Sandbox, SandboxSpec
 from sandboxes.network import policy_of
@@ -36,9 +38,11 @@ from sandboxes.verdict import DETAIL_CHARS, MAX_REPORT_BYTES, MAX_REWARD_BYTES, 
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Artifacts", "assert_alive", "attempt_script", "collect", "judge", "sandbox_spec", "verdict", "verify"]
+__all__ = ["Artifacts", "assert_alive", "attempt_script", "collect", "judge", "left_by", "sandbox_spec", "verdict", "verify"]
 
 RUNNER = "tests/run.py"
+HOST_ONLY = frozenset({observations.MEMBER, layout.MEMBER})
+"""Members of tests/ that no sandbox ever holds."""
 LOGS = "/logs/verifier"
 TESTS_OWNER = "0:1001"
 """Root's, readable by the tester's group: neither the agent and the services nor the code under test can change them."""
@@ -55,12 +59,15 @@ _beyond_reach: dict[tuple[str, str], bool] = {}
 """(provider, image id) -> whether the agent's user can write nothing of the image's programs."""
 
 
-def sandbox_spec(task: Task, image: Image, user: str, **labels: str) -> SandboxSpec:
-    """The limits that the task declares, for a sandbox in which `user` works."""
+def sandbox_spec(
+    task: Task, image: Image, user: str, env: Mapping[str, str] = MappingProxyType({}), /, **labels: str
+) -> SandboxSpec:
+    """The limits that the task declares, for a sandbox in which `user` works. `env`: added to the image's for every command."""
     spec = task.spec
     return SandboxSpec(
         image=image.id,
         workdir=spec.workdir,
+        env=env,
         user=user,
         memory_bytes=spec.memory_mb * MIB,
         pids=spec.pids,
@@ -70,7 +77,15 @@ def sandbox_spec(task: Task, image: Image, user: str, **labels: str) -> SandboxS
     )
 
 
-async def judge(provider: Provider, image: Image, task: Task, box: Sandbox, *, unchanged: Reward | None = None) -> Reward:
+async def judge(
+    provider: Provider,
+    image: Image,
+    task: Task,
+    box: Sandbox,
+    *,
+    unchanged: Reward | None = None,
+    env: Mapping[str, str] = MappingProxyType({}),
+) -> Reward:
     """The verdict on what was done in `box`, which is destroyed on the way.
 
     unchanged: the known verdict on doing nothing. It is given again, without running the tests, when nothing that was done
@@ -88,7 +103,7 @@ async def judge(provider: Provider, image: Image, task: Task, box: Sandbox, *, u
     try:
         if unchanged is not None and not artifacts.refused and not artifacts.admit(image):
             return unchanged
-        return await verify(provider, image, task, artifacts)
+        return await verify(provider, image, task, artifacts, env=env)
     finally:
         artifacts.close()
 
@@ -101,7 +116,9 @@ async def _collect(provider: Provider, image: Image, task: Task, box: Sandbox) -
         return nothing(task, f"the sandbox ended: {death}")
 
 
-async def verify(provider: Provider, image: Image, task: Task, artifacts: Artifacts) -> Reward:
+async def verify(
+    provider: Provider, image: Image, task: Task, artifacts: Artifacts, *, env: Mapping[str, str] = MappingProxyType({})
+) -> Reward:
     """Run the hidden tests on `artifacts` in a fresh sandbox of `image`; the host's verdict.
 
     Raises: InfrastructureError: the provider failed; never because of what the agent left.
@@ -113,7 +130,7 @@ async def verify(provider: Provider, image: Image, task: Task, artifacts: Artifa
     reward: Reward | None = None
     for attempt in (1, 2):
         try:
-            reward = await _verify_fresh(provider, image, task, artifacts)
+            reward = await _verify_fresh(provider, image, task, artifacts, env)
             break
         except (Capacity, ImageMissing):
             raise
@@ -131,8 +148,8 @@ async def verify(provider: Provider, image: Image, task: Task, artifacts: Artifa
     return reward.model_copy(update={"seconds": round(time.perf_counter() - began, 6)})
 
 
-async def _verify_fresh(provider: Provider, image: Image, task: Task, artifacts: Artifacts) -> Reward:
-    box = await provider.create(sandbox_spec(task, image, "tester", phase="verify"), layers=artifacts.admit(image))
+async def _verify_fresh(provider: Provider, image: Image, task: Task, artifacts: Artifacts, env: Mapping[str, str]) -> Reward:
+    box = await provider.create(sandbox_spec(task, image, "tester", env, phase="verify"), layers=artifacts.admit(image))
     try:
         for path, mode in artifacts.closed.items():
             await box.put(path, (artifacts.layer / path[1:]).read_bytes(), mode & 0o777, owner="tester")
@@ -158,18 +175,20 @@ async def _verify_in_place(provider: Provider, image: Image, task: Task, box: Sa
 
 
 async def _examine(box: Sandbox, image: Image, task: Task, carried: tuple[str, ...]) -> Reward:
-    """Observations, services, tests, verdict, in a sandbox where nothing of the agent's runs.
+    """Observations, the page as a browser draws it, services, tests, verdict, in a sandbox where nothing of the agent's runs.
 
     carried: where the agent's files are; no program is looked up there.
     """
     spec = task.spec
     seen = await observations.look(box, task, spec.verifier_timeout_s)
+    drawn = await layout.look(box, task)
+    seen |= drawn.states
     if carried == ("/",) or spec.report == "reward":
         cleared = await box.exec(_CLEAR, user="root", timeout_s=PREPARE_S)
         if not cleared.ok:
             return nothing(task, f"the place of the tests cannot be cleared: {cleared.output.decode(errors='replace')[-500:]}")
     await box.put(f"{LOGS}/test-stdout.txt", b"", owner="tester")
-    tests = {f"/{name}": data for name, data in task.files.items() if name.startswith("tests/") and name != observations.MEMBER}
+    tests = {f"/{name}": data for name, data in task.files.items() if name.startswith("tests/") and name not in HOST_ONLY}
     await box.put_files(tests, mode=0o755, owner=TESTS_OWNER)
     if spec.services:
         closed = await box.exec(["/bin/chmod", "0750", "/tests"], user=TESTS_OWNER, timeout_s=PREPARE_S)
@@ -194,7 +213,7 @@ async def _examine(box: Sandbox, image: Image, task: Task, carried: tuple[str, .
     if spec.report == "reward":
         value, states, detail = await _harbor(box, result)
     else:
-        value, states, detail = verdict(spec.expected, result, secret, seen=seen)
+        value, states, detail = verdict(spec.expected, result, secret, seen=seen, notes=drawn.notes)
     return Reward(value=value, tests=states, detail=detail[:DETAIL_CHARS])
 
 
@@ -254,15 +273,22 @@ async def assert_alive(provider: Provider, image: Image) -> None:
 
 
 async def attempt_script(
-    provider: Provider, image: Image, task: Task, script: str | None, *, unchanged: Reward | None = None
+    provider: Provider,
+    image: Image,
+    task: Task,
+    script: str | None,
+    *,
+    unchanged: Reward | None = None,
+    env: Mapping[str, str] = MappingProxyType({}),
 ) -> Reward:
     """The reward of a scripted agent: `script` (a solution or a cheat) run once as the agent; None does nothing at all.
 
-    unchanged: see `judge`.
+    unchanged: see `judge`. env: added to the image's environment in both sandboxes, where a task is to show that it does not
+    depend on it.
     Raises: InfrastructureError: the provider failed; a script that takes its own sandbox down scores 0.
     """
     said = ""
-    box = await provider.create(sandbox_spec(task, image, "agent", phase="attempt"))
+    box = await provider.create(sandbox_spec(task, image, "agent", env, phase="attempt"))
     try:
         try:
             broken = await services.start(box, task.spec.services, task.spec.workdir)
@@ -271,13 +297,29 @@ async def attempt_script(
         except (SandboxGone, ExecTimeout) as error:
             await assert_alive(provider, image)
             return nothing(task, f"the script's sandbox ended: {error}")
-        reward = await judge(provider, image, task, box, unchanged=unchanged)
+        reward = await judge(provider, image, task, box, unchanged=unchanged, env=env)
     finally:
         await box.destroy()
     said = "\n".join(line for line in (said, f"at the start: {broken}" if broken else "") if line)
     if reward.value == 0.0 and said:
         return reward.model_copy(update={"detail": f"{reward.detail}\n{said}"[:DETAIL_CHARS]})
     return reward
+
+
+async def left_by(provider: Provider, image: Image, task: Task, script: str) -> Artifacts:
+    """What a scripted agent leaves, admitted but not judged: for whoever changes it before asking `verify`.
+
+    Raises: SandboxError: the sandbox ended, by whatever cause.
+    """
+    box = await provider.create(sandbox_spec(task, image, "agent", phase="attempt"))
+    try:
+        await services.start(box, task.spec.services, task.spec.workdir)
+        await _act(box, task, script)
+        artifacts = await collect(box, task)
+    finally:
+        await box.destroy()
+    artifacts.admit(image)
+    return artifacts
 
 
 async def _act(box: Sandbox, task: Task, script: str) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 from gymsmith.config import Settings
 from gymsmith.errors import ConfigError, GymsmithError, PolicyRefused, SandboxError
 from sandboxes.admission import machine_memory
+from sandboxes.background import begin
 from sandboxes.base import Provider
 from sandboxes.channel import (
     ACK,
@@ -74,7 +75,7 @@ class HostServer:
         self._server = await asyncio.start_server(
             self._connected, address, port, ssl=tls, backlog=256, ssl_handshake_timeout=GREETING_S
         )
-        self._watch = asyncio.ensure_future(self._keep_leases())
+        self._watch = begin(self._keep_leases(), "leases of sessions")
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
@@ -83,14 +84,19 @@ class HostServer:
             self._server.close()
         if self._watch is not None:
             self._watch.cancel()
-        for session in list(self._sessions.values()):
-            await self._end(session, "the host stops")
+        sessions, self._sessions = list(self._sessions.values()), {}
+        ends = await asyncio.gather(*(session.end("the host stops") for session in sessions), return_exceptions=True)
+        for session, end in zip(sessions, ends, strict=True):
+            if isinstance(end, BaseException):
+                log.error("event=session_not_ended session=%s", session.id[:8], exc_info=end)
         for task in list(self._connections):
             task.cancel()
 
     def _usage(self) -> dict[str, Any]:
         live = [live for session in self._sessions.values() for live in session.live.values()]
-        return {"live": len(live), "reserved": sum(one.bytes for one in live), "memory_bytes": self._memory_bytes}
+        copies = [one for session in self._sessions.values() for one in session.things.values() if one.kind == "snapshot"]
+        reserved = sum(one.bytes for one in live) + sum(one.itself.spec.disk_bytes for one in copies)
+        return {"live": len(live), "reserved": reserved, "memory_bytes": self._memory_bytes}
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -109,6 +115,8 @@ class HostServer:
                 await self._take(session, channel, message)
         except (OSError, EOFError, GymsmithError, LookupError, TypeError, ValueError, asyncio.CancelledError) as error:
             log.info("event=connection_lost session=%s why=%r", session.id[:8] if session else "", error)
+        except Exception:
+            log.exception("event=connection_failed session=%s", session.id[:8] if session else "")
         finally:
             if session is not None and session.channel is channel:
                 session.channel, session.heard = None, max(session.heard, channel.heard)
@@ -154,7 +162,7 @@ class HostServer:
         number = message.number
         if message.kind == CALL:
             if number not in session.running and number not in session.done:
-                session.running[number] = asyncio.ensure_future(self._answer(session, number, message.data))
+                session.running[number] = begin(self._answer(session, number, message.data), f"call {number}")
         elif message.kind == ACK:
             session.done.pop(number, None)
         elif message.kind == CANCEL:
@@ -164,7 +172,8 @@ class HostServer:
         elif message.kind == PING:
             channel.post(PONG, 0, pack(self._usage()))
         elif message.kind == BYE:
-            await self._end(session, "the worker is done")
+            self._sessions.pop(session.id, None)
+            await session.end("the worker is done")
             await channel.send(BYE, 0)
         else:
             raise Broken(f"message kind {message.kind}")
@@ -189,21 +198,15 @@ class HostServer:
                 await session.channel.send(answer[0], number, answer[1])
 
     async def _keep_leases(self) -> None:
+        """End sessions whose worker stays away, each by itself: one whose end fails, or takes long, holds up no other."""
         while True:
             now = time.monotonic()
             for session in list(self._sessions.values()):
                 heard = max(session.heard, session.channel.heard) if session.channel is not None else session.heard
                 if now - heard > session.lease_s:
-                    try:
-                        await self._end(session, f"nothing was heard for {session.lease_s:g} s")
-                    except Exception:
-                        # One session that cannot be ended must not let all the others live for ever.
-                        log.exception("event=session_not_ended session=%s", session.id)
+                    del self._sessions[session.id]
+                    begin(session.end(f"nothing was heard for {session.lease_s:g} s"), f"end of session {session.id[:8]}")
             await asyncio.sleep(min([s.lease_s / 8 for s in self._sessions.values()], default=1.0))
-
-    async def _end(self, session: Session, why: str) -> None:
-        self._sessions.pop(session.id, None)
-        await session.end(why)
 
 
 def server_context(certificates: Path, name: str) -> ssl.SSLContext:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gymsmith.errors import GymsmithError, PolicyRefused, SandboxError, SandboxGone
+from gymsmith.errors import PolicyRefused, SandboxError, SandboxGone
 from sandboxes.base import UID_SHIFT, Provider
 from sandboxes.channel import Channel
 from sandboxes.host_shelf import Shelf
@@ -253,8 +253,10 @@ class Session:
             self._forget(live)
         for thing in self.things.values():
             if thing.kind == "snapshot":
-                with contextlib.suppress(GymsmithError):
+                try:
                     await thing.itself.discard()
+                except Exception as error:  # the rest must end all the same
+                    log.warning("event=discard_failed why=%r", error)
                 self.shelf.drop(thing.layers)
         for path in (*self.uploads.values(), *self.blobs.values()):
             path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from gymsmith.schema import digest
 from sandboxes import image_base
 from sandboxes.base import Image
 from sandboxes.channel import pack
+from sandboxes.layer import check_owner
 
 KEEP_DAYS = 30
 """A host that starts removes layers that no image has named for so long."""
@@ -52,7 +53,10 @@ class Shelf:
         return self._layers / key
 
     def image(self, said: dict[str, Any]) -> Image:
-        """Register what a worker says an image is. Raises: ImageMissing, PolicyRefused (it would show more of this machine)."""
+        """Register what a worker says an image is.
+
+        Raises: ImageMissing, PolicyRefused (it would show more of this machine), StoreError (its layers are another user's).
+        """
         if said["binds"]:
             if not set(map(tuple, said["binds"])) <= set(image_base.binds()):
                 raise PolicyRefused(f"an image may show this host's {image_base.binds()}, not {said['binds']}")
@@ -65,6 +69,7 @@ class Shelf:
         layers = tuple(self.path(name) for name in said["layers"])
         if key not in self._images:
             for layer in layers:
+                check_owner(layer)
                 (self._used / layer.name).touch()
         words = {name: said[name] for name in ("env", "workdir", "user", "engine_ref")}
         self._images[key] = Image(id=key, layers=layers, binds=tuple(map(tuple, said["binds"])), **words)

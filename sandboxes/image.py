@@ -76,7 +76,8 @@ class ImageStore:
             raise ImageMissing(f"image {image_id}: its record cannot be read ({error}); {again}") from error
         gone = next((key for key in row["layers"] if not self.layers.sound(key)), None)
         if gone is not None:
-            what = "damaged" if self.layers.tree(gone).exists() else "gone"
+            damaged = self.layers.tree(gone).exists()
+            what = "damaged, or was copied without its owners and times (cp -a keeps them)" if damaged else "gone"
             raise ImageMissing(f"image {image_id}: its layer {gone} is {what}; {again}")
         self._records[image_id] = image
         return image

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gymsmith.errors import BuildError
+from gymsmith.errors import BuildError, StoreError
 from sandboxes.base import UID_SHIFT
 
 MAX_LINKS = 40
@@ -152,6 +152,26 @@ def discard(folder: Path) -> None:
 def inside_ids(status: os.stat_result) -> tuple[int, int]:
     """Owner and group inside of something that lies in a layer."""
     return (status.st_uid - UID_SHIFT, status.st_gid - UID_SHIFT) if AS_ROOT else (0, 0)
+
+
+def check_owner(tree: Path) -> None:
+    """Layers belong to whom this process gives them; looked at once, at a layer's root, before it is used.
+
+    Inside a sandbox anything else would belong to nobody, and every write there be denied.
+    Raises: StoreError: the layer is another user's, or was copied without its owners. FileNotFoundError.
+    """
+    try:
+        # an ordinary user's layer may have been given to an id inside by RUN chown, but never the folder that it lies in
+        owner = os.lstat(tree if AS_ROOT else tree.parent).st_uid
+        good = UID_SHIFT <= owner < UID_SHIFT + 65_536 if AS_ROOT else owner == os.geteuid()
+    except PermissionError:
+        owner, good = 0, False
+    if not good:
+        wanted = f"an id from {UID_SHIFT} on" if AS_ROOT else f"user {os.geteuid()}"
+        raise StoreError(
+            f"layer {tree} must belong to {wanted}, it is another user's ({owner}) or was copied without its owners; "
+            "copy the state folder with cp -a as root, or set GYMSMITH_HOME to another one"
+        )
 
 
 class LayerWriter:

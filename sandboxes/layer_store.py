@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from sandboxes.layer import OPAQUE, discard
+from sandboxes.layer import OPAQUE, check_owner, discard
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +53,23 @@ class LayerStore:
         return self.root / "layers" / key / "tree"
 
     def sound(self, key: str) -> bool:
-        """The layer is there and is what was written; looked at once per process."""
+        """The layer is there and is what was written; looked at once per process.
+
+        Raises: StoreError: it is whole and cannot be used, because it belongs to another user (`layer.check_owner`).
+        """
         if key in self._sound:
             return self.tree(key).is_dir()
         try:
             sealed = (self.tree(key).parent / "seal").read_text()
+        except PermissionError:
+            check_owner(self.tree(key))
+            raise
         except OSError:
             return False
         if sealed != seal(self.tree(key)):
             log.warning("event=layer_damaged key=%s root=%s", key, self.root)
             return False
+        check_owner(self.tree(key))
         self._sound.add(key)
         with contextlib.suppress(OSError):
             os.utime(self.tree(key).parent / "seal")

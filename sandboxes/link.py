@@ -40,14 +40,15 @@ class Link:
         """Called once when it closes, whoever closes it."""
         self.closed: str | None = None
         """Why it is closed; None while it is open."""
+        self._kind = SandboxGone
         sock.setblocking(False)
         self.hello = self._waiting[0] = loop.create_future()
         loop.add_reader(sock.fileno(), self._readable)
 
     def request(self, kind: int, *parts: bytes) -> tuple[int, asyncio.Future[tuple[int, bytes]]]:
-        """Send a frame; its id and the future of (type, payload) of the answer. Raises: SandboxGone."""
+        """Send a frame; its id and the future of (type, payload) of the answer. Raises: SandboxGone, or as `close` was told."""
         if self.closed is not None:
-            raise SandboxGone(self.closed)
+            raise self._kind(self.closed)
         self._last_id = number = (self._last_id + 1) & 0xFFFFFFFF or 1
         future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
         self._waiting[number] = future
@@ -67,11 +68,11 @@ class Link:
         """No longer wait for an answer; it is dropped when it comes."""
         self._waiting.pop(number, None)
 
-    def close(self, reason: str) -> None:
-        """Close and fail everything that waits with SandboxGone(reason)."""
+    def close(self, reason: str, kind: type[SandboxGone] = SandboxGone) -> None:
+        """Close and fail everything that waits, and whatever is asked later, with kind(reason)."""
         if self.closed is not None:
             return
-        self.closed = reason
+        self.closed, self._kind = reason, kind
         if self.closing is not None:
             self.closing()
         self._loop.remove_reader(self._sock.fileno())
@@ -81,7 +82,7 @@ class Link:
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
-                future.set_exception(SandboxGone(reason))
+                future.set_exception(kind(reason))
                 future.exception()  # marks it as seen: nobody may be waiting any more
         self._chunks.clear()
 

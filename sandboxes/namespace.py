@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 _CREATE_S = 30.0
 _COPY_S = 120.0
 _SHM_BYTES = 64 * MIB
+_COPY_MORE_BYTES = MIB
+"""What a copy of a sandbox's files may need beside its disk_bytes."""
 _PID_ROOM = 8
 """Processes beside spec.pids, which is the limit of each user inside: the resident agent, and a command of another user."""
 
@@ -54,8 +56,8 @@ class NamespaceSandbox(ResidentSandbox):
         self.layers: tuple[Path, ...] = ()
         """Above the image's, topmost first."""
         self.kept: tuple[Kept, ...] = ()
-        self.host_network = False
         """The snapshots among its layers."""
+        self.host_network = False
         self.owner_shift = UID_SHIFT if provider.mode == "root" else None
 
     def _oom_kills(self) -> int:
@@ -68,8 +70,13 @@ class NamespaceSandbox(ResidentSandbox):
     async def snapshot(self) -> Snapshot:
         if not self.provider.capabilities.fork:
             raise PolicyRefused("snapshots need a kernel whose tmpfs has user attributes (Linux 6.6), or root; run as root")
-        async with self.standing_still():
-            return await self.provider.snapshot(self)
+        # waiting for room first: nobody stands still meanwhile
+        held = await self.provider.reserve_copy(self)
+        try:
+            async with self.standing_still():
+                return await self.provider.snapshot(self, held)
+        finally:
+            held.let_go()
 
     async def destroy(self) -> None:
         self.link.close(f"sandbox {self.id} was destroyed")
@@ -291,7 +298,7 @@ class NamespaceProvider:
                 upper=str(upper or ""),
                 work=box.work,
                 disk_bytes=spec.disk_bytes if upper is None else _SHM_BYTES,
-                inodes=_inodes(spec),
+                inodes=spec.disk_files,
                 data_bytes=0 if self._groups is not None else spec.memory_bytes,
                 file_bytes=0 if upper is None else spec.disk_bytes,
                 group_version=self._groups.version if self._groups is not None else 0,
@@ -315,12 +322,18 @@ class NamespaceProvider:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    async def snapshot(self, box: NamespaceSandbox) -> Snapshot:
-        """Keep what a sandbox that stands still has written. Raises: Capacity, SandboxGone."""
+    async def reserve_copy(self, box: NamespaceSandbox) -> Kept:
+        """The memory of a copy of what a sandbox has written, reserved until everybody has let go. Raises: Capacity."""
+        need = Need(box.spec.disk_bytes + _COPY_MORE_BYTES, sandboxes=0)
+        await self.admission.admit(need)
+        return Kept(lambda: self.admission.release(need))
+
+    async def snapshot(self, box: NamespaceSandbox, held: Kept) -> Snapshot:
+        """Keep what a sandbox that stands still has written, in memory that is `held`. Raises: Capacity, SandboxGone."""
         number = self._last_copy = self._last_copy + 1
         copied = self._copies[number] = self.loop.create_future()
         try:
-            self._launcher.snapshot(box.number, number, box.spec.disk_bytes + MIB, _inodes(box.spec) + 64)
+            self._launcher.snapshot(box.number, number, box.spec.disk_bytes + _COPY_MORE_BYTES, box.spec.disk_files + 64)
             async with asyncio.timeout(_COPY_S):
                 error = await copied
         except (OSError, TimeoutError) as failure:
@@ -334,7 +347,12 @@ class NamespaceProvider:
             raise Capacity(f"cannot take a snapshot of sandbox {box.id}: {os.strerror(error)}")
         launcher = self._launcher
 
-        kept = Kept(lambda: self._drop_copy(launcher, number))
+        def drop() -> None:
+            self._drop_copy(launcher, number)
+            held.let_go()
+
+        held.hold()
+        kept = Kept(drop)
         layers = (launcher.snapshot_folder(number), *box.layers)
         below = box.kept
         for snapshot in below:
@@ -468,10 +486,6 @@ class NamespaceProvider:
             self._groups.close()
         self.registry.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _inodes(spec: SandboxSpec) -> int:
-    return max(1024, spec.disk_bytes // 2048)
 
 
 def _start_error(kind: int, payload: bytes, image: str) -> SandboxError:

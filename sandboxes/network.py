@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gymsmith.errors import PolicyRefused
+from sandboxes.background import begin
 
 if TYPE_CHECKING:
     from gymsmith.schema import TaskSpec
@@ -35,6 +36,7 @@ IDLE_S = 60.0
 RATE_PER_S = 200.0
 """Connections and requests of one sandbox; one that asks faster waits, so that others are not kept waiting by it."""
 _BURST = 100.0
+_AGAIN_S = 1.0
 _KEPT_REFUSALS = 100
 
 Mode = Literal["none", "index", "proxy"]
@@ -60,6 +62,7 @@ Reason = Literal[
     "too-many-connections",
     "bytes",
     "time",
+    "fault",
 ]
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*(?::[0-9]{{1,5}})?\Z")
@@ -245,7 +248,7 @@ class Gate:
     def open(self) -> None:
         """Begin to accept."""
         self._listener.setblocking(False)
-        self._accepting = asyncio.ensure_future(self._accept())
+        self._accepting = begin(self._accept(), f"network of sandbox {self.sandbox}", lambda _: self.close())
 
     def close(self) -> None:
         """Stop accepting and cut what is open; the port is closed when this returns. Calling it again does nothing."""
@@ -286,7 +289,12 @@ class Gate:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            sock, _ = await loop.sock_accept(self._listener)
+            try:
+                sock, _ = await loop.sock_accept(self._listener)
+            except OSError as error:  # this process has no descriptor left, say: whoever knocks waits until it has
+                log.warning("event=network_not_accepting sandbox=%s error=%s", self.sandbox, error)
+                await asyncio.sleep(_AGAIN_S)
+                continue
             try:
                 reader, writer = await asyncio.open_connection(sock=sock, limit=MAX_HEAD_BYTES)
             except BaseException as error:
@@ -294,7 +302,7 @@ class Gate:
                 if isinstance(error, OSError):
                     continue
                 raise
-            task = asyncio.ensure_future(self._serve(Connection(self, reader, writer), writer))
+            task = begin(self._serve(Connection(self, reader, writer), writer), f"connection of sandbox {self.sandbox}")
             self._open.add(task)
             task.add_done_callback(self._open.discard)
             await self.turn()
@@ -315,6 +323,8 @@ class Gate:
             self.refuse(Refusal("time", f"connection cut after {time.monotonic() - began:.0f} s"))
         except (OSError, asyncio.IncompleteReadError):
             pass  # the workload went away in the middle: its own affair
+        except Exception as error:  # a fault of ours, which a workload may trigger as often as it likes
+            self.refuse(Refusal("fault", f"{type(error).__name__}: {error}"))
         except asyncio.CancelledError:
             writer.transport.abort()
             raise

@@ -21,8 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from gymsmith.errors import GymsmithError, SandboxGone
+from gymsmith.errors import SandboxGone
 from sandboxes.admission import Admission
+from sandboxes.background import begin
 from sandboxes.base import Capabilities, Sandbox, SandboxSpec
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class WarmPool:
         self._ending: set[asyncio.Task[None]] = set()
         self._next_refill = 0.0
         self._closed = False
-        self._janitor = asyncio.get_running_loop().create_task(self._empty_old_shelves(), name="warm sandboxes")
+        self._janitor = begin(self._empty_old_shelves(), "warm sandboxes")
         self.hits = self.misses = 0
 
     @property
@@ -189,7 +190,7 @@ class WarmPool:
     def _fill(self, shelf: _Shelf) -> None:
         """Have the shelf's one task at work when there is something to do."""
         if (shelf.refill is None or shelf.refill.done()) and not self._closed and len(shelf.warm) < shelf.wanted():
-            shelf.refill = asyncio.get_running_loop().create_task(self._refill(shelf), name=f"refill {shelf.spec.image[:12]}")
+            shelf.refill = begin(self._refill(shelf), f"refill {shelf.spec.image[:12]}")
 
     async def _refill(self, shelf: _Shelf) -> None:
         while len(shelf.warm) < shelf.wanted() and self.warm < self._max_warm:
@@ -198,7 +199,7 @@ class WarmPool:
                 return  # the next take tries again
             try:
                 box = await self.provider.create(shelf.spec)
-            except GymsmithError as error:
+            except Exception as error:  # whatever a provider raises: nobody asked for this one yet
                 shelf.failures += 1
                 pause_s = min(_MOST_BACK_OFF_S, _BACK_OFF_S * 2 ** (shelf.failures - 1))
                 log.warning("event=refill_failed image=%s pause_s=%g error=%s", shelf.spec.image, pause_s, error)
@@ -223,14 +224,9 @@ class WarmPool:
                 return
 
     def _end(self, box: Warmable) -> None:
-        task = asyncio.get_running_loop().create_task(box.destroy())
+        task = begin(box.destroy(), "end of a warm sandbox")
         self._ending.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._ending.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.warning("event=warm_sandbox_not_destroyed error=%s", task.exception())
+        task.add_done_callback(self._ending.discard)
 
     async def _empty_old_shelves(self) -> None:
         while True:

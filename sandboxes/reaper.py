@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sandboxes import cgroups
+from sandboxes.background import begin
 from sandboxes.registry import OWNER_LEASE_S, Registry, heartbeat_age
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Janitor:
 
     def __init__(self, beat: Callable[[], None], sweep: Callable[[], object], period_s: float = PERIOD_S) -> None:
         self._beat, self._sweep, self._period_s = beat, sweep, period_s
-        self._task = asyncio.get_running_loop().create_task(self._rounds(), name="sandbox janitor")
+        self._task = begin(self._rounds(), "sandbox janitor")
 
     async def _rounds(self) -> None:
         while True:

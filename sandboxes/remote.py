@@ -18,6 +18,7 @@ from typing import Self
 from gymsmith.config import Settings
 from gymsmith.errors import Capacity, ConfigError, HostLost, ImageMissing, SandboxError, SandboxGone
 from sandboxes import image_base
+from sandboxes.background import begin
 from sandboxes.base import MIB, Capabilities, Image, ImageSource, SandboxSpec
 from sandboxes.layer_transfer import OWN, pack_layer
 from sandboxes.remote_link import Address, HostLink, client_context
@@ -132,7 +133,7 @@ class RemoteProvider:
     async def _send_once(self, link: HostLink, key: str, folder: Path) -> None:
         """Send a layer, also when several sandboxes ask for it at once."""
         if key not in link.sent:
-            link.sent[key] = asyncio.ensure_future(send_layer(link, key, folder))
+            link.sent[key] = begin(send_layer(link, key, folder), f"layer {key[:12]} to {link.address}")
             link.sent[key].add_done_callback(lambda _: link.sent.pop(key, None))
         await asyncio.shield(link.sent[key])
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gymsmith.errors import ConfigError, GymsmithError, HostLost, PolicyRefused, SandboxError, SandboxGone
+from sandboxes.background import begin
 from sandboxes.base import Capabilities
 from sandboxes.channel import (
     ACK,
@@ -95,7 +96,7 @@ class HostLink:
         self._heard = 0.0
         self._closed = False
         self._tried = asyncio.Event()
-        self._keeper = asyncio.ensure_future(self._keep())
+        self._keeper = begin(self._keep(), f"connection to {address}", self._given_up)
 
     @property
     def connected(self) -> bool:
@@ -112,7 +113,7 @@ class HostLink:
 
         Raises: what the host raised; HostLost (it was away for longer than the lease, or is another one now).
         """
-        if epoch != self.epoch:
+        if epoch != self.epoch or self._keeper.done():
             raise self._gone()
         self._last += 1
         number = self._last
@@ -144,6 +145,9 @@ class HostLink:
                 await self._listen(channel)
             except (OSError, asyncio.IncompleteReadError, TimeoutError, GymsmithError) as error:
                 self.why_not = str(error) or type(error).__name__
+            except Exception as error:  # what such a host says cannot be used, now; another one may answer there next time
+                self.why_not = f"it does not speak as a sandbox host does ({type(error).__name__}: {error})"
+                log.exception("event=host_not_understood host=%s", self.address)
             finally:
                 if self._channel is not None:
                     self._channel.close()
@@ -193,7 +197,7 @@ class HostLink:
         return channel
 
     async def _listen(self, channel: Channel) -> None:
-        pinging = asyncio.ensure_future(self._ping(channel))
+        pinging = begin(self._ping(channel), f"ping {self.address}", lambda _: channel.close())
         try:
             while True:
                 message = await channel.receive()
@@ -221,6 +225,14 @@ class HostLink:
                 if time.monotonic() - channel.heard > self._lease_s / 2:
                     channel.close()
                     return
+
+    def _given_up(self, error: BaseException) -> None:
+        """Nobody keeps this connection any more: all that waits ends now, and what is asked later at once."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        self._tried.set()
+        self._lost(f"its connection is not kept any more ({type(error).__name__}: {error})")
 
     def _lost(self, why: str) -> None:
         """What was made there is gone."""
@@ -252,20 +264,20 @@ class HostLink:
                     while self._channel is not None:
                         await asyncio.sleep(0.01)
         self._keeper.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._keeper
+        await asyncio.wait([self._keeper])
         self._heard, self._closed = 0.0, True
         self._lost("the provider was closed")
 
 
 def _settle(future: asyncio.Future[Any], message: Message) -> None:
+    """Give an answer to its caller: what cannot be read is an error of that call, not of the connection."""
     try:
         if message.kind == ANSWER:
             future.set_result(unpack(message.data))
         else:
             future.set_exception(unpack_error(message.data))
-    except (Broken, GymsmithError) as error:
-        future.set_exception(SandboxError(f"an answer cannot be read: {error}"))
+    except Exception as error:
+        future.set_exception(SandboxError(f"an answer cannot be read: {type(error).__name__}: {error}"))
 
 
 def client_context(certificates: Path, name: str) -> ssl.SSLContext:

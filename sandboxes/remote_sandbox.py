@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from gymsmith.errors import GymsmithError, HostLost, NotFound, PolicyRefused, SandboxError, SandboxGone, ShellEnded
+from sandboxes.background import begin
 from sandboxes.base import (
     MIB,
     CommandLine,
@@ -43,8 +44,6 @@ from sandboxes.remote_link import HostLink
 log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 4 * MIB
-_UNWANTED: set[asyncio.Task[None]] = set()
-"""Tasks that somebody must hold until they are done."""
 
 
 class Keeper(Protocol):
@@ -262,7 +261,7 @@ class RemoteSandbox:
 
     async def destroy(self) -> None:
         if self._ending is None:
-            self._ending = asyncio.ensure_future(self._end())
+            self._ending = begin(self._end(), f"end of sandbox {self.id}")
         await asyncio.shield(self._ending)
 
     async def _end(self) -> None:
@@ -293,9 +292,7 @@ async def unless_cancelled(link: HostLink, making: Coroutine[Any, Any, list[str]
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        unwanted = asyncio.ensure_future(destroy_later())
-        _UNWANTED.add(unwanted)
-        unwanted.add_done_callback(_UNWANTED.discard)
+        begin(destroy_later(), f"end of what nobody wanted on {link.address}")
         raise
 
 

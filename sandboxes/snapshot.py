@@ -1,8 +1,8 @@
 """Files of a sandbox kept for others to start from, under the `ns` and the `docker` provider.
 
 With namespaces a snapshot is a copy of the upper layer on a tmpfs inside the launcher, which new sandboxes have below their own
-layer; the launcher drops it when nobody starts from it any more, and the kernel keeps it for those that still stand on it. With
-an engine it is an image that the engine commits.
+layer; the launcher drops it when nobody starts from it any more and nobody stands on it. That memory is reserved (`admission.py`)
+from before the copy until then. With an engine it is an image that the engine commits: on its disk, which nobody reserves.
 """
 
 from __future__ import annotations

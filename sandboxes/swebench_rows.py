@@ -92,7 +92,7 @@ def _read_json(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         rows = json.loads(text)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} must be JSON (.json) or JSON lines (.jsonl): {error}") from error

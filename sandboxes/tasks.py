@@ -265,15 +265,15 @@ def _play(order: _Order, worker: Worker, ctx: JobContext, temperature: float) ->
 def solution_actions(task: Task) -> list[str]:
     """The reference solution as actions of the task's tool, with the closing `exit`.
 
-    Under `simple_command` each line of solve.sh is an action; else the whole script is one.
+    Under `simple_command` and `programs` each line of solve.sh is an action; else the whole script is one.
     Raises:
         ConfigError: the task brings no solution.
     """
     if not task.solution.strip():
         raise ConfigError(f"task {task.spec.name} brings no solution/solve.sh, so it cannot be played")
-    if task.spec.tool.name != "simple_command":
+    if task.spec.tool.name == "shell":
         return [task.solution, tools.EXIT]
-    frame = ("#", "set ", "cd ")  # the script's own frame, which the tool gives anyway
+    frame = ("#", "set ", "cd ", "PATH=")  # the script's own frame, which the tool gives anyway
     lines = [line.strip() for line in task.solution.splitlines()]
     return [*(line for line in lines if line and not line.startswith(frame)), tools.EXIT]
 

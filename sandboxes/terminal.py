@@ -60,6 +60,7 @@ async def attach(box: Sandbox, user: str | None) -> int:
         loop.remove_reader(0)
         typing.cancel()
         running.cancel()
+        await asyncio.gather(typing, running, return_exceptions=True)
     return ended.exit_code if ended.exit_code is not None else 128 + (ended.signal or 0)
 
 

@@ -2,7 +2,8 @@
 
 A tool reads the text of an action and says what to run, or why not; it never runs anything itself. `shell` takes any command
 line. `simple_command` takes one command without operators, so that a value can travel from one file to another only through the
-agent. The action `exit` ends an episode under every tool.
+agent. `programs` takes one call of a program that the environment brings; what that is, is the environment's business. The action
+`exit` ends an episode under every tool.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from sandboxes.base import ExecResult
 EXIT = "exit"
 MAX_ACTION_BYTES = 100_000
 """A little less than the kernel's limit for one argument."""
+
+PROGRAMS = "/opt/tools"
+"""Where an environment keeps the programs of a tool `programs`."""
 
 REFUSED_SIMPLE = "refused: one simple command per action\n"
 """What the agent reads after any refusal under `simple_command`; the reason is kept on the step, for people."""
@@ -51,6 +55,8 @@ def read_action(tool: ToolSpec, text: str) -> Command | Refusal | Finish:
     if tool.name == "simple_command":
         reason = _why_not_simple(tool, line)
         return Refusal(reason, REFUSED_SIMPLE) if reason else Command(line)
+    if tool.name == "programs":
+        return _program_call(tool, line)
     reason = _why_not_at_all(line)
     return Refusal(reason, f"refused: {reason}\n") if reason else Command(line)
 
@@ -58,7 +64,7 @@ def read_action(tool: ToolSpec, text: str) -> Command | Refusal | Finish:
 def show(tool: ToolSpec, result: ExecResult) -> str:
     """The observation of a command that was run: its merged output, and what else there is to say about how it ended.
 
-    Under `simple_command` an exit code is not shown: its output then reads like that of any plain shell session.
+    Only under `shell` an exit code is shown: the output of others then reads like that of any plain session.
     """
     text = result.output.decode("utf-8", "replace")
     if result.timed_out:
@@ -73,6 +79,18 @@ def show(tool: ToolSpec, result: ExecResult) -> str:
         return text
     line_break = "\n" if text and not text.endswith("\n") else ""
     return f"{text}{line_break}{note}\n"
+
+
+def _program_call(tool: ToolSpec, line: str) -> Command | Refusal:
+    """The call as a command line in which each word is quoted: nothing of it means anything to a shell."""
+    words = _words(line)
+    if reason := _why_not_at_all(line):
+        return Refusal(reason, f"refused: {reason}\n")
+    if not words:
+        return Refusal("an open quote", f"refused: a call is NAME WORDS; names are {', '.join(tool.allow)}\n")
+    if words[0] not in tool.allow:
+        return Refusal(f"no program {words[0]!r}", f"refused: no tool {words[0]!r}; there are {', '.join(tool.allow)}\n")
+    return Command(shlex.join([f"{PROGRAMS}/{words[0]}", *words[1:]]))
 
 
 def _why_not_at_all(line: str) -> str:

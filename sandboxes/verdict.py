@@ -27,17 +27,22 @@ def nothing(task: Task, why: str) -> Reward:
 
 
 def verdict(
-    expected: Sequence[str], result: ExecResult, secret: str = "", *, seen: Mapping[str, str] | None = None
+    expected: Sequence[str],
+    result: ExecResult,
+    secret: str = "",
+    *,
+    seen: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[float, dict[str, str], str]:
     """(reward, state of each test, detail) from what the verifier printed; 1 only when every expected id passed exactly once.
 
-    secret: only lines that begin with it count. seen: states that the host found out by itself, by test id.
+    secret: only lines that begin with it count. seen: states that the host found out by itself, by test id; notes: why.
     """
     if not expected:
         return 0.0, {}, "no expected tests: the task names none, so nothing can pass"
     wanted = frozenset(expected)
     states: dict[str, list[str]] = {name: [state] for name, state in (seen or {}).items()}
-    reasons = [f"{name} {state}" for name, state in (seen or {}).items() if state != "passed"]
+    reasons = [*notes[:6], *(f"{name} {state}" for name, state in (seen or {}).items() if state != "passed")]
     prefix = f"{secret} " if secret else ""
     for line in result.output.decode(errors="replace").split("\n"):
         if not line.startswith(prefix):
@@ -140,6 +145,8 @@ def _finite(value: int | float) -> bool:
 def harbor_verdict(json_file: bytes | None, txt_file: bytes | None, result: ExecResult) -> tuple[float, dict[str, str], str]:
     """(reward, state by name, detail) of tests that tell a reward: the one called `reward`, else the least of all.
 
+    That one must lie between 0 and 1, and is 0 otherwise: a scale that a trainer does not know must not steer it, and cutting
+    it off would call a 7 of 100 a full success. Other names may hold any finite number.
     Tests that ran into their limit, or told no reward, tell 0: they do tell one while nothing is broken, as the gates saw.
     """
     if result.timed_out:
@@ -149,6 +156,9 @@ def harbor_verdict(json_file: bytes | None, txt_file: bytes | None, result: Exec
     except ValueError as error:
         return 0.0, {}, _with_tail([_storable(str(error)), *_end(result)], result)
     rewards = {_storable(name): each for name, each in rewards.items()}
-    value = rewards.get("reward", min(rewards.values()))
+    name = "reward" if "reward" in rewards else min(rewards, key=lambda each: rewards[each])
+    value = rewards[name]
+    if not 0.0 <= value <= 1.0:
+        return 0.0, {}, _with_tail([f"the reward must lie between 0 and 1, got {name}={value}", *_end(result)], result)
     tests = {name: "passed" if each >= 1.0 else "failed" for name, each in rewards.items()}
     return value, tests, "" if value >= 1.0 else _with_tail([f"{name}={each:g}" for name, each in rewards.items()], result)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
@@ -16,17 +17,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from gymsmith import taskdir
 from gymsmith.config import Settings
-from gymsmith.errors import ImageMissing, NotFound
+from gymsmith.errors import ImageMissing, NotFound, SandboxError
 from gymsmith.policy import HttpPolicy
 from gymsmith.schema import Environment, JobContext
 from gymsmith.store import Store
 from gymsmith.taskdir import Task
+from sandboxes import layout
 from sandboxes.base import MIB, Image, Provider
 from sandboxes.image import ImageStore
 
 if TYPE_CHECKING:
     from sandboxes.browser import RenderService
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEPT_BYTES = 256 * MIB
@@ -53,6 +56,7 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._loop = asyncio.new_event_loop()
+        self._why_ended = "it was closed"
         self._thread = threading.Thread(target=self._serve, name="sandboxes", daemon=True)
         self._thread.start()
         self._opening = asyncio.Lock()
@@ -69,28 +73,37 @@ class Worker:
         """Run a coroutine on the loop and wait for it, from any other thread.
 
         With `ctx` the job's lease is looked at meanwhile; when it is lost or the job is cancelled, so is the work.
-        Raises: what `work` raises; Fenced.
+        Raises: what `work` raises; Fenced; SandboxError (the loop has ended).
         """
+        if not self._thread.is_alive():
+            work.close()
+            raise self._ended()
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             while True:
                 try:
-                    return future.result(timeout=CHECK_S if ctx is not None else None)
+                    return future.result(timeout=CHECK_S)
                 except concurrent.futures.TimeoutError:
                     if future.done():
-                        raise
+                        return future.result()
+                    if not self._thread.is_alive():
+                        raise self._ended() from None
                     if ctx is not None:
                         ctx.check()
         except BaseException:
             if not future.done():
                 future.cancel()
-                concurrent.futures.wait([future], timeout=30.0)
+                concurrent.futures.wait([future], timeout=30.0 if self._thread.is_alive() else 0.0)
             raise
+
+    def _ended(self) -> SandboxError:
+        return SandboxError(f"the sandboxes of this process have ended: {self._why_ended}; start the process anew")
 
     async def provider(self) -> Provider:
         """The sandbox provider of this process, opened on first use."""
         async with self._opening:
             if self._provider is None:
+                layout.offer(self.renderer)
                 from sandboxes.pool import Maker, WarmPool
                 from sandboxes.providers import open_provider
 
@@ -168,6 +181,7 @@ class Worker:
         for policy in self._policies.values():
             await policy.close()
         self._policies.clear()
+        layout.offer(None)
         if self._renderer is not None:
             renderer, self._renderer = self._renderer, None
             await renderer.close()
@@ -179,6 +193,9 @@ class Worker:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_forever()
+        except BaseException as error:  # an exit that some callback asked for: whoever waits in `run` must hear of it
+            self._why_ended = f"{type(error).__name__}: {error}"
+            log.critical("event=sandbox_loop_ended error=%s", self._why_ended, exc_info=error)
         finally:
             self._loop.close()
 

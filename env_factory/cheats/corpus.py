@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 
 from gymsmith.taskdir import Task
 
+_WORKDIR = "/work"
+"""Where the scripts believe that a task is."""
 _FOR = re.compile(r"^# for: (any|python)$", re.MULTILINE)
 
 
@@ -44,6 +46,10 @@ def corpus() -> tuple[Cheat, ...]:
 
 
 def cheats_for(task: Task) -> tuple[Cheat, ...]:
-    """The cheats that can be tried on this task: those for any, and those for Python where pytest runs its tests."""
-    python = "tests/run.py" in task.files
-    return tuple(cheat for cheat in corpus() if cheat.audience == "any" or python)
+    """The cheats that can be tried on this task, written for its folder; those for Python where its tests are Python."""
+    python = any(name.startswith("tests/") and name.endswith(".py") for name in task.files)
+    python = python or any(word in task.files["tests/test.sh"] for word in (b"pytest", b"python"))
+    chosen = [cheat for cheat in corpus() if cheat.audience == "any" or python]
+    if task.spec.workdir == _WORKDIR:
+        return tuple(chosen)
+    return tuple(c._replace(script=re.sub(rf"{_WORKDIR}(?![\w-])", task.spec.workdir, c.script)) for c in chosen)

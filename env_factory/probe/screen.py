@@ -2,11 +2,12 @@
 
 Called as `python -I screen.py REQUEST.json ANSWER.json`; needs pytest and the standard library only. A request says
 
-    {"rootdir": "/tests/suite", "path": ["/work/src"], "code": "/work", "touch": true, "runs": [RUN, ...]}
-    RUN = {"args": [files, folders or node ids], "write": {path: text}, "timeout_s": 10.0, "observe": true}
+    {"rootdir": "/tests/suite", "path": ["/work/src"], "code": "/work", "touch": true, "lines": true, "runs": [RUN, ...]}
+    RUN = {"args": [files, folders or node ids], "write": {path: text or null}, "timeout_s": 10.0, "observe": true}
 
 and the answer holds, for every run, {"outcomes": {node id: "passed" | "failed" | "skipped"}, "order": [...], "seconds": ..,
-"failures": {node id: FAILURE}, "touch": {node id: [[file, line], ...]}, "imported": [[file, line], ...], "error": ""}.
+"cpu_s": .., "failures": {node id: FAILURE}, "touch": {node id: [[file, line], ...]}, "imported": [[file, line], ...], "lines":
+{file: {line: hexadecimal number whose bit n is set where test n of "order" executes that line}}, "error": ""}.
 A file that a run writes is put back afterwards. What a failure looked like is told as text (source of the statement in the
 test, values of its names, both sides of a comparison) and judged elsewhere. Screening only proposes: the gates prove.
 """
@@ -43,8 +44,8 @@ MAX_BEFORE = 12
 class Observer:
     """A pytest plugin: outcome per test, what a failure looked like, and which functions each test entered."""
 
-    def __init__(self, code: str, suite: str, observe: bool, touch: bool) -> None:
-        self.code, self.suite, self.observe, self.touch = code, suite, observe, touch
+    def __init__(self, code: str, suite: str, observe: bool, touch: bool, lines: bool = False) -> None:
+        self.code, self.suite, self.observe, self.touch, self.by_line = code, suite, observe, touch, lines
         self.outcomes: dict[str, str] = {}
         self.order: list[str] = []
         self.failures: dict[str, dict[str, Any]] = {}
@@ -52,17 +53,26 @@ class Observer:
         self.imported: list[tuple[str, int]] = []
         self.entered: set[CodeType] = set()
         self.compared: tuple[str, str, str] | None = None
+        self.seen: set[tuple[CodeType, int]] = set()
+        self.lines: dict[tuple[str, int], int] = {}
 
     def watch(self) -> None:
-        if self.touch:
+        if self.by_line:
+            threading.settrace(self._follow)
+            sys.settrace(self._follow)
+        elif self.touch:
             threading.setprofile(self._enter)
             sys.setprofile(self._enter)
 
     def unwatch(self) -> list[tuple[str, int]]:
-        if not self.touch:
+        if self.by_line:
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+        elif not self.touch:
             return []
-        sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        else:
+            sys.setprofile(None)
+            threading.setprofile(None)  # type: ignore[arg-type]
         found = sorted({(c.co_filename, c.co_firstlineno) for c in self.entered if c.co_filename.startswith(self.code)})
         self.entered.clear()
         return found
@@ -71,9 +81,31 @@ class Observer:
         if event == "call":
             self.entered.add(frame.f_code)
 
+    def _follow(self, frame: FrameType, event: str, _: Any) -> Any:
+        """Trace functions of the code under test by line, and nothing below others."""
+        code, seen = frame.f_code, self.seen
+        if not code.co_filename.startswith(self.code):
+            return None
+        self.entered.add(code)
+
+        def line(frame: FrameType, event: str, _: Any) -> Any:
+            seen.add((code, frame.f_lineno))
+            return line
+
+        return line
+
+    def _mark(self, test: int) -> None:
+        """Remember what test number `test` executed."""
+        for code, line in self.seen:
+            key = (code.co_filename, line)
+            self.lines[key] = self.lines.get(key, 0) | 1 << test
+        self.seen.clear()
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.imported = self.unwatch()
+        self.seen.clear()
         self.order = [item.nodeid for item in session.items]
+        self.number = {nodeid: n for n, nodeid in enumerate(self.order)}
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
@@ -82,6 +114,7 @@ class Observer:
         yield
         if self.touch:
             self.touched[item.nodeid] = self.unwatch()
+            self._mark(self.number[item.nodeid])
 
     def pytest_assertrepr_compare(self, op: str, left: object, right: object) -> None:
         self.compared = (op, _text(left), _text(right))
@@ -241,9 +274,10 @@ def run_child(request: dict[str, Any], run: dict[str, Any], out: int) -> None:
     sys.stdout = sys.stderr = io.StringIO()
     os.chdir(request["rootdir"])
     sys.path[:0] = request["path"]
-    observer = Observer(request["code"], request["rootdir"], run.get("observe", False), request.get("touch", False))
+    touch, lines = request.get("touch", False), request.get("lines", False)
+    observer = Observer(request["code"], request["rootdir"], run.get("observe", False), touch or lines, lines)
     error = ""
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     try:
         observer.watch()
         status = pytest.main(options(request["rootdir"], run["args"]), plugins=[observer])
@@ -257,13 +291,23 @@ def run_child(request: dict[str, Any], run: dict[str, Any], out: int) -> None:
         "outcomes": observer.outcomes,
         "order": observer.order,
         "seconds": time.perf_counter() - started,
+        "cpu_s": time.process_time() - cpu,
         "failures": observer.failures,
         "touch": observer.touched,
         "imported": observer.imported,
+        "lines": by_file(observer.lines),
         "error": error,
     }
     with os.fdopen(out, "wb") as pipe:
         pipe.write(json.dumps(answer).encode())
+
+
+def by_file(lines: dict[tuple[str, int], int]) -> dict[str, dict[int, str]]:
+    """Bit sets by file and line, as an answer tells them."""
+    told: dict[str, dict[int, str]] = {}
+    for (name, line), tests in lines.items():
+        told.setdefault(name, {})[line] = f"{tests:x}"
+    return told
 
 
 def options(rootdir: str, args: list[str]) -> list[str]:
@@ -284,10 +328,9 @@ def options(rootdir: str, args: list[str]) -> list[str]:
 
 def run(request: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     """Fork one run and wait for it, at most timeout_s of CPU time; then no process of it is left."""
-    kept: dict[str, str] = {}
+    kept: dict[str, str | None] = {}
     for path, text in run.get("write", {}).items():
-        with open(path, encoding="utf-8", newline="") as file:
-            kept[path] = file.read()
+        kept[path] = read(path)
         write(path, text)
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -339,10 +382,27 @@ def run(request: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
 _writes = 0
 
 
-def write(path: str, text: str) -> None:
-    """Write a source file with a modification time that no earlier version had: caches are keyed by its whole seconds."""
+def read(path: str) -> str | None:
+    """The text of a source file; None where there is none."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def write(path: str, text: str | None) -> None:
+    """Write a source file with a modification time that no earlier version had: caches are keyed by its whole seconds.
+
+    None removes it.
+    """
     global _writes
     _writes += 1
+    if text is None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(text)
     os.utime(path, (1_000_000_000 + _writes, 1_000_000_000 + _writes))

@@ -80,7 +80,7 @@ def sites(path: str, text: str) -> list[Site]:
     """Every site of a module, in order of the text. Raises SyntaxError when this Python cannot parse it."""
     found: list[Site] = []
     module = _Module(path, text)
-    for function, node, first_line in _functions(ast.parse(text), ""):
+    for function, node, first_line in functions(ast.parse(text), ""):
         seen: set[tuple[int, int, str]] = set()
         for operator, line, start, end, new in module.edits(node):
             if (start, end, new) in seen or module.data[start:end].decode() == new:
@@ -109,17 +109,17 @@ def order(pool: list[Site], seed: int) -> list[Site]:
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def _functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, _Function, int]]:
+def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, _Function, int]]:
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, _Function):
             name = f"{prefix}{child.name}"
             first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
             yield name, child, first
-            yield from _functions(child, f"{name}.<locals>.")
+            yield from functions(child, f"{name}.<locals>.")
         elif isinstance(child, ast.ClassDef):
-            yield from _functions(child, f"{prefix}{child.name}.")
+            yield from functions(child, f"{prefix}{child.name}.")
         else:
-            yield from _functions(child, prefix)
+            yield from functions(child, prefix)
 
 
 _Edit = tuple[str, int, int, int, str]

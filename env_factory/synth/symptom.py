@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,8 @@ MAX_SHOWN = 160
 MAX_SETUP = 8
 """Lines that may have to run before an expression."""
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}|<.* object at|<generator|<function|<map |<filter |<zip |/tmp/|/work/|/tests/")
+_IN_PLACE = {"append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "add", "discard", "update", "setdefault",
+             "popitem", "appendleft", "popleft"}  # fmt: skip
 _OPPOSITE = {"assertEqual": "==", "assertEquals": "==", "assertIs": "is", "assertIn": "in", "assertListEqual": "==",
              "assertDictEqual": "==", "assertTupleEqual": "==", "assertSetEqual": "=="}  # fmt: skip
 
@@ -64,9 +66,15 @@ def observe(failure: Mapping[str, Any]) -> Symptom | None:
     elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call) and failure.get("sides"):
         found = _unittest(statement.value, failure, write)
     if found is None or not write.unknown:
-        return found
+        return found if found is not None and _says_something(found.expression) else None
     setup = _setup(failure, write)
     return None if setup is None else replace(found, setup=setup)
+
+
+def _says_something(expression: str) -> bool:
+    """Whether an expression without preparation calls anything but what Python brings along."""
+    names = {n.id for n in ast.walk(ast.parse(expression)) if isinstance(n, ast.Name)}
+    return any(not hasattr(builtins, name) for name in names)
 
 
 def _setup(failure: Mapping[str, Any], write: _Writer) -> tuple[str, ...] | None:
@@ -93,9 +101,12 @@ def _setup(failure: Mapping[str, Any], write: _Writer) -> tuple[str, ...] | None
     return tuple(kept) if not needed else None
 
 
-def report(failures: Iterable[Mapping[str, Any]], limit: int = 3) -> list[str]:
-    """Items of a report, those without preparation first, the shorter ones before the longer ones, no two alike."""
-    found = {s for f in failures if (s := observe(f)) is not None}
+def report(failures: Iterable[Mapping[str, Any]], limit: int = 3, *, untrue: Collection[str] = ()) -> list[str]:
+    """Items of a report, those without preparation first, the shorter ones before the longer ones, no two alike.
+
+    untrue: items that are known to be wrong (see `checkable`).
+    """
+    found = {s for f in failures if (s := observe(f)) is not None and s.text() not in untrue}
     ordered = sorted(found, key=lambda s: (len(s.setup), len(s.text()), s.text()))
     told = list(dict.fromkeys(s.text() for s in ordered if not s.setup))[:limit]
     return told or list(dict.fromkeys(s.text() for s in ordered))[:2]
@@ -107,16 +118,24 @@ def observations(failures: Iterable[Mapping[str, Any]], told: Iterable[str]) -> 
     told: items of the report. Only expressions whose every name can be imported.
     """
     shown = frozenset(told)
-    found: dict[tuple[bool, str], Observation] = {}
+    found = checkable(failures)
+    return [found[text] for text in sorted(found, key=lambda text: (text in shown, text))]
+
+
+def checkable(failures: Iterable[Mapping[str, Any]]) -> dict[str, Observation]:
+    """Item of a report -> how to find out whether it is true, for those that promise a literal value.
+
+    An item may be untrue: the lines of a test that a reader is shown are chosen by the names in them, and may be too few.
+    """
+    found: dict[str, Observation] = {}
     for failure in failures:
         symptom = observe(failure)
         if symptom is None or not symptom.value:
             continue
         imports = _imports(symptom, failure.get("homes", {}))
         if imports is not None:
-            key = (symptom.text() in shown, symptom.text())
-            found[key] = Observation("", symptom.expression, symptom.value, symptom.setup, imports)
-    return [found[key] for key in sorted(found)]
+            found[symptom.text()] = Observation("", symptom.expression, symptom.value, symptom.setup, imports)
+    return found
 
 
 def _imports(symptom: Symptom, homes: Mapping[str, str]) -> tuple[tuple[str, str], ...] | None:
@@ -230,11 +249,26 @@ def _not_raised(statement: ast.stmt, failure: Mapping[str, Any], write: _Writer)
     return Symptom(shown, "returns without an error", f"it should raise {wanted}")
 
 
+def _changed(statements: Iterable[str]) -> set[str]:
+    """Names of what is changed in place: the value that such a name had in the end says nothing about what happened before."""
+    found: set[str] = set()
+    for node in (n for text in statements for n in ast.walk(ast.parse(text))):
+        match node:
+            case ast.Attribute(value=ast.Name(id=name), attr=method) if method in _IN_PLACE:
+                found.add(name)
+            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
+                found.add(name)
+            case _:
+                pass
+    return found
+
+
 class _Writer(ast.NodeTransformer):
     """Writes code with values for names and without modules, and notes the names that stay `unknown`."""
 
     def __init__(self, failure: Mapping[str, Any]) -> None:
-        self.values: Mapping[str, str] = failure.get("values", {})
+        changed = _changed([failure["source"], *failure.get("before", ())])
+        self.values = {name: text for name, text in failure.get("values", {}).items() if name not in changed}
         self.modules = set(failure.get("modules", ()))
         self.public: Mapping[str, str] = failure.get("public", {})
         self.known = set(failure.get("builtin", ()))

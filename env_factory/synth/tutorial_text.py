@@ -1,8 +1,8 @@
 """Reads what a tutorial tells its reader to type: commands in order, and the prose that leads up to each.
 
-Markdown (fenced blocks, also with the `:::` boxes of lesson sites), reStructuredText (code-block directives and literal blocks)
-and manual pages (the EXAMPLES section, else every literal block). Nothing is executed here. Boxes with exercises are left out:
-they are alternatives.
+Markdown (fenced blocks, also with the `:::` boxes of lesson sites), reStructuredText (code-block directives and literal blocks),
+HTML (`pre` elements) and manual pages (the EXAMPLES section, else every literal block). Nothing is executed here. Boxes with
+exercises are left out: they are alternatives.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html.parser import HTMLParser
 
 SHELLS = ("bash", "sh", "shell", "console", "shell-session", "zsh")
 EDITORS = ("nano", "vi", "vim", "emacs", "gedit", "ed")
@@ -48,6 +49,8 @@ def lines(name: str, text: str) -> list[Line]:
         blocks = list(_markdown(text))
     elif name.endswith(".rst"):
         blocks = list(_rst(text))
+    elif name.endswith((".html", ".htm")):
+        blocks = _Page.read(text)
     else:
         blocks = list(_manual(text))
     return list(_commands(blocks))
@@ -183,6 +186,59 @@ def _rst(text: str) -> Iterator[_Block]:
         at += 1
 
 
+class _Page(HTMLParser):
+    """The blocks of an HTML page: each `pre` with the heading and the paragraphs above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks: list[_Block] = []
+        self.heading = ""
+        self.prose = ""
+        self.language = ""
+        self.text = ""
+        self.inside = ""
+
+    @classmethod
+    def read(cls, text: str) -> list[_Block]:
+        """The blocks of a text."""
+        page = cls()
+        page.feed(text)
+        page.close()
+        return page.blocks
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        said = " ".join(value or "" for key, value in attrs if key == "class")
+        if tag in ("pre", "p", "h1", "h2", "h3", "h4", "li", "script", "style", "nav") and self.inside != "pre":
+            self._end()
+            self.inside = tag
+        if found := re.search(r"(?:language|highlight|lang|brush)[-:](?:text-)?([\w-]+)|\b(console|bash|shell|sh)\b", said):
+            self.language = next(word for word in found.groups() if word)
+        if tag == "code" and self.inside in ("p", "li"):
+            self.text += "`"
+        if tag == "br":
+            self.text += "\n"
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "code" and self.inside in ("p", "li"):
+            self.text += "`"
+        if tag == self.inside:
+            self._end()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def _end(self) -> None:
+        text, self.text = self.text, ""
+        if self.inside == "pre":
+            self.blocks.append(_Block(self.language or "console", text.strip("\n").split("\n"), self.heading, self.prose))
+            self.prose = self.language = ""
+        elif self.inside in ("p", "li"):
+            self.prose += f"{text}\n\n"
+        elif self.inside.startswith("h"):
+            self.heading, self.prose = " ".join(text.split()), ""
+        self.inside = ""
+
+
 def _manual(text: str) -> Iterator[_Block]:
     found = re.search(r"^\.S[hH] \"?EXAMPLES?\"?\s*$(.*?)(?=^\.S[hH] |\Z)", text, re.M | re.S)
     heading = "EXAMPLES" if found else "DESCRIPTION"
@@ -195,12 +251,13 @@ def _manual(text: str) -> Iterator[_Block]:
             yield _Block("sh", body, heading, "\n".join(prose))
             prose, body = [], None
         elif body is not None:
-            body.append(_unroff(line))
+            body.append(unroff(line))
         elif not line.startswith(('.\\"', ".P", ".LP", ".TP", ".IP", ".RS", ".RE", ".sp")):
-            prose.append(_unroff(re.sub(r"^\.\w+ ?", "", line)))
+            prose.append(unroff(re.sub(r"^\.\w+ ?", "", line)))
 
 
-def _unroff(line: str) -> str:
+def unroff(line: str) -> str:
     """Text of a line of roff: escapes taken out."""
     line = re.sub(r"\\f(\[[^\]]*\]|.)|\\s[-+]?\d|\\&|\\/|\\,", "", line)
+    line = line.replace("\\*(Aq", "'").replace("\\.", ".")
     return line.replace("\\-", "-").replace("\\e", "\\").replace("\\(aq", "'").replace("\\(dq", '"').replace("\\ ", " ")

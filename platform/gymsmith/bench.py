@@ -6,6 +6,7 @@ doors of jobs. Absolute numbers belong to the machine and its load, both of whic
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ from gymsmith.config import Settings
 from gymsmith.errors import ConfigError
 
 BENCHES = {
+    "factory": "env_factory.bench_factory:measure",
     "images": "sandboxes.bench_images:measure",
     "loop": "gymsmith.bench_loop:measure",
     "remote": "sandboxes.bench_remote:measure",
@@ -44,16 +46,21 @@ class Row(NamedTuple):
     ok: bool | None = None
 
 
-def run(name: str, settings: Settings, *, quick: bool = False, json_file: Path | None = None) -> list[Row]:
+def run(
+    name: str, settings: Settings, *, quick: bool = False, json_file: Path | None = None, keep: Path | None = None
+) -> list[Row]:
     """Measure and print; the rows.
+
+    keep: the state folder of the benchmark, which is then not a temporary one: what can go on where it was, does.
 
     Raises:
         ConfigError: no such benchmark.
     """
     measure = _find(name)
     before = os.getloadavg()
-    with tempfile.TemporaryDirectory(prefix="gymsmith-bench-") as folder:
-        rows = measure(Settings.load(home=Path(folder), provider=settings.provider), quick)
+    with contextlib.ExitStack() as stack:
+        home = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gymsmith-bench-")))
+        rows = measure(Settings.load(home=home.resolve(), provider=settings.provider), quick)
     document = {
         "bench": name,
         "machine": {"cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},

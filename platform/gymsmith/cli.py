@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from gymsmith.errors import GymsmithError, UserError
-from gymsmith.verbs import environments, evaluation, hosts, images, learning, packages, sandboxes, upkeep
+from gymsmith.verbs import environments, evaluation, exchange, hosts, images, learning, packages, sandboxes, upkeep
 from gymsmith.verbs.terminal import Home, Json, Seed, can_train, emit, settings_for
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
@@ -139,18 +139,22 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="loop: the RL loop; sandboxes: sandboxes; render: rendering.")] = "loop",
+    name: Annotated[str, typer.Argument(help="loop: the RL loop; sandboxes; render; factory: environments.")] = "loop",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the table to this file.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="State folder of a long one, so that an interrupted run goes on.")] = None,
     home: Home = None,
 ) -> None:
     """Measure, with the peer in the same run."""
     from gymsmith import bench as stopwatch
 
-    rows = stopwatch.run(name, settings_for(home), quick=quick, json_file=json_file)
+    rows = stopwatch.run(name, settings_for(home), quick=quick, json_file=json_file, keep=keep)
     raise typer.Exit(0 if all(row.ok is not False for row in rows) else 1)
 
 
+environments.app.command("import")(exchange.env_import)
+environments.app.command("export")(exchange.env_export)
+environments.app.command("diff")(exchange.env_diff)
 for verb in (environments.generate, learning.rollout, learning.train, learning.rl, learning.export):
     app.command()(verb)
 for name, group in (

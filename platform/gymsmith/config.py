@@ -61,8 +61,28 @@ class Settings(BaseModel):
     """Networks of this installation's own, such as 10.1.0.0/16, that sandboxes with an allow-list may reach by listed names."""
     docker_base_image: str = "debian:12-slim"
     """What `FROM gymsmith/host` becomes under the Docker provider."""
+    github_token: str = Field(default="", repr=False)
+    """Token of GitHub's API, for sources such as github:OWNER/REPO#NUMBER; GITHUB_TOKEN is heard too."""
+    github_api: str = "https://api.github.com"
+    """Root of GitHub's REST API; another one for GitHub Enterprise."""
     chromium: str = ""
     """Chromium or Chrome program that renders pages; empty means look for one."""
+    llm_url: str = ""
+    """OpenAI-compatible endpoint that writes environments, such as https://HOST/v1; empty means none, and none is needed."""
+    llm_key: str = Field(default="", repr=False)
+    """What the endpoint wants as bearer token; leaves this process only in the header of a request to it."""
+    llm_model: str = ""
+    """The model to ask for; environments that it wrote carry it as their provenance."""
+    llm_price_in: float = Field(default=0.0, ge=0)
+    """US dollars per million prompt tokens; 0: what the endpoint itself says, else nothing is counted."""
+    llm_price_out: float = Field(default=0.0, ge=0)
+    """US dollars per million completion tokens."""
+    llm_budget_tokens: int = Field(default=5_000_000, ge=0)
+    """Tokens, in and out, that one job may buy before it stops; 0: any number."""
+    llm_budget_usd: float = Field(default=0.0, ge=0)
+    """Dollars that one job may spend before it stops; 0: any sum. Needs the prices."""
+    llm_timeout_s: float = Field(default=300.0, gt=0)
+    """For one whole answer of the endpoint."""
 
     @field_validator("home")
     @classmethod
@@ -197,7 +217,9 @@ def _from_file(path: Path) -> dict[str, Any]:
 def _from_environment() -> dict[str, str]:
     # Names that are no field are left alone: tests and tools use the prefix for switches of their own.
     names = {PREFIX + name.upper(): name for name in Settings.model_fields}
-    return {field: os.environ[name] for name, field in names.items() if name in os.environ}
+    found = {field: os.environ[name] for name, field in names.items() if name in os.environ}
+    # The name that GitHub's own tools and runners use.
+    return {"github_token": os.environ["GITHUB_TOKEN"], **found} if os.environ.get("GITHUB_TOKEN") else found
 
 
 def _short(value: Any) -> str:

@@ -6,6 +6,7 @@ rooms above are asked by name, so importing this module loads none of them.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import os
@@ -34,12 +35,13 @@ def examine(settings: Settings) -> list[Check]:
         python(),
         state_folder(settings),
         *namespaces(),
-        docker_engine(),
+        *docker_engine(),
         sandbox_hosts(settings),
         chromium(settings),
         torch(),
         gpu(),
         swebench(),
+        language_model(settings),
     ]
 
 
@@ -105,17 +107,23 @@ def namespaces() -> list[Check]:
     return lines
 
 
-def docker_engine() -> Check:
-    """Whether a Docker Engine answers."""
+def docker_engine() -> list[Check]:
+    """Whether a Docker Engine answers, and who limits what its containers write."""
     how = "apt-get install docker.io iptables, start dockerd; and pip install 'gymsmith[sandbox]'"
     if importlib.util.find_spec("docker") is None:
-        return Check("docker", "missing", "the docker package is not installed", how)
+        return [Check("docker", "missing", "the docker package is not installed", how)]
     import_docker = importlib.import_module("docker")
     try:
-        version = import_docker.from_env(timeout=3).version()
+        client = import_docker.from_env(timeout=3)
+        version = client.version()
+        way, text = importlib.import_module("sandboxes.container_disk").survey(client.api)
     except Exception as error:  # the package raises several unrelated families when no engine listens
-        return Check("docker", "missing", f"no engine answers ({type(error).__name__})", how)
-    return Check("docker", "ok", f"Engine {version['Version']}, kernel {version['KernelVersion']}")
+        return [Check("docker", "missing", f"no engine answers ({type(error).__name__})", how)]
+    quota = "" if way == "quota" else "keep the engine's data on xfs mounted with pquota, and a write beyond the limit is refused"
+    return [
+        Check("docker", "ok", f"Engine {version['Version']}, kernel {version['KernelVersion']}"),
+        Check("  containers' disks", "ok", text, quota),
+    ]
 
 
 def sandbox_hosts(settings: Settings) -> Check:
@@ -158,6 +166,34 @@ def gpu() -> Check:
     ]
     extra = "" if importlib.util.find_spec("transformer_engine") else "pip install 'gymsmith[fp8]' for FP8 kernels"
     return Check("gpu", "ok", ", ".join(names), extra)
+
+
+def language_model(settings: Settings) -> Check:
+    """Whether a language model can be asked to write environments, as its endpoint says; no token is spent on that."""
+    if not settings.llm_url:
+        how = "for the kinds llm-...: set GYMSMITH_LLM_URL (any OpenAI-compatible one), GYMSMITH_LLM_KEY and GYMSMITH_LLM_MODEL"
+        return Check("language model", "missing", "none configured, and none is needed: every other kind works without", how)
+    from gymsmith.llm import Endpoint, LlmClient
+
+    async def listed(endpoint: Endpoint) -> list[str]:
+        async with LlmClient(endpoint) as client:
+            return await client.models()
+
+    try:
+        endpoint = Endpoint.of(settings)
+        known = asyncio.run(listed(endpoint))
+    except GymsmithError as error:
+        return Check("language model", "missing", str(error), "set GYMSMITH_LLM_URL, _KEY and _MODEL right, or none of them")
+    detail = f"{endpoint.model} at {endpoint.where}{'' if settings.llm_key else ', no key'}"
+    if endpoint.price_in or endpoint.price_out:
+        detail += f"; {endpoint.price_in:g} and {endpoint.price_out:g} USD per million tokens in and out"
+    limits = [f"{settings.llm_budget_tokens:,} tokens"] * bool(settings.llm_budget_tokens)
+    limits += [f"{settings.llm_budget_usd:g} USD"] * bool(settings.llm_budget_usd)
+    detail += f"; a job may spend {' and '.join(limits) or 'without limit'}"
+    if endpoint.model not in known:
+        some = ", ".join(known[:5]) or "no model"
+        return Check("language model", "missing", f"{detail}; the endpoint lists {some}", "set GYMSMITH_LLM_MODEL to one of them")
+    return Check("language model", "ok", detail)
 
 
 def swebench() -> Check:

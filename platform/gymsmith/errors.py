@@ -5,6 +5,7 @@
     │   ├── ConfigError           a setting or a recipe is wrong
     │   ├── NotFound              no such environment, run, job, file
     │   ├── Conflict              the same key with another body; a port in use; already running
+    │   ├── LlmRefused            the LLM endpoint will not take this key, model or request, however often it is asked
     │   └── SourceError           a source cannot become environments
     │       ├── UnknownPackage    the index knows no such package or version
     │       ├── NoTests           the package brings no test-suite that runs
@@ -16,6 +17,7 @@
     └── InfrastructureError       ours to retry; never a reward of 0, never a rejection
         ├── SandboxError
         │   ├── SandboxGone       the sandbox died or was destroyed under us
+        │   │   └── DiskLimit     it wrote more than its disk holds, so it was ended
         │   ├── ShellEnded        a persistent shell has exited; the sandbox goes on
         │   ├── HostLost          the machine that it was on is away or was started anew
         │   ├── ExecTimeout       the sandbox did not answer (a command's own timeout is data, not this)
@@ -23,6 +25,7 @@
         │   ├── ImageMissing      the image is not in the store
         │   └── Capacity          no room for one more sandbox now
         ├── EngineError           the policy's engine did not answer as its contract says
+        ├── LlmError              the LLM endpoint was away, busy or out of its contract for longer than it was waited for
         ├── StoreError            the database or the state folder failed (full, read-only, corrupted)
         └── Fenced                this attempt lost its lease; another one owns the job
 
@@ -67,6 +70,13 @@ class Conflict(UserError):
 
     code = "conflict"
     status = 409
+
+
+class LlmRefused(UserError):
+    """The LLM endpoint will not take this key, model or request; asking again changes nothing."""
+
+    code = "llm-refused"
+    status = 502
 
 
 class SourceError(UserError):
@@ -152,6 +162,12 @@ class SandboxGone(SandboxError):
     code = "sandbox-gone"
 
 
+class DiskLimit(SandboxGone):
+    """A sandbox wrote more than its disk holds, under a provider that cannot refuse a write: it was ended."""
+
+    code = "disk-limit"
+
+
 class HostLost(SandboxError):
     """The machine that a sandbox was on is away or was started anew: nothing that was done in the sandbox is the reason."""
 
@@ -192,6 +208,12 @@ class EngineError(InfrastructureError):
     """The policy's engine broke its contract or is away."""
 
     code = "engine"
+
+
+class LlmError(InfrastructureError):
+    """The LLM endpoint was away, busy or broke its contract for longer than it was waited for."""
+
+    code = "llm"
 
 
 class StoreError(InfrastructureError):

@@ -43,7 +43,10 @@ TASK = "gymsmith.run_job"
 KINDS: dict[str, tuple[str, str]] = {
     "generate": ("factory", "env_factory.tasks:generate"),
     "verify": ("factory", "env_factory.tasks:verify"),
+    "judge": ("factory", "env_factory.tasks:judge"),
     "corpus": ("factory", "env_factory.tasks:corpus"),
+    "import": ("factory", "env_factory.exchange:bring_in"),
+    "export_environments": ("factory", "env_factory.exchange:send_out"),
     "rollout": ("rollouts", "sandboxes.tasks:rollout"),
     "image": ("factory", "sandboxes.image_door:image"),
     "evaluate": ("evals", "sandboxes.tasks:evaluate"),

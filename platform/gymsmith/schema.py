@@ -43,21 +43,29 @@ class Source(Word):
     """Where an environment came from."""
 
     uri: str
-    """pypi:NAME==VERSION, file:PATH, man:PAGE, tldr:PAGE or shell:FAMILY."""
-    kind: Literal["pypi", "tutorial", "man", "parametric"]
+    """As `env_factory.sources` reads it (pypi:NAME==VERSION, git:URL#COMMIT, file:PATH, ...), or shell:FAMILY."""
+    kind: Literal["pypi", "tutorial", "man", "parametric", "git", "archive", "issue", "swebench", "harbor", "terminal-bench"]
     digest: str = ""
     """SHA-256 of the fetched bytes; empty for a generator of our own."""
     licence: str = ""
+    """SPDX expression where it can be told, else as it stands written."""
+    commit: str = ""
+    """40 hex digits where the source is, or belongs to, a commit of a git repository."""
     meta: dict[str, str] = Field(default_factory=dict)
+
+
+LlmKind = Literal["llm-tutorial", "llm-bug", "llm-issue", "llm-reword", "llm-setup"]
+"""Kinds of a generate job that ask a language model. The others need none."""
 
 
 class ToolSpec(Word):
     """What an agent may do in one action. Declared by the environment, enforced on the host by `sandboxes.tools`."""
 
-    name: Literal["shell", "simple_command"] = "shell"
-    """`shell`: any sh command line. `simple_command`: one command, no operators, from `allow`."""
+    name: Literal["shell", "simple_command", "programs"] = "shell"
+    """`shell`: any sh command line. `simple_command`: one command, no operators, from `allow`. `programs`: one call of a program
+    that the environment brings as /opt/tools/NAME, for a NAME of `allow`; its words are arguments, whatever is in them."""
     allow: tuple[str, ...] = ()
-    """Commands that `simple_command` accepts; empty means any."""
+    """Commands that `simple_command` and `programs` accept; empty means any, for `programs` none."""
     redirect: tuple[str, ...] = ()
     """Commands that may write with `> FILE` under `simple_command`."""
     timeout_s: float = 20.0

@@ -158,7 +158,7 @@ def read(folder: Path) -> Task:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SourceError(f"{folder} is not a readable task folder: {error}; write it again from its source") from error
     spec, source = _from_document(document, toml_path)
-    files, executable = _walk(folder)
+    files, executable = contents(folder)
     alternatives = {PurePosixPath(name).stem: files.pop(name).decode() for name in list(files) if name.startswith(ALTERNATIVES)}
     cheats = {PurePosixPath(name).stem: files.pop(name).decode() for name in list(files) if name.startswith(CHEATS)}
     return Task(
@@ -241,7 +241,7 @@ def _from_document(document: dict[str, Any], path: Path) -> tuple[TaskSpec, Sour
         raise SourceError(f"{path} does not hold a valid task: {error}") from error
 
 
-def _walk(folder: Path) -> tuple[dict[str, bytes], set[str]]:
+def contents(folder: Path) -> tuple[dict[str, bytes], set[str]]:
     """Members of the three sub-folders and which of them are executable. Links are refused, never followed."""
     files: dict[str, bytes] = {}
     executable: set[str] = set()

@@ -39,6 +39,24 @@ async (limits) => {
   const paints = (s) =>
     alphaOf(s.backgroundColor) > 0 || s.backgroundImage !== "none" || s.boxShadow !== "none" ||
     ["Top", "Right", "Bottom", "Left"].some((side) => parseFloat(s[`border${side}Width`]) > 0 && alphaOf(s[`border${side}Color`]) > 0);
+  // ---- style that can make what is measured differ from what is seen; a rule may refuse it (`Metrics.effects`)
+  const effects = {};
+  const note = (name, is, element, tag) => { if (is && !(name in effects)) effects[name] = `${tag.toLowerCase()}${idOf(element) ? "#" + idOf(element) : ""}`.slice(0, 80); };
+  const generates = (element, pseudo) => !["none", "normal"].includes(getComputedStyle(element, pseudo).content);
+  const noteEffects = (element, tag, s) => {
+    const font = parseFloat(s.fontSize) || 16;
+    note("transform", [s.transform, s.rotate, s.scale, s.translate, s.perspective, s.offsetPath].some((v) => v && v !== "none"), element, tag);
+    note("zoom", s.zoom && s.zoom !== "1", element, tag);
+    note("filter", s.filter !== "none" || s.backdropFilter !== "none", element, tag);
+    note("clip", s.clipPath !== "none" || s.clip !== "auto", element, tag);
+    note("mask", (s.maskImage ?? s.webkitMaskImage) !== "none", element, tag);
+    note("blend", s.mixBlendMode !== "normal", element, tag);
+    note("picture", [s.backgroundImage, s.borderImageSource, s.listStyleImage].some((v) => v !== "none") || !["normal", "none"].includes(s.content), element, tag);
+    note("overflow", s.overflowX !== "visible" || s.overflowY !== "visible", element, tag);
+    note("animation", s.animationName !== "none", element, tag);
+    note("spacing", parseFloat(s.letterSpacing) < -0.05 * font || parseFloat(s.wordSpacing) < -0.2 * font || (s.fontSizeAdjust ?? "none") !== "none", element, tag);
+    note("generated", generates(element, "::before") || generates(element, "::after"), element, tag);
+  };
   const blurOf = (filter) => { const m = /blur\(([\d.]+)px\)/.exec(filter); return m ? Number(m[1]) : 0; };
 
   // ---- elements, parents before children; a frame of the stack is [element, recorded parent, opacity so far, blur so far]
@@ -51,6 +69,7 @@ async (limits) => {
     if (SKIPPED.has(tag)) continue;
     const style = getComputedStyle(element);
     if (style.display === "none") continue;
+    noteEffects(element, tag, style);
     const opacity = opacityAbove * Number(style.opacity), blur = blurAbove + blurOf(style.filter);
     const rect = boundsOf(element);
     const own = [];
@@ -121,7 +140,7 @@ async (limits) => {
     text.on = [...on[i]].slice(0, 50);
   });
   return JSON.stringify({
-    boxes, texts, truncated, viewport: [innerWidth, innerHeight],
+    boxes, texts, truncated, effects, viewport: [innerWidth, innerHeight],
     content: [Math.max(wide(root), body ? wide(body) : 0), Math.max(high(root), body ? high(body) : 0)],
     title: getter(Document, "title")(document).slice(0, 200), url: location.href.slice(0, 300),
   });

@@ -1,7 +1,7 @@
 // Runs in a blank page of our own. Compares screenshots of some text with the one without any (base64 PNG), line of text by line of
-// text, and looks for areas where nothing is. Argument: {shots, bare, texts: [{shot, lines, colour, opacity, count}], tile}; the
-// first of the shots is the whole page.
-async ({ shots, bare, texts, tile }) => {
+// text, and looks for areas where nothing is and for colours. Argument: {shots, bare, texts: [{shot, lines, colour, opacity, count}],
+// boxes: [[x, y, width, height]], tile}; the first of the shots is the whole page.
+async ({ shots, bare, texts, boxes, tile }) => {
   const read = async (base64) => {
     const bitmap = await createImageBitmap(await (await fetch(`data:image/png;base64,${base64}`)).blob());
     const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
@@ -88,9 +88,39 @@ async ({ shots, bare, texts, tile }) => {
       }
     }
   }
+  // ---- colours without any text: the commonest one of each box, on a grid of points, and those of the page
+  const commonest = (counts) => {
+    let best = 0, sum = 0, at = 0;
+    for (const [colour, n] of counts) { sum += n; if (n > best) { best = n; at = colour; } }
+    return sum ? [at & 255, (at >> 8) & 255, (at >> 16) & 255, best / sum] : null;
+  };
+  const GRID = 24;
+  const fills = boxes.map(([x, y, w, h]) => {
+    const counts = new Map();
+    for (let r = 0; r < GRID; r++) {
+      const row = Math.floor(y + (h * (r + 0.5)) / GRID);
+      for (let c = 0; c < GRID && row >= 0 && row < height; c++) {
+        const column = Math.floor(x + (w * (c + 0.5)) / GRID);
+        if (column < 0 || column >= width) continue;
+        const colour = B32[row * width + column];
+        counts.set(colour, (counts.get(colour) ?? 0) + 1);
+      }
+    }
+    return commonest(counts);
+  });
+  const shades = new Map();
+  let points = 0;
+  for (let row = 0; row < height; row += 2) {
+    for (let column = 0; column < width; column += 2) {
+      const colour = B32[row * width + column];
+      shades.set(colour, (shades.get(colour) ?? 0) + 1);
+      points++;
+    }
+  }
+  const palette = [...shades].sort((m, n) => n[1] - m[1]).slice(0, 24).map(([v, n]) => [v & 255, (v >> 8) & 255, (v >> 16) & 255, n / points]);
   const background = [...tones].sort((m, n) => n[1] - m[1])[0] ?? [-1, 0];
   return {
-    seen, size: [width, height], empty: [...tones.values()].reduce((m, n) => m + n, 0) / Math.max(1, columns * rows),
+    seen, fills, palette, size: [width, height], empty: [...tones.values()].reduce((m, n) => m + n, 0) / Math.max(1, columns * rows),
     largest: largest.map((v) => v * tile), background: background[1] / Math.max(1, columns * rows),
   };
 }

@@ -56,7 +56,7 @@ def doorway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doorway]:
         yield Doorway(settings, store)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def index_reachable() -> None:
     """For tests that need the package index."""
     try:

@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 
-from env_factory import gates
+from env_factory import gates, suite
 from env_factory.build import build
 from env_factory.cheats.corpus import corpus
 from env_factory.gates import Proof, prove
+from env_factory.mutants import Rules
+from env_factory.reasons import REASONS
+from env_factory.still import leak
+from env_factory.trial import RETRIES, asking_again
 from gymsmith import taskdir
-from gymsmith.errors import InfrastructureError, SandboxError
+from gymsmith.errors import InfrastructureError, SandboxError, SourceError
 from gymsmith.schema import Draft, Source, TaskSpec
 from gymsmith.taskdir import Task
+from tests.sandboxes.graded import RING_EXPECTED, RING_SOLUTION, ring_task
 
 TEST = '#!/bin/sh\nif [ "$(cat sum.txt 2>/dev/null)" = "$(cat /tests/want)" ]; then echo PASS sum; else echo FAIL sum; fi\n'
 DOCKERFILE = "FROM gymsmith/host\nWORKDIR /work\nCOPY --chown=agent:agent work /work\n"
@@ -39,10 +44,11 @@ GOOD = Draft(
 )
 
 
-def proved(doorway: Any, draft: Draft, level: gates.Level = "full") -> Proof:
+def proved(doorway: Any, draft: Draft, level: gates.Level = "full", rules: Rules = Rules()) -> Proof:
     async def work() -> Proof:
         provider, images = await doorway.worker.provider(), await doorway.worker.images()
-        return await prove(draft, await build(draft, images), provider, level=level, base_digest=images.base_digest())
+        image = await build(draft, images)
+        return await prove(draft, image, provider, level=level, base_digest=images.base_digest(), rules=rules)
 
     proof: Proof = doorway.worker.run(work())
     return proof
@@ -99,7 +105,7 @@ BAD: dict[str, tuple[Draft, str]] = {
 def test_a_bad_draft_falls_with_its_own_word(doorway: Any, case: str) -> None:
     draft, reason = BAD[case]
     proof = proved(doorway, draft)
-    assert proof.reason == reason and reason in gates.REASONS, proof
+    assert proof.reason == reason and reason in REASONS, proof
     assert not proof.evidence.proved and (proof.detail or reason == "slow")
 
 
@@ -111,11 +117,11 @@ def test_a_flaky_verifier_is_never_proved(doorway: Any) -> None:
 
 def test_the_leak_scan_knows_solutions_histories_and_test_names() -> None:
     solution = GOOD.files["solution/solve.sh"].decode().splitlines()[1]
-    assert not gates.leak(replace(GOOD, instruction=f"Run {solution}")).passed
-    assert not gates.leak(replace(GOOD, files={**FILES, "environment/work/.git/HEAD": b"ref"})).passed
+    assert not leak(replace(GOOD, instruction=f"Run {solution}")).passed
+    assert not leak(replace(GOOD, files={**FILES, "environment/work/.git/HEAD": b"ref"})).passed
     named = GOOD.spec.model_copy(update={"expected": ("test_a.py::test_b",)})
-    assert not gates.leak(replace(GOOD, spec=named, instruction="Make test_a.py::test_b pass.")).passed
-    assert gates.leak(GOOD).passed
+    assert not leak(replace(GOOD, spec=named, instruction="Make test_a.py::test_b pass.")).passed
+    assert leak(GOOD).passed
 
 
 def test_general_cheats_take_turns_and_some_do_not() -> None:
@@ -150,7 +156,47 @@ def test_a_sandbox_that_fails_us_is_asked_again_and_never_counts() -> None:
             raise answer
         return answer
 
-    assert asyncio.run(gates._asking_again(ask)) == "an answer"
-    answers = [SandboxError("gone")] * gates.RETRIES
+    assert asyncio.run(asking_again(ask)) == "an answer"
+    answers = [SandboxError("gone")] * RETRIES
     with pytest.raises(InfrastructureError):
-        asyncio.run(gates._asking_again(ask))
+        asyncio.run(asking_again(ask))
+
+
+def test_the_whole_suite_is_for_the_oracle_alone(doorway: Any) -> None:
+    """Selected tests decide on everything else; a solution that breaks what lies outside them falls with a word of its own."""
+    script = "#!/bin/sh\nfor t in $(cat /tests/select.txt); do . /tests/$t; done\n"
+    kept = '[ "$(cat a.txt 2>/dev/null)" = 417 ] && echo PASS kept || echo FAIL kept\n'
+    files = changed(tests__test_sh=script.encode()) | {
+        "tests/sum": TEST.encode(),
+        "tests/kept": kept.encode(),
+        "tests/select.txt": b"sum\n",
+        suite.MEMBER: suite.member(["sum", "kept"], timeout_s=20),
+    }
+    good = replace(GOOD, files=files)
+    whole = suite.whole(Task.of(good))
+    assert whole is not None and whole.spec.expected == ("sum", "kept") and whole.files["tests/select.txt"] == b"sum\nkept\n"
+    careless = replace(GOOD, files=files | {"solution/solve.sh": FILES["solution/solve.sh"] + b"rm a.txt\n"}, alternatives=())
+    proof = proved(doorway, careless, "admission")
+    assert proof.reason == "suite-fails" and "kept" in proof.detail, proof
+    with pytest.raises(SourceError, match="every selected test, 'sum'"):
+        suite.whole(Task.of(replace(good, files=files | {suite.MEMBER: suite.member(["kept"], timeout_s=1)})))
+    assert suite.whole(Task.of(GOOD)) is None
+
+
+@pytest.mark.parametrize("trap", ["zone", "hash", "order"])
+def test_an_oracle_that_holds_under_one_condition_only_is_flaky(doorway: Any, trap: str) -> None:
+    if trap == "order":
+        ring = ring_task(observed=False)
+        ordered = ring.files["tests/suite/test_ring.py"] + b"\nseen = []\ndef test_first():\n    seen.append(1)\n"
+        ordered += b"def test_then():\n    assert seen\n"
+        tests = (*RING_EXPECTED, "test_ring.py::test_first", "test_ring.py::test_then")
+        ring = replace(ring, spec=ring.spec.model_copy(update={"expected": tests}))
+        files = {"tests/suite/test_ring.py": ordered, "tests/select.txt": "\n".join(tests).encode()}
+        draft = replace(ring.draft, files=ring.files | files | {"solution/solve.sh": RING_SOLUTION.encode()})
+    else:
+        check = {"zone": '[ "$(date +%z)" = +0000 ]', "hash": '[ -z "$PYTHONHASHSEED" ]'}[trap]
+        draft = replace(GOOD, files=changed(tests__test_sh=f"#!/bin/sh\n{check} || exit\n".encode() + TEST.encode()))
+    assert proved(doorway, draft, "controls").reason == ""
+    proof = proved(doorway, draft, "admission")
+    words = {"zone": "a day", "hash": "a day", "order": "other order"}
+    assert proof.reason == "flaky" and words[trap] in proof.detail, proof

@@ -162,7 +162,14 @@ def test_symptoms_show_values_and_never_the_tests_own_names() -> None:
     )  # fmt: skip
     told = observe(built | {"source": "assert len(c) == 3"})
     assert told is not None and told.setup == ("c = Cache(maxsize=4)",) and told.expression == "len(c)"
+    counted = failure(
+        source="assert len(calls) == 1", compared=["==", "0", "1"], values={"calls": "[]"}, builtin=["len"], public={"f": "f"},
+        before=["calls = []", "g = f(calls.append)", "g()"],
+    )  # fmt: skip
+    grown = observe(counted)
+    assert grown is not None and grown.setup[0] == "calls = []" and grown.expression == "len(calls)"
     for useless in (
+        failure(source="assert len(calls) == 1", compared=["==", "0", "1"], values={"calls": "[]"}, builtin=["len"]),
         built | {"before": ["c = self.make()"], "source": "assert len(c) == 3"},
         compared | {"compared": ["==", "<object object at 0x7f0000000000>", "1"]},
         compared | {"compared": ["==", "1", "1"]},

@@ -148,6 +148,15 @@ def test_curves_keep_their_shape_and_hold_no_nan(client: TestClient, store: Stor
 # ---------------------------------------------------------------- orders
 
 
+def test_an_import_is_a_job_of_its_own_kind(client: TestClient) -> None:
+    answer = client.post(f"{V}/environments:import", json={"path": "/data/tasks", "format": "harbor"})
+    job = answer.json()
+    assert answer.status_code == 202 and answer.headers["location"] == f"{V}/jobs/{job['id']}"
+    assert (job["kind"], job["queue"], job["payload"]) == ("import", "factory", {"path": "/data/tasks", "format": "harbor"})
+    for wrong in ({"path": ""}, {"path": "x", "format": "zip"}, {"path": "x", "more": 1}):
+        assert client.post(f"{V}/environments:import", json=wrong).status_code == 422
+
+
 def test_equal_orders_with_one_key_are_one_job(client: TestClient, store: Store) -> None:
     def post(_: int) -> Any:
         return client.post(f"{V}/environments:generate", json=ORDER, headers={"idempotency-key": "k1"})
@@ -159,7 +168,7 @@ def test_equal_orders_with_one_key_are_one_job(client: TestClient, store: Store)
     assert sum("idempotency-replayed" not in a.headers for a in answers) >= 1
     job = answers[0].json()
     assert answers[0].headers["location"] == f"{V}/jobs/{job['id']}"
-    assert (job["kind"], job["queue"], job["payload"]["n"], job["payload"]["gates"]) == ("generate", "factory", 12, "full")
+    assert (job["kind"], job["queue"], job["payload"]["n"], job["payload"]["gates"]) == ("generate", "factory", 12, "admission")
     other = client.post(f"{V}/environments:generate", json=ORDER | {"n": 13}, headers={"idempotency-key": "k1"})
     assert other.status_code == 409 and other.json()["code"] == "conflict"
     assert client.post(f"{V}/environments:generate", json=ORDER).json()["id"] != job["id"], "without a key every order is new"
@@ -213,12 +222,15 @@ OPERATIONS = {
     "followRun",
     "generateEnvironments",
     "getEnvironment",
+    "getEnvironmentDifficulty",
     "getEnvironmentEvidence",
+    "listEnvironmentDifficulties",
     "getEnvironmentFacets",
     "getEnvironmentFile",
     "getEnvironmentRejects",
     "getEvaluation",
     "getHealth",
+    "importEnvironments",
     "getJob",
     "getReadiness",
     "getRun",

@@ -19,6 +19,7 @@ from gymsmith.errors import BuildError, GymsmithError, InfrastructureError, Reje
 from gymsmith.schema import Environment, Job, Run, Source, State, Status, TaskSpec
 from gymsmith.store import Store
 from gymsmith.supervisor import Supervisor, running
+from gymsmith.verbs.environments import absolute
 
 import job_doors  # isort: skip # noqa: F401  registers the kinds
 from spoken import say  # isort: skip
@@ -67,14 +68,25 @@ WRONG = {
     "negative number": (("generate", "shell:all", "--kind", "shell", "-n", "-3"), "greater than or equal to 1"),
     "no number": (("env", "list", "--limit", "many"), "Invalid value for '--limit': Input should be a valid integer"),
     "no kind": (("generate", "shell:all"), "Missing option '--kind'"),
-    "unknown kind": (("generate", "shell:all", "--kind", "song"), "--kind to be one of mutation, tutorial, shell, got 'song'"),
+    "unknown kind": (("generate", "shell:all", "--kind", "song"), "--kind to be one of mutation, reconstruction"),
     "unknown split": (("generate", "shell:all", "--kind", "shell", "--split", "x"), "train, held_out, got 'x'"),
+    "budget without a model": (
+        ("generate", "shell:all", "--kind", "shell", "--budget-usd", "1"),
+        "expected --budget-usd with a kind",
+    ),
+    "no issue": (("generate", "git:x", "--kind", "llm-issue"), "expected --issue FILE with --kind llm-issue"),
+    "no such issue": (("generate", "git:x", "--kind", "llm-issue", "--issue", "/nope.md"), "there is no such file"),
     "unknown status": (("env", "list", "--status", "bogus"), "got 'bogus'"),
     "foreign cursor": (("env", "list", "--cursor", "%%%"), "start again without a cursor"),
     "unknown id": (("env", "show", "zzzz"), "no environment 'zzzz'; `gymsmith env list`"),
     "two ids begin so": (("env", "show", "aaaa"), "several ids begin with 'aaaa' (aaaa1111, aaaa2222"),
     "pattern, not id": (("env", "show", "a%1"), "no environment 'a%1'"),
     "files are gone": (("env", "show", "aaaa1"), "is gone; generate the environment again"),
+    "import of nothing": (("env", "import", "/nope"), "there is nothing; check the path"),
+    "unknown format": (("env", "import", "/tmp", "--format", "tar"), "got 'tar'"),
+    "export of nothing": (("env", "export", "--to", "/nope/x"), "ids or --all, got neither"),
+    "export over something": (("env", "export", "aaaa1", "--to", "/tmp"), "/tmp exists"),
+    "difference to nothing": (("env", "diff", "aaaa1", "zzzz"), "no environment 'zzzz'"),
     "unknown run": (("run", "show", "nope"), "no run 'nope'; `gymsmith run list`"),
     "unknown start": (("rl", "--from", "nope"), "no run 'nope'"),
     "run without checkpoint": (("rl", "--from", "r1"), "run r1 has no checkpoint yet"),
@@ -214,3 +226,19 @@ def test_a_demo_outside_a_checkout_says_so_before_it_starts(
     code, out, err = say(capsys, "demo", "--quick", "--no-serve", "--home", str(tmp_path / "home"))
     assert code == 2 and not out and "run the demo in a checkout of the repository" in err and len(err.splitlines()) == 1
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("git:.#v1", "git:{here}#v1"),
+        ("archive:a.zip", "archive:{here}/a.zip"),
+        ("issue:/x.json#3", "issue:/x.json#3"),
+        ("git:https://host/repo#v1", "git:https://host/repo#v1"),
+        ("git:file:///repo", "git:file:///repo"),
+        ("pypi:six==1.17.0", "pypi:six==1.17.0"),
+        ("https://host/page", "https://host/page"),
+    ],
+)
+def test_a_relative_source_is_written_out(given: str, wanted: str) -> None:
+    assert absolute(given) == wanted.format(here=Path.cwd())

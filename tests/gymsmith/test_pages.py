@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from gymsmith import render
 from gymsmith.api import create_app
 from gymsmith.config import Settings
-from gymsmith.schema import Segment, Step, VersionSpan
+from gymsmith.schema import Job, Segment, Step, VersionSpan
 from gymsmith.store import Store
 
 HERE = "http://127.0.0.1:8642"
@@ -124,6 +124,31 @@ def test_what_a_page_shows(client: TestClient, local: Store) -> None:
     assert "Promises" in demo and "1 of 2 kept" in demo and "2 min 38 s" in demo
     assert "away" in client.get(f"/jobs/{ids['failed_job']}").text
     assert "n of" not in detail and "50 of 90 environments" in client.get("/environments").text
+
+
+def test_a_job_says_what_a_language_model_was_paid(client: TestClient, local: Store) -> None:
+    sums = {
+        "llm_model": "<b>m</b>",
+        "llm_calls": 3,
+        "llm_remembered": 1,
+        "llm_prompt_tokens": 12_345,
+        "llm_completion_tokens": 678,
+    }
+    local.put_jobs([Job(id="j", kind="generate", queue="factory")])
+    assert local.claim("j", "me") is not None
+    local.finish("j", 1, {"admitted": [], "reasons": {"llm-json": 2}, "stopped": "budget", "llm_cost_usd": 0.0315, **sums})
+    page = client.get("/jobs/j").text
+    for shown in ("Language model", "&lt;b&gt;m&lt;/b&gt;", "12,345", "678", "0.0315 USD", "its budget; a larger one goes on"):
+        assert shown in page
+    local.put_jobs([Job(id="k", kind="generate", queue="factory")])
+    assert "Language model" not in client.get("/jobs/k").text
+    assert "llm-tutorial" not in client.get("/environments").text
+    endpoint = {"llm_url": "http://127.0.0.1:1/v1", "llm_model": "<i>m"}
+    with (
+        Store.open(local.settings.model_copy(update=endpoint)) as other,
+        TestClient(create_app(other.settings, other), base_url=HERE) as c,
+    ):
+        assert '<optgroup label="by &lt;i&gt;m"><option value="llm-tutorial">' in c.get("/environments").text
 
 
 def test_the_form_orders_and_the_button_cancels(client: TestClient, local: Store) -> None:

@@ -138,6 +138,7 @@ async def start_remote(folder: Path, images: ImageSource) -> OwnHosts:
         server = HostServer(await NamespaceProvider.start(shelf, folder / f"state{number}"), shelf, TOKEN)
         addresses.append(Address("127.0.0.1", await server.listen("127.0.0.1", 0, server_context(folder, "host"))))
         servers.append(server)
-    made = await OwnHosts.start(images, addresses, folder, TOKEN)
+    # their loop stands still while other providers' tests run: a lease of a minute would lapse on a busy machine
+    made = await OwnHosts.start(images, addresses, folder, TOKEN, lease_s=1800.0)
     made.servers = servers
     return made

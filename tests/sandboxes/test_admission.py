@@ -174,3 +174,35 @@ def test_forty_callers_share_the_room_of_four(tmp_path: Path) -> None:
 
     assert run(peak(4, tmp_path / "four")) <= 4
     assert run(peak(40, tmp_path / "forty")) > 4
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_what_a_snapshot_holds_is_reserved_until_nobody_stands_on_it(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir(mode=0o755)
+    spec = SandboxSpec(image="probe", memory_bytes=32 * MIB, disk_bytes=8 * MIB, pids=8)
+    box_bytes, copy_bytes = 40 * MIB, 9 * MIB
+
+    async def act() -> None:
+        admission = Admission(room(10, 2 * box_bytes + copy_bytes, 1000), wait_s=0.3)
+        provider = await NamespaceProvider.start(HostUsr(tmp_path / "root"), tmp_path / "state", admission=admission)
+        box = await provider.create(spec)
+        snapshot = await box.snapshot()
+        assert held(admission)[:2] == (1, box_bytes + copy_bytes)
+        fork = await snapshot.start()
+        with pytest.raises(Capacity, match=r"2 of at most 10 sandboxes live and reserve, with snapshots, 89 of 89 MiB"):
+            await box.snapshot()
+        assert (await box.exec("echo moves")).ok, "who waited for room did not stand still for it"
+        await snapshot.discard()
+        assert held(admission)[:2] == (2, 2 * box_bytes + copy_bytes), "the fork stands on it"
+        await fork.destroy()
+        assert held(admission)[:2] == (1, box_bytes)
+        [again] = await box.fork()
+        assert held(admission)[:2] == (2, 2 * box_bytes + copy_bytes)
+        await again.destroy()
+        await box.destroy()
+        with pytest.raises(SandboxGone):
+            await box.snapshot()
+        assert held(admission) == (0, 0, 0, 0)
+        await provider.close()
+
+    run(act())

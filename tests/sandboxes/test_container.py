@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gymsmith.errors import Capacity, ImageMissing, PolicyRefused
-from sandboxes.base import Image, SandboxSpec
+from gymsmith import doctor
+from gymsmith.errors import Capacity, DiskLimit, ImageMissing, PolicyRefused
+from sandboxes.base import MIB, Image, SandboxSpec
 from sandboxes.changes import layer_records
 from sandboxes.container import LABEL, sweep
+from sandboxes.container_disk import Survey
 
 if TYPE_CHECKING:
     from tests.sandboxes.conftest import House
@@ -102,6 +105,64 @@ def test_what_the_engine_cannot_do_is_said(house: House, tmp_path: Path) -> None
             images.image = before
 
     house.run(act())
+
+
+FILL = "for n in 1 2 3; do head -c 4000000 /dev/zero > big$n; done"
+
+
+@pytest.mark.parametrize("way", ["measured", "asked"])
+def test_too_much_on_disk_ends_a_container(house: House, way: Any) -> None:
+    """By this host's own look at the engine's folder, or by what the engine says where nobody may look."""
+
+    async def act() -> None:
+        provider: Any = house.provider
+        before, provider._disk = provider._disk, Survey(way, "")
+        try:
+            box, watched = await house.box(disk_bytes=8 * MIB), provider._disks._watched
+            assert watched[box.container].ask_engine == (way == "asked")
+            with pytest.raises(DiskLimit, match=str(8 * MIB)):
+                await box.exec(f"{FILL}; sleep 55", timeout_s=55)
+            await box.destroy()
+            assert box.container not in watched
+            free = await house.box(disk_bytes=8 * MIB)
+            provider._disks.drop(free.container)
+            assert (await free.exec(f"{FILL}; sleep 3")).ok, "control arm: who is not watched may go on"
+            await free.destroy()
+        finally:
+            provider._disk = before
+
+    house.run(act())
+
+
+def test_disks_that_cannot_be_measured_let_nobody_in(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act() -> None:
+        provider: Any = house.provider
+        box = await house.box()
+        with monkeypatch.context() as without_find:
+            without_find.setenv("PATH", "/nowhere")
+            await box.exec("true")
+            with pytest.raises(Capacity, match="find"):
+                for _ in range(100):
+                    provider._disks.check()
+                    await asyncio.sleep(0.1)
+            with pytest.raises(Capacity, match="measured"):
+                await house.box()
+        await box.exec("true")
+        for _ in range(100):
+            if not provider._disks.failure:
+                break
+            await asyncio.sleep(0.1)
+        await (await house.box()).destroy()
+        await box.destroy()
+
+    house.run(act())
+
+
+def test_the_doctor_says_who_limits_disks(house: House) -> None:
+    engine, disks = doctor.docker_engine()
+    assert (engine.state, disks.state) == ("ok", "ok")
+    assert house.able.disk_limit and f"disk: {disks.detail}" in house.able.notes
+    assert (house.able.at_disk_limit == "ended") == ("ended" in disks.detail)
 
 
 def test_an_unknown_runtime_is_refused(house: House, tmp_path: Path) -> None:

@@ -75,6 +75,26 @@ def test_the_reward_is_the_one_of_that_name_else_the_least() -> None:
     assert harbor_verdict(None, b"1", ExecResult(exit_code=None, signal=9, output=b"", timed_out=True))[0] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("json_file", "txt_file", "named"),
+    [
+        (None, b"1.0000001", "reward=1.0000001"),
+        (None, b"-3e2", "reward=-300"),
+        (b'{"reward": 7, "right": 1}', None, "reward=7"),
+        (b'{"right": 1, "seconds": -0.5}', None, "seconds=-0.5"),
+    ],
+)
+def test_a_reward_beyond_its_scale_is_none(json_file: bytes | None, txt_file: bytes | None, named: str) -> None:
+    value, tests, detail = harbor_verdict(json_file, txt_file, OK)
+    assert (value, tests) == (0.0, {}) and "between 0 and 1" in detail and named in detail
+
+
+def test_what_stands_beside_a_reward_has_its_own_scale() -> None:
+    """The control arm: only the reward is bounded, and its ends belong to it."""
+    assert harbor_verdict(b'{"reward": 0.25, "seconds": 93.5, "drift": -2}', None, OK)[0] == 0.25
+    assert [harbor_verdict(None, text, OK)[0] for text in (b"0", b"-0.0", b"1", b"1.0")] == [0.0, 0.0, 1.0, 1.0]
+
+
 def imported(test: str, **spec: Any) -> Task:
     """A task as others write them: the tests decide and write their reward; no list of ids."""
     return task_of(

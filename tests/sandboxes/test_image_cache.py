@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from gymsmith.errors import BuildError, Conflict, ImageMissing
+from gymsmith.errors import BuildError, Conflict, ImageMissing, StoreError
 from sandboxes import image_upkeep
 from sandboxes.base import Image
+from sandboxes.host_shelf import Shelf
 from sandboxes.image import ImageStore
 from sandboxes.image_build import StepDone
+from sandboxes.layer import AS_ROOT
+from sandboxes.layer_store import seal
 from tests.sandboxes.image_shop import Shop
 
 UUID = "FROM gymsmith/host\nRUN cat /proc/sys/kernel/random/uuid > /opt/once; {}\n"
@@ -148,6 +151,36 @@ def test_a_damaged_copy_and_a_damaged_base_are_made_again(tmp_path: Path) -> Non
         (layer / name).write_text("spoilt")
         asyncio.run(ImageStore(tmp_path).build(text, context))
         assert (layer / name).read_text() != "spoilt"
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can give files away")
+def test_a_store_copied_without_its_owners_is_noticed(tmp_path: Path) -> None:
+    """Otherwise every write inside is denied and every attempt scores 0. `cp -a` is the control arm."""
+    text, context = "FROM gymsmith/host\nCOPY f /work/f\n", {"f": b"content"}
+    image = asyncio.run(ImageStore(tmp_path / "ours").build(text, context))
+    for how, copy in (("-a", "faithful"), ("-r", "bare"), ("-a", "foreign")):
+        subprocess.run(["cp", how, tmp_path / "ours", tmp_path / copy], check=True)
+    again: list[StepDone] = []
+    faithful = ImageStore(tmp_path / "faithful")
+    assert faithful.get(image.id).id == image.id
+    asyncio.run(faithful.build(text, context, on_step=again.append))
+    bare = ImageStore(tmp_path / "bare")
+    with pytest.raises(ImageMissing, match="cp -a"):
+        bare.get(image.id)
+    assert asyncio.run(bare.build(text, context, on_step=again.append)).id == image.id
+    assert [step.cached for step in again] == [True, False]
+    foreign = ImageStore(tmp_path / "foreign")
+    subprocess.run(["chown", "-R", "1000:1000", foreign.root], check=True)
+    for layer in (foreign.root / "layers").iterdir():  # as that user's own process has sealed them
+        (layer / "seal").write_text(seal(layer / "tree"))
+    for ask in (lambda: foreign.get(image.id), foreign.base, lambda: asyncio.run(foreign.build(text, context))):
+        with pytest.raises(StoreError, match=r"1000.*cp -a"):
+            ask()
+    hosted = Shelf(tmp_path / "hosted")
+    subprocess.run(["cp", "-r", foreign.layers.tree(image.layers[0].parent.name), hosted.path("a" * 64)], check=True)
+    said = {"id": "x", "layers": ["a" * 64], "binds": [], "env": {}, "workdir": "/", "user": "root", "engine_ref": None}
+    with pytest.raises(StoreError, match="cp -a"):
+        hosted.image(said)
 
 
 def test_missing_images_are_typed(shop: Shop) -> None:

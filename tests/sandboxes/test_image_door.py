@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gymsmith import cli
 from gymsmith.config import Settings
 from gymsmith.errors import ConfigError, NotFound
 from gymsmith.schema import Environment, Source, Status, TaskSpec
 from gymsmith.store import Store
 from sandboxes import image_door
 from sandboxes.layer import AS_ROOT
+from tests.gymsmith import spoken
 
 
 def say(capsys: pytest.CaptureFixture[str], home: Path, *words: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of `gymsmith image WORDS`, run in this process."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
-    given, sys.argv = sys.argv, ["gymsmith", "image", *words, "--home", str(home)]
-    try:
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    finally:
-        sys.argv = given
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    out, err = capsys.readouterr()
-    return int(end.value.code or 0), out, err
+    """`gymsmith image WORDS` on a state folder of the test's own."""
+    return spoken.say(capsys, "image", *words, "--home", str(home))
 
 
 def test_an_image_is_built_listed_used_and_removed(namespaces: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

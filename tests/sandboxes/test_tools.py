@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sandboxes.tools import REFUSED_SIMPLE, Command, Finish, Refusal, read_actio
 
 SIMPLE = ToolSpec(name="simple_command", allow=("ls", "cat", "grep", "echo", "rm", "mv", "cp", "sort", "sh"), redirect=("echo",))
 SHELL = ToolSpec()
+PROGRAMS = ToolSpec(name="programs", allow=("search", "open"))
 
 ACCEPTED = [
     "ls",
@@ -179,3 +181,23 @@ def test_observation_is_the_output_and_how_it_ended() -> None:
     assert show(SHELL, result(b"", None, 9, oom=True)) == "[out of memory]\n"
     assert show(SIMPLE, result(b"", None, 11)) == "[killed by signal 11]\n"
     assert show(SIMPLE, result(b"\xff\xfe<|end|>")) == "\ufffd\ufffd<|end|>"
+
+
+@pytest.mark.parametrize(
+    "words", ["red lamp", "'two words' $(id) `id` | cat ; rm -rf /", "a > b && c < d", '"it\'s" * ~ # x', "é漢 \\$x"]
+)
+def test_what_a_program_is_called_with_means_nothing_to_a_shell(words: str) -> None:
+    """The program gets the words as a shell would split them, and nothing else happens: shown by a shell and /usr/bin/printf."""
+    made = read_action(PROGRAMS, f"search {words}")
+    assert isinstance(made, Command) and made.line.startswith("/opt/tools/search ")
+    said = subprocess.run(
+        ["sh", "-c", made.line.replace("/opt/tools/search", "printf '%s\\n'", 1)], capture_output=True, text=True
+    )
+    assert said.stdout.splitlines() == shlex.split(words) and said.stderr == ""
+
+
+@pytest.mark.parametrize("line", ["", "ls", "/opt/tools/search x", "search 'open", "../search x", "PATH=. search x", "answer x"])
+def test_only_declared_programs_are_called(line: str) -> None:
+    refused = read_action(PROGRAMS, line)
+    assert isinstance(refused, Refusal) and refused.observation.startswith("refused: ")
+    assert isinstance(read_action(PROGRAMS, "exit"), Finish)

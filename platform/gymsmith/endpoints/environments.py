@@ -8,9 +8,10 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gymsmith import folder
+from gymsmith.difficulty import Difficulty
 from gymsmith.endpoints.envelope import Cursor, Envelope, IdempotencyKey, Limit, SettingsDep, StoreDep, labels_of, order
 from gymsmith.errors import NotFound
-from gymsmith.schema import Environment, Evidence, Job, Status
+from gymsmith.schema import Environment, Evidence, Job, LlmKind, Status
 
 router = APIRouter(tags=["environments"])
 Labels = Annotated[tuple[str, ...], Query(description="KEY:VALUE, repeatable; all must hold.", max_length=20)]
@@ -21,13 +22,45 @@ class Order(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    source: str = Field(min_length=1, max_length=500, examples=["pypi:inflection==0.5.1", "man:tar", "shell:all"])
-    kind: Literal["mutation", "tutorial", "shell"]
+    source: str = Field(
+        min_length=1, max_length=500, examples=["pypi:inflection==0.5.1", "git:https://host/repo#v1.0", "man:tar", "shell:all"]
+    )
+    kind: (
+        Literal[
+            "mutation",
+            "reconstruction",
+            "combination",
+            "commit",
+            "issue",
+            "tutorial",
+            "examples",
+            "shell",
+            "terminal",
+            "repair",
+            "layout",
+            "browse",
+        ]
+        | LlmKind
+    )
     n: int = Field(default=20, ge=1, le=10_000, description="Environments wanted.")
     seed: int = Field(default=0, ge=0, lt=2**63)
     split: Literal["train", "held_out"] = "train"
     levels: list[int] = Field(default_factory=list, max_length=50)
-    gates: Literal["full", "controls"] = "full"
+    gates: Literal["admission", "full", "controls"] = "admission"
+    issue: str = Field(default="", max_length=200_000, description="Kind llm-issue: the issue's text.")
+    model: str = Field(default="", max_length=200, description="Kinds llm-...: the model to ask for, if not the configured one.")
+    budget_tokens: int = Field(default=0, ge=0, description="Kinds llm-...: stop before more tokens are bought.")
+    budget_usd: float = Field(default=0.0, ge=0, description="Kinds llm-...: stop before more dollars are spent.")
+    per_function: int = Field(default=0, ge=0, description="Mutations of one function; 0 means the kind's own number.")
+
+
+class Incoming(BaseModel):
+    """What to import: the payload of an `import` job."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(min_length=1, max_length=4000, description="A folder, archive or file of the worker, or an https: URL.")
+    format: Literal["auto", "harbor", "terminal-bench", "jsonl", "swebench", "task-repository"] = "auto"
 
 
 @router.get("/environments", operation_id="listEnvironments")
@@ -70,6 +103,12 @@ def generate(body: Order, store: StoreDep, response: Response, idempotency_key: 
     return order(store, response, "generate", body.model_dump(), idempotency_key)
 
 
+@router.post("/environments:import", operation_id="importEnvironments", status_code=202)
+def import_tasks(body: Incoming, store: StoreDep, response: Response, idempotency_key: IdempotencyKey = "") -> Job:
+    """Take in tasks that were made elsewhere; they are unproven until their gates have run here."""
+    return order(store, response, "import", body.model_dump(), idempotency_key)
+
+
 @router.get("/environments/{environment_id}", operation_id="getEnvironment")
 def get_environment(environment_id: str, store: StoreDep) -> Environment:
     """One environment."""
@@ -84,6 +123,18 @@ def get_evidence(environment_id: str, store: StoreDep) -> Evidence:
     if evidence is None:
         raise NotFound(f"no gate has run on environment {environment_id} yet; `gymsmith env verify {environment_id}` runs them")
     return evidence
+
+
+@router.get("/environments:difficulty", operation_id="listEnvironmentDifficulties")
+def list_difficulties(store: StoreDep, id: Annotated[tuple[str, ...], Query(max_length=200)] = ()) -> list[Difficulty]:
+    """pass@1 and pass@8 of each policy that tried these environments; `uncalibrated` where none tried often enough."""
+    return list(store.difficulties(id).values())
+
+
+@router.get("/environments/{environment_id}/difficulty", operation_id="getEnvironmentDifficulty")
+def get_difficulty(environment_id: str, store: StoreDep) -> Difficulty:
+    """How hard it was for the policies that tried it."""
+    return store.difficulties([store.environment(environment_id).id])[environment_id]
 
 
 @router.get("/environments/{environment_id}/files", operation_id="listEnvironmentFiles")

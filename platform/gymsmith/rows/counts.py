@@ -7,11 +7,12 @@ search leave out their own filter, so that the other choices stay visible.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
+from gymsmith.difficulty import Difficulty, difficulty
 from gymsmith.rows import tables as t
 from gymsmith.rows.database import Database
 from gymsmith.rows.environments import _filters
@@ -101,6 +102,21 @@ class Counts:
         with self.db.read() as c:
             total, p, f, gone = c.execute(sa.select(sa.func.count(), passed, failed, lost).where(*where)).one()
         return Outcomes(total=total, passed=p, failed=f, lost=gone)
+
+    def difficulties(self, environment_ids: Sequence[str]) -> dict[str, Difficulty]:
+        """How hard each of these environments was for the policies that tried it; scripted attempts are no policy's."""
+        r = t.trajectories.c
+        passed = sa.func.sum(sa.case((r.reward >= 1, 1), else_=0))
+        query = (
+            sa.select(r.environment_id, r.policy_version, sa.func.count(), passed)
+            .where(r.environment_id.in_(list(environment_ids)), r.reward.is_not(None), r.error == "", r.policy_version != "")
+            .group_by(r.environment_id, r.policy_version)
+        )
+        attempts: dict[str, list[tuple[str, int, int]]] = {each: [] for each in environment_ids}
+        with self.db.read() as c:
+            for environment_id, policy, n, good in c.execute(query):
+                attempts[environment_id].append((policy, int(n), int(good)))
+        return {each: difficulty(each, rows) for each, rows in attempts.items()}
 
     def environment_states(self) -> dict[str, int]:
         """Status -> how many environments."""

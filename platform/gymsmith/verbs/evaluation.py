@@ -58,7 +58,10 @@ def evaluate_swebench(
     with attached(settings_for(home)) as house:
         payload: dict[str, Any] = {"dataset": str(dataset.resolve()), "predictions": predictions}
         if export:
-            payload["environments"] = house.store.environment_ids(kind="mutation", status="verified")
+            kinds = ("mutation", "reconstruction", "combination", "commit", "issue")
+            payload["environments"] = [
+                each for kind in kinds for each in house.store.environment_ids(kind=kind, status="verified")
+            ]
             if not payload["environments"]:
                 raise UserError("no verified SWE environments to export; make some with gymsmith generate pypi:NAME==VERSION")
         job = house.run("evaluate_swebench", payload, label=f"swebench {dataset.name}", quiet=as_json)

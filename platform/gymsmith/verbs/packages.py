@@ -30,7 +30,7 @@ def index_add(
     added = [cache.add(path) for path in files]
     pins = [f"{package.name}=={package.version}" for package in added]
     if wanted:
-        index: Any = importlib.import_module("env_factory.package_index")
+        index: Any = importlib.import_module("env_factory.wheels")
         pins += index.download_wheels(wanted, settings.wheelhouse_dir, python)[1]
     if as_json:
         emit({"packages": pins, "cache": str(settings.wheelhouse_dir)})

@@ -89,11 +89,13 @@ def listing(
         "/environments",
         q=q,
         items=found.items,
+        hardness=store.difficulties([e.id for e in found.items]),
         total=store.environment_total(**q.filters),
         facets=facets,
         open_facets=sum(1 for name in facets if name in first),
         telling=render.TELLING,
         rejects=store.reject_counts(kind or None),
+        llm=store.settings.llm_model if store.settings.llm_url else "",
         next=q.url(found.cursor) if found.cursor else "",
         first=q.url() if cursor else "",
     )
@@ -120,7 +122,8 @@ def detail(request: Request, environment_id: str, store: StoreDep) -> Response:
     """Instruction and evidence."""
     environment = store.environment(environment_id)
     evidence = store.evidence(environment_id)
-    return _tab(request, store, environment, "evidence", evidence=evidence, groups=_grouped(evidence))
+    hardness = store.difficulties([environment.id])[environment.id]
+    return _tab(request, store, environment, "evidence", evidence=evidence, groups=_grouped(evidence), hardness=hardness)
 
 
 @router.get("/environments/{environment_id}/files")
@@ -154,9 +157,12 @@ def _grouped(evidence: Evidence | None) -> list[GateGroup]:
     if evidence is None:
         return []
     purposes = (
-        ("Controls", "Doing nothing must fail, the reference solution must pass.", ("noop", "oracle")),
-        ("Other honest solutions", "Written differently, must pass too.", ("alternative",)),
+        ("Controls", "Doing nothing must fail, the reference solution must pass.", ("noop", "oracle", "again", "suite")),
+        ("Other honest solutions", "Written differently, must pass too.", ("alternative", "restyled")),
+        ("Wrong work", "Parts of the solution, and the solution with one thing wrong, must fail.", ("halves", "mutants")),
         ("Cheats", "Dishonest attempts, must earn nothing.", ("cheat",)),
+        ("Given away", "What an agent could find, or could never know.", ("leak", "looking", "reads", "consistency")),
+        ("Held against others", "Tasks before it, benchmarks, a second build.", ("duplicate", "contamination", "rebuild")),
         ("Tests before and after", "Broken by the change, mended by the solution.", ("f2p", "p2p")),
     )
     groups, taken = [], set()
@@ -166,5 +172,5 @@ def _grouped(evidence: Evidence | None) -> list[GateGroup]:
         if gates:
             groups.append(GateGroup(title, what, gates))
     if rest := [g for g in evidence.gates if id(g) not in taken]:
-        groups.append(GateGroup("Further gates", "Leaks, looking, run time.", rest))
+        groups.append(GateGroup("Further gates", "Run time and the rest.", rest))
     return groups

@@ -67,8 +67,9 @@ def detail(request: Request, job_id: str, store: StoreDep) -> Response:
         counts={
             k: v
             for k, v in job.progress.items()
-            if k not in ("done", "total", "unit", "reasons") and not isinstance(v, dict | list)
+            if k not in ("done", "total", "unit", "reasons") and not k.startswith("llm_") and not isinstance(v, dict | list)
         },
+        bought=_bought({**job.progress, **job.result}),
         reasons=_reasons(job.progress.get("reasons") or job.result.get("reasons")),
         admitted=[i for i in job.result.get("admitted", []) if isinstance(i, str)]
         if isinstance(job.result.get("admitted"), list)
@@ -87,6 +88,23 @@ def cancel(job_id: str, store: StoreDep) -> Response:
     """The button."""
     store.cancel(job_id)
     return RedirectResponse(f"/jobs/{job_id}", status_code=303)
+
+
+def _bought(said: dict[str, Any]) -> dict[str, str]:
+    """What a language model was paid for, as name -> value; empty for jobs that asked none."""
+    if not said.get("llm_model"):
+        return {}
+    rows = {"Model": str(said["llm_model"]), "Answers": f"{said.get('llm_calls', 0):,}"}
+    if said.get("llm_remembered"):
+        rows["Found in the journal"] = f"{said['llm_remembered']:,}"
+    about = "about " if said.get("llm_estimated") else ""
+    rows["Tokens in"] = f"{about}{said.get('llm_prompt_tokens', 0):,}"
+    rows["Tokens out"] = f"{about}{said.get('llm_completion_tokens', 0):,}"
+    cost = said.get("llm_cost_usd", 0)
+    rows["Cost"] = f"{about}{cost:.4f} USD" if cost else "no price is set"
+    if said.get("stopped"):
+        rows["Stopped by"] = f"its {said['stopped']}; a larger one goes on from here"
+    return rows
 
 
 def _reasons(found: Any) -> list[tuple[str, int]]:

@@ -16,7 +16,16 @@ from sandboxes.base import Image, Provider, Sandbox
 from tests.sandboxes.conformance.faults import Faulty
 from tests.sandboxes.conftest import House, OneImage, lacking, start_provider
 
-KINDS = ["ns", pytest.param("docker", marks=pytest.mark.docker), "local", "remote"]
+KINDS = {"ns": "ns", "docker": pytest.param("docker", marks=pytest.mark.docker), "local": "local", "remote": "remote"}
+CANNOT = {
+    "local": frozenset(
+        ("users", "memory_limit", "pids_limit", "cpu_limit", "disk_limit", "seccomp", "shell", "own_root", "layers",
+         "upper_layer", "prepared_upper")
+    ),
+    "docker": frozenset(("upper_layer", "prepared_upper")),
+}  # fmt: skip
+"""Capability fields that a provider has on no machine: what needs one is no test of it. `test_limits.py` holds this table
+against the providers."""
 FAULTY = os.environ.get("GYMSMITH_TEST_FAULTY", "")
 """KIND or, as a control arm with the wrapper but without its faults, KIND:none."""
 
@@ -26,12 +35,6 @@ class Place(House):
 
     async def box(self, *, layers: list[Path] | None = None, upper: Path | None = None, **spec: Any) -> Sandbox:
         return await super().box(layers=layers, upper=upper, **{"trusted": True, **spec})
-
-    def needs(self, feature: str) -> None:
-        """Skip when the provider does not promise this capability field."""
-        if not getattr(self.able, feature):
-            reason = f"{self.provider.name} offers no {feature}: {self.able.notes}"
-            lacking(reason) if self.provider.name == "ns" else pytest.skip(reason)
 
 
 async def open_place(kind: str, folder: Path) -> Provider:
@@ -53,13 +56,20 @@ async def open_place(kind: str, folder: Path) -> Provider:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "broken_by(*faults): the faults of faults.py against which this test must fail")
+    config.addinivalue_line("markers", "needs(*fields): fields of Capabilities; no test of a provider that can never have them")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "house" in metafunc.fixturenames:
-        not_for = getattr(metafunc.module, "NOT_FOR", ())
-        kinds = [FAULTY.partition(":")[0]] if FAULTY else [kind for kind in KINDS if kind not in not_for]
-        metafunc.parametrize("house", kinds, indirect=True)
+        wanted = needed(metafunc.definition)
+        kinds = [FAULTY.partition(":")[0]] if FAULTY else list(KINDS)
+        able = [kind for kind in kinds if not wanted & CANNOT.get(kind, frozenset())]
+        metafunc.parametrize("house", [KINDS.get(kind, kind) for kind in able], indirect=True)
+
+
+def needed(test: pytest.Item | Any) -> set[str]:
+    """The capabilities that a test, or its whole file, is about."""
+    return {field for mark in test.iter_markers("needs") for field in mark.args}
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +97,9 @@ def house(
             raise
         provider_house[kind] = Place(provider, loop)
     place = provider_house[kind]
+    for field in sorted(needed(request.node)):
+        if not getattr(place.able, field):
+            lacking(f"{kind} offers no {field} on this machine: {place.able.notes}")
     if FAULTY:
         mark = request.node.get_closest_marker("broken_by")
         faults = mark.args if mark and not FAULTY.endswith(":none") else ()

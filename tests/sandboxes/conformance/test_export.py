@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from tests.sandboxes.conformance.conftest import Place
 
 broken_by = pytest.mark.broken_by
+needs = pytest.mark.needs
 
 
 @broken_by("export nothing")
+@needs("layers")
 def test_export_carries_changes_and_deletions(house: Place, tmp_path: Path) -> None:
-    house.needs("layers")
     layer, out = tmp_path / "layer", tmp_path / "out"
     for folder in (layer, layer / "work", layer / "work/old", layer / "work/gone", out):
         folder.mkdir()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tests.sandboxes.conformance.conftest import Place
 
 broken_by = pytest.mark.broken_by
+needs = pytest.mark.needs
 
 
 @broken_by("mode dropped")
@@ -149,9 +150,8 @@ def test_reading_only_regular_files(house: Place) -> None:
 
 
 @broken_by("get follows")
+@needs("own_root")
 def test_the_kernels_files_are_not_read(house: Place) -> None:
-    house.needs("own_root")
-
     async def scene(box: Any) -> None:
         for path in ("/proc/1/environ", "/dev/zero", "/proc/self/status"):
             with pytest.raises(PolicyRefused):

@@ -14,11 +14,8 @@ if TYPE_CHECKING:
     from tests.sandboxes.conformance.conftest import Place
 
 broken_by = pytest.mark.broken_by
-
-
-@pytest.fixture(autouse=True)
-def _with_forks(house: Place) -> None:
-    house.needs("fork")
+needs = pytest.mark.needs
+pytestmark = pytest.mark.needs("fork")
 
 
 async def end(*boxes: Any) -> None:
@@ -91,9 +88,8 @@ def test_a_large_tree_is_forked_whole(house: Place) -> None:
 
 
 @broken_by("empty fork")
+@needs("own_root")
 def test_deletions_of_the_images_files_are_forked(house: Place) -> None:
-    house.needs("own_root")
-
     async def scene(box: Any) -> None:
         await box.exec("mkdir -p /mine/old && echo 1 > /mine/old/a", user="root", cwd="/")
         await box.exec("rm -r /mine/old; mkdir /mine/old; echo 2 > /mine/n; rmdir /mnt /srv", user="root", cwd="/")
@@ -110,9 +106,8 @@ def test_deletions_of_the_images_files_are_forked(house: Place) -> None:
 
 
 @broken_by("empty fork")
+@needs("users")
 def test_owners_are_forked(house: Place) -> None:
-    house.needs("users")
-
     async def scene(box: Any) -> None:
         for owner in ("root", "agent", "tester"):
             await box.put(f"/tmp/of-{owner}", b"", 0o600, owner=owner)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.sandboxes.conformance.conftest import Place
 
 broken_by = pytest.mark.broken_by
+needs = pytest.mark.needs
 
 
 @broken_by("wrong code")
@@ -126,9 +127,8 @@ def test_the_hosts_environment_stays_outside(house: Place, monkeypatch: pytest.M
 
 
 @broken_by("user dropped")
+@needs("users")
 def test_the_user_is_the_asked_one(house: Place) -> None:
-    house.needs("users")
-
     async def scene(box: Any) -> None:
         assert (await box.exec("id -u")).output == b"1000\n"
         for user, ids in (("tester", b"1001 1001\n"), ("root", b"0 0\n"), ("4321:4322", b"4321 4322\n")):

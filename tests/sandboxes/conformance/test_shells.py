@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from tests.sandboxes.conformance.conftest import Place
 
 broken_by = pytest.mark.broken_by
-NOT_FOR = ("local",)
-"""Its capabilities say that it has no shell; `test_refusals.py` asks it for one."""
+needs = pytest.mark.needs
+pytestmark = pytest.mark.needs("shell")
+"""A provider without shells refuses one: `test_refusals.py`."""
 
 
 @broken_by("shell forgets")
@@ -88,9 +89,8 @@ def test_it_is_a_terminal(house: Place) -> None:
 
 
 @broken_by("user dropped", "shell forgets", "stale output", "shell without terminal")
+@needs("users")
 def test_it_runs_as_the_asked_user(house: Place) -> None:
-    house.needs("users")
-
     async def scene(box: Any) -> None:
         for user, uid in (("root", b"0\n"), ("agent", b"1000\n"), ("1234", b"1234\n")):
             shell = await box.shell(user=user)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tests.sandboxes.conformance.conftest import Place
 
 broken_by = pytest.mark.broken_by
-NOT_FOR = ("local",)
-"""It has no walls, says so, and takes trusted specs only: `test_refusals.py`."""
+pytestmark = pytest.mark.needs("seccomp")
+"""A provider without walls says so and takes trusted specs only: `test_refusals.py`."""
 
 
 @broken_by("refusals hidden")

@@ -1,0 +1,306 @@
+"""`gymsmith bench factory`: what environments of real packages cost, without a language model and with every gate.
+
+Orders for five packages off the index, in slices, one after the other in this process; a journal in the state folder remembers
+what each slice took, so with `--keep FOLDER` an interrupted run goes on. Then the screen beside its peer (the whole suite for
+each candidate), and one worker process beside two, each on a processor of its own. Costs of 10,000 are the measured ones times
+the number: they hold for as many packages like these as that takes, which is printed with them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from env_factory import sources, swe_orders, tasks
+from env_factory.synth import mutation, survey
+from env_factory.synth.selection import header, reaching
+from gymsmith import taskdir
+from gymsmith.bench import Row
+from gymsmith.config import Settings
+from gymsmith.schema import Environment, Job
+from gymsmith.store import Store
+from sandboxes.worker import close_all, process_worker
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("boltons==26.2.0", "funcy==2.1", "more-itertools==11.2.1", "sqlparse==0.6.1", "toolz==1.2.0")
+"""Pure Python, permissive licences, sdists that bring their tests, nothing needed but pytest, suites of seconds."""
+PLAN = {"reconstruction": 40, "mutation": 32, "combination": 12}
+"""Environments of one package that are asked for; with one mutation of a function, and one combination, at most two of each."""
+QUICK = {"reconstruction": 2, "mutation": 2, "combination": 1}
+SLICE = 10
+SEED = 2026
+LARGE = 10_000
+SCALING = ("toolz==1.2.0", 4)
+"""Package and environments of each of the two orders whose time is compared."""
+SAME = 0.8
+"""Share of five-word pieces that makes two environments of a package duplicates of one another."""
+
+
+class Context:
+    """A job that nobody else waits for."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self.job = Job(id="bench", kind="generate", queue="factory")
+        self.settings = settings
+        self.store = store
+
+    def progress(self, **fields: Any) -> None:
+        log.debug("event=bench_progress %s", fields)
+
+    def check(self) -> None:
+        """Nobody cancels a benchmark."""
+
+
+def measure(settings: Settings, quick: bool) -> list[Row]:
+    """All rows. quick: one package, a few environments of each kind, and no second worker process."""
+    packages, plan = (PACKAGES[-1:], QUICK) if quick else (PACKAGES, PLAN)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with Store.open(settings) as store:
+        for n in range(0, max(plan.values()), SLICE):
+            # A slice of everything before the next of anything: a run that is stopped early has seen all packages and kinds.
+            for package in packages:
+                for kind, wanted in plan.items():
+                    if n < wanted:
+                        _order(settings, store, package, kind, min(n + SLICE, wanted))
+        made = _environments(store)
+    rows = [*_kinds(settings, made), *_whole(settings, made), *_selection(settings, packages[-1], 4 if quick else 24)]
+    return rows if quick else [*rows, *_scaling(settings)]
+
+
+def _order(
+    settings: Settings,
+    store: Store,
+    package: str,
+    kind: str,
+    wanted: int,
+    generate: Callable[..., dict[str, Any]] = tasks.generate,
+) -> None:
+    """Order environments until there are `wanted`, unless the journal knows of that, or that there are no more."""
+    known = [line for line in _journal(settings) if (line["package"], line["kind"]) == (package, kind)]
+    if any(line["n"] >= wanted or line["admitted"] < line["n"] for line in known):
+        return
+    order = {"source": f"pypi:{package}", "kind": kind, "n": wanted, "seed": SEED, "gates": "admission"}
+    if kind == "mutation":
+        order["per_function"] = 1
+    made = generate(order, Context(settings, store))
+    line = {"package": package, "kind": kind, "n": wanted, **made, "admitted": len(made["admitted"])}
+    _write(settings, line)
+    log.info("event=slice %s", json.dumps(line))
+
+
+def _path(settings: Settings) -> Path:
+    return settings.home / "factory" / "bench.jsonl"
+
+
+def _journal(settings: Settings) -> list[dict[str, Any]]:
+    path = _path(settings)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _write(settings: Settings, line: Mapping[str, Any]) -> None:
+    path = _path(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _environments(store: Store) -> list[Environment]:
+    """The verified ones of the plan's kinds."""
+    return [store.environment(each) for kind in PLAN for each in store.environment_ids(kind=kind)]
+
+
+def _kinds(settings: Settings, made: Sequence[Environment]) -> list[Row]:
+    """Per kind: how many, at what cost, and why the others were turned down."""
+    rows: list[Row] = []
+    journal = _journal(settings)
+    for kind in PLAN:
+        lines = [line for line in journal if line["kind"] == kind]
+        last = {line["package"]: line for line in lines}
+        candidates, admitted = (sum(line["new"][n] for line in lines) for n in (0, 1))
+        seconds, cpu = (sum(line[name] for line in lines) for name in ("seconds", "cpu_seconds"))
+        total = sum(line["candidates"] for line in last.values())
+        verified = sum(e.spec.kind == kind for e in made)
+        rows += [Row(f"{kind}: candidates", "", total), Row(f"{kind}: admitted", "", verified)]
+        if admitted:
+            rows += [
+                Row(f"{kind}: seconds per admitted, in one process", "s", round(seconds / admitted, 2)),
+                Row(f"{kind}: CPU-seconds per admitted", "s", round(cpu / admitted, 2)),
+                Row(f"{kind}: candidates per admitted", "", round(candidates / admitted, 2)),
+            ]
+        reasons: Counter[str] = Counter()
+        for line in last.values():
+            reasons.update(line["reasons"])
+        rows += [Row(f"{kind}: turned down, {reason}", "", count) for reason, count in reasons.most_common()]
+    return rows
+
+
+def _whole(settings: Settings, made: Sequence[Environment]) -> list[Row]:
+    """Over all kinds: what was promised, and what ten thousand would take."""
+    journal = _journal(settings)
+    admitted = sum(line["new"][1] for line in journal)
+    seconds, cpu = (sum(line[name] for line in journal) for name in ("seconds", "cpu_seconds"))
+    functions: Counter[tuple[str, str, str]] = Counter()
+    packages: Counter[str] = Counter()
+    operators: set[str] = set()
+    for each in made:
+        labels = each.spec.labels
+        packages[labels["package"]] += 1
+        operators |= {labels["operator"]} if each.spec.kind == "mutation" else set()
+        functions.update((labels["package"], labels["path"], name) for name in labels["function"].split(" + "))
+    full = len(packages) == len(PACKAGES)
+    least, most = min(packages.values(), default=0), max(functions.values(), default=0)
+    per_hour = 3600 * admitted / seconds if seconds else 0.0
+    rows = [
+        Row("verified environments", "", len(made), bar=">= 300" if full else "", ok=len(made) >= 300 if full else None),
+        Row("of one package, least", "", least, bar=">= 30" if full else "", ok=least >= 30 if full else None),
+        Row("of one function, most", "", most, bar="<= 2", ok=most <= 2),
+        Row("operators of mutations", "", len(operators), bar=">= 4" if full else "", ok=len(operators) >= 4 if full else None),
+        Row(
+            "admitted per hour, all gates, one process on this machine", "1/h", round(per_hour, 1), bar=">= 60", ok=per_hour >= 60
+        ),
+    ]
+    if not admitted:
+        return rows
+    folder = sum(_bytes(settings.home / each.path) for each in made) / len(made)
+    layers = _bytes(settings.images_dir) / admitted
+    copies = len(_duplicates(settings, made))
+    share = copies / len(made)
+    needed = LARGE / (1 - share)
+    return [
+        *rows,
+        Row("duplicates among them", "", copies),
+        Row(f"{LARGE} distinct ones: hours, one process", "h", round(needed * seconds / admitted / 3600, 1)),
+        Row(f"{LARGE} distinct ones: CPU", "h", round(needed * cpu / admitted / 3600, 1)),
+        Row(f"{LARGE} distinct ones: task folders", "GB", round(needed * folder / 1e9, 2)),
+        Row(f"{LARGE} distinct ones: image layers", "GB", round(needed * layers / 1e9, 2)),
+        Row(f"{LARGE} distinct ones: duplicates thrown away", "", round(needed - LARGE)),
+        Row(f"{LARGE} distinct ones: packages like these", "", round(needed * len(packages) / len(made))),
+    ]
+
+
+def _bytes(folder: Path) -> int:
+    """What the files below a folder hold; one that has several names counts once."""
+    seen: dict[tuple[int, int], int] = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            info = os.lstat(os.path.join(place, name))
+            seen[info.st_dev, info.st_ino] = info.st_blocks * 512
+    return sum(seen.values())
+
+
+def _duplicates(settings: Settings, made: Sequence[Environment]) -> list[str]:
+    """Ids of environments that say nearly the same, in text and solution, as an earlier one of their package."""
+    earlier: dict[str, list[frozenset[str]]] = defaultdict(list)
+    found = []
+    for each in made:
+        task = taskdir.read(settings.home / each.path)
+        words = re.findall(r"\w+", f"{task.instruction}\n{task.solution}")
+        pieces = frozenset(" ".join(words[n : n + 5]) for n in range(len(words)))
+        known = earlier[each.spec.labels["package"]]
+        if any(len(pieces & other) >= SAME * len(pieces | other) for other in known):
+            found.append(each.id)
+        known.append(pieces)
+    return found
+
+
+def _selection(settings: Settings, package: str, candidates: int) -> list[Row]:
+    """The same faults, screened by the tests that reach them and by the whole suite; and the tests of all orders so far."""
+    worker = process_worker(settings)
+
+    async def work() -> tuple[list[float], list[float], int]:
+        python = await tasks._python(worker)
+        source = sources.read(f"pypi:{package}", settings, python=python)
+        assert isinstance(source, sources.Package)
+        async with swe_orders.opened(source, worker) as screen:
+            known = await survey.survey(source, screen, lines=True)
+            sites = mutation.pool(source, known, SEED)[:candidates]
+            spent: list[list[float]] = []
+            for whole in (False, True):
+                tests, cpu = screen.executions, screen.cpu_s
+                runs = []
+                for site in sites:
+                    text = source.files[site.path].decode()
+                    chosen = reaching(known, site.path, site.first_line, header(text, site.line))
+                    written = {f"/work/{site.path}": site.apply(text)}
+                    args = list(known.passing) if whole else chosen
+                    runs.append({"args": args, "write": written, "timeout_s": known.limit_s, "observe": True})
+                await screen.run(runs)
+                spent.append([screen.executions - tests, screen.cpu_s - cpu])
+            return spent[0], spent[1], len(known.passing)
+
+    ours, peer, _ = worker.run(work())
+    journal = _journal(settings)
+    run = sum(line["tests_run"] for line in journal)
+    baseline = sum(line["new"][0] * line["suite"] for line in journal)
+    name = "whole suite for each candidate"
+    return [
+        _pair(f"{candidates} faults of {package}: tests run", "", ours[0], peer[0], name, ">= 5x fewer", 5.0),
+        _pair(f"{candidates} faults of {package}: CPU", "s", ours[1], peer[1], name),
+        _pair("all orders: tests run in surveys and screens", "", run, baseline, f"{name}, computed", ">= 5x fewer", 5.0),
+    ]
+
+
+def _pair(metric: str, unit: str, ours: float, peer: float, name: str, bar: str = "", least: float = 0.0) -> Row:
+    ratio = peer / ours if ours else 0.0
+    return Row(metric, unit, round(ours, 2), round(peer, 2), name, round(ratio, 2), bar, ratio >= least if bar else None)
+
+
+def _scaling(settings: Settings) -> list[Row]:
+    """The same two orders by one worker process on one processor, and by two on two."""
+    package, n = SCALING
+    processors = sorted(os.sched_getaffinity(0))[:2]
+    if len(processors) < 2:
+        return [Row("two worker processes beside one", "", 0.0, peer_name="needs two processors, this machine lends one")]
+    orders = [{"source": f"pypi:{package}", "kind": "mutation", "n": n, "seed": s, "gates": "admission"} for s in (11, 12)]
+    seconds: list[float] = []
+    for shares in ([orders], [orders[:1], orders[1:]]):
+        home = settings.home / f"workers-{len(shares)}"
+        _children(settings, home, [[{**orders[0], "n": 1, "seed": 10}]], processors)  # Image, wheels and database are there then.
+        started = time.perf_counter()
+        _children(settings, home, shares, processors)
+        seconds.append(time.perf_counter() - started)
+    rates = [3600 * 2 * n / each for each in seconds]
+    ratio = rates[1] / rates[0]
+    return [
+        Row(
+            "two worker processes on two processors", "1/h", round(rates[1], 1), round(rates[0], 1),
+            "one process on one processor", round(ratio, 2), ">= 1.7x", ratio >= 1.7,
+        )
+    ]  # fmt: skip
+
+
+def _children(settings: Settings, home: Path, shares: Sequence[Sequence[Mapping[str, Any]]], processors: Sequence[int]) -> None:
+    """Carry out each share of the orders in a process of its own, on a processor of its own."""
+    running = []
+    for share, processor in zip(shares, processors, strict=False):
+        command = [sys.executable, "-m", "env_factory.bench_factory", str(home), settings.provider, json.dumps(share)]
+        running.append(subprocess.Popen(["taskset", "-c", str(processor), *command], stdout=subprocess.DEVNULL))
+    for child in running:
+        if child.wait() != 0:
+            raise RuntimeError(
+                f"expected a worker process to carry out its orders, it ended with {child.returncode}; see its messages"
+            )
+
+
+def main() -> None:
+    """A worker process: state folder, provider and orders on the command line."""
+    settings = Settings.load(home=Path(sys.argv[1]), provider=sys.argv[2])
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with Store.open(settings) as store:
+        for order in json.loads(sys.argv[3]):
+            tasks.generate(order, Context(settings, store))
+    close_all()
+
+
+if __name__ == "__main__":
+    main()

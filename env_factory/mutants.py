@@ -1,0 +1,256 @@
+"""Wrong work that looks like the solution: parts of it, and all of it with one thing wrong. Hidden tests must notice.
+
+    halves    the solution's effects with one hunk or one asked-for file taken back; of many hunks, random halves too
+    mutants   the effects with one fault: a single-site fault in the changed lines of a Python file, a number that is off, a file
+              that is empty or ends in the middle
+
+Both are made of what the solution does to files (`effects.py`), never of how it is written. Not every change is asked for: a file
+that the solution leaves and that no text names is its own affair, and so are notes for people in a repository of code.
+Where state is no list of files (tasks graded in place) whole steps of the script are left out instead.
+The share that has to fail is a rule (`Rules`), because some mutants mean the same as the solution; the idea and the operators are
+those of mutation testing (DeMillo, Lipton and Sayward 1978: "the coupling effect").
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from env_factory.effects import Effect, Effects, Hunk
+from env_factory.synth import operators
+from gymsmith.taskdir import Task
+
+DOCUMENTS = frozenset({".md", ".rst", ".markdown", ".adoc"})
+NUMBER = re.compile(r"(?<![\w.#])\d+(?![\w#])|(?<=[:=, ])\d+\b")
+MAX_TEXT = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How much wrong work a task's tests must notice, and how much of it is tried."""
+
+    halves: float = 0.8
+    """Share of the halves that has to fail."""
+    mutants: float = 0.8
+    max_halves: int = 6
+    max_mutants: int = 6
+
+
+class Variant(NamedTuple):
+    """Wrong work: paths as they were (None) or with another text; or, without files, another script."""
+
+    name: str
+    writes: Mapping[str, str | None]
+    script: str = ""
+
+
+def halves(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
+    """Proper parts of the solution's effects, each lacking something that was asked for."""
+    rng = random.Random(f"halves/{task.id}")
+    units: list[tuple[str, str, int]] = []
+    asked = [effect for effect in effects.found if _asked_for(effect, task)]
+    folders = _crowded(asked)
+    variants = [
+        Variant(f"without {folder}/*", {effect.path: None for effect in asked if effect.path.startswith(f"{folder}/")})
+        for folder in folders
+    ]
+    for effect in asked:
+        if any(effect.path.startswith(f"{folder}/") for folder in folders):
+            continue
+        if effect.kind == "changed" and len(effect.hunks) > 1:
+            units += [
+                (effect.path, f"hunk {n} of {effect.path}", n) for n, hunk in enumerate(effect.hunks) if _says(effect, hunk)
+            ]
+        else:
+            units.append((effect.path, effect.path, -1))
+    by_path = {effect.path: effect for effect in asked}
+    total = len(units) + len(variants)
+    if total < 2:
+        return []
+    singles = [Variant(f"without {name}", _taken_back(by_path, [(path, n)])) for path, name, n in units]
+    rng.shuffle(singles)
+    if len(units) >= 4:
+        mixed = units[:]
+        rng.shuffle(mixed)
+        middle = len(mixed) // 2
+        for part in (mixed[:middle], mixed[middle:]):
+            variants.append(Variant(f"{len(part)} of {len(mixed)} parts", _taken_back(by_path, [(p, n) for p, _, n in part])))
+    return [*variants, *singles][: rules.max_halves]
+
+
+def mutants(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
+    """The effects with one plausible fault each."""
+    rng = random.Random(f"mutants/{task.id}")
+    by_file: list[list[Variant]] = []
+    for effect in effects.found:
+        if effect.after is None or len(effect.after) > MAX_TEXT or not _asked_for(effect, task):
+            continue
+        made = list(_faults(effect, rng))
+        rng.shuffle(made)
+        by_file.append(made)
+    rng.shuffle(by_file)
+    chosen: list[Variant] = []
+    while any(by_file) and len(chosen) < rules.max_mutants:
+        chosen += [made.pop() for made in by_file if made][: rules.max_mutants - len(chosen)]
+    return chosen
+
+
+def restyled(effects: Effects, task: Task) -> list[Variant]:
+    """The solution's programs written differently, to the same effect: without comments and blank lines. Tests may not mind."""
+    writes: dict[str, str | None] = {}
+    for effect in effects.found:
+        text = effect.after
+        if text is None or effect.kind not in ("changed", "created") or len(text) > MAX_TEXT:
+            continue
+        if effect.path.endswith(".py"):
+            with contextlib.suppress(SyntaxError, ValueError, RecursionError):
+                writes[effect.path] = ast.unparse(ast.parse(text)) + "\n"
+        elif effect.path.endswith((".sh", ".bash")) and "<<" not in text:
+            first, *others = text.splitlines(keepends=True) or [""]
+            writes[effect.path] = "".join(
+                [first, *(line for line in others if line.strip() and not line.lstrip().startswith("#"))]
+            )
+    changed = {e.path: e.after for e in effects.found}
+    writes = {path: text for path, text in writes.items() if text != changed[path]}
+    commented = re.search(r"\b(comments?|formatted|formatting|style|indent\w*)\b", task.instruction, re.IGNORECASE)
+    return [Variant("the solution's programs without comments and blank lines", writes)] if writes and not commented else []
+
+
+def shortened(task: Task, rules: Rules) -> list[Variant]:
+    """The solution's script with one step left out, for tasks whose state is no list of files."""
+    steps = script_steps(task.solution)
+    doing = [n for n, step in enumerate(steps) if not _SETTING.match(step)]
+    if len(doing) < 2:
+        return []
+    rng = random.Random(f"steps/{task.id}")
+    rng.shuffle(doing)
+    return [
+        Variant(f"without `{steps[n].strip().splitlines()[0][:60]}`", {}, "".join(steps[:n] + steps[n + 1 :]))
+        for n in doing[: rules.max_halves]
+    ]
+
+
+def _asked_for(effect: Effect, task: Task) -> bool:
+    """Whether the task wants this change: repairs of what was there, and what its text names."""
+    path = PurePosixPath(effect.path)
+    if not any(effect.path.startswith(f"{root.rstrip('/')}/") for root in task.spec.artifacts):
+        return named(path, task.instruction)
+    if effect.kind == "changed":
+        return not (path.suffix.lower() in DOCUMENTS and "tests/run.py" in task.files)
+    if effect.kind == "tree":
+        return bool(re.search(r"\b(git|commit|branch|merge|repository)\b", task.instruction, re.IGNORECASE))
+    if effect.kind in ("removed", "mode"):
+        return named(path, task.instruction)
+    return named(path, task.instruction) or (effect.is_source and "tests/run.py" in task.files)
+
+
+def named(path: PurePosixPath, text: str) -> bool:
+    """Whether a text names a file, or the folder that it is in below the task's own."""
+    if re.search(rf"(?<![\w.-]){re.escape(path.name)}(?![\w-]|\.\w)", text):
+        return True
+    return any(
+        re.search(rf"(?<![\w.-]){re.escape(folder.name)}/?(?![\w-]|\.\w|/\w)", text)
+        for folder in path.parents
+        if len(folder.parts) > 2
+    )
+
+
+def _crowded(asked: Sequence[Effect]) -> list[str]:
+    """Folders in which the solution made so many files that they count as one thing."""
+    counts: dict[str, int] = {}
+    for effect in asked:
+        if effect.kind == "created":
+            folder = str(PurePosixPath(effect.path).parent)
+            counts[folder] = counts.get(folder, 0) + 1
+    return sorted(folder for folder, n in counts.items() if n > 4 and folder.count("/") >= 1)
+
+
+def _says(effect: Effect, hunk: Hunk) -> bool:
+    """Whether a hunk holds more than blank lines and comments."""
+    lines = [*effect.lines[hunk.start : hunk.end], *hunk.old]
+    return any(line.strip() and not line.strip().startswith(("#", "//", "/*", "*")) for line in lines)
+
+
+def _taken_back(effects: Mapping[str, Effect], parts: Sequence[tuple[str, int]]) -> dict[str, str | None]:
+    """What to write so that these parts (path, number of the hunk or -1 for all) are as they were."""
+    writes: dict[str, str | None] = {}
+    for path in dict.fromkeys(path for path, _ in parts):
+        numbers = sorted((n for other, n in parts if other == path), reverse=True)
+        effect = effects[path]
+        if -1 in numbers:
+            writes[path] = None
+            continue
+        lines, hunks = effect.lines, effect.hunks
+        for number in numbers:
+            hunk = hunks[number]
+            lines[hunk.start : hunk.end] = hunk.old
+        writes[path] = "".join(lines)
+    return writes
+
+
+def _faults(effect: Effect, rng: random.Random) -> Iterator[Variant]:
+    lines = effect.lines
+    touched = set(range(len(lines)))
+    if effect.before is not None:
+        touched = {n for hunk in effect.hunks for n in range(hunk.start, hunk.end)}
+    if effect.path.endswith(".py") and effect.after:
+        yield from _python(effect, touched, rng)
+        return
+    if effect.is_source or not lines:
+        return
+    numbers = [(n, m) for n in sorted(touched) for m in NUMBER.finditer(lines[n]) if not lines[n].lstrip().startswith("#!")]
+    if effect.is_script:
+        numbers = []  # Many a number of a program (`split("=", 1)`) means the same when it is another.
+    rng.shuffle(numbers)
+    for n, match in numbers[:3]:
+        other = lines[n][: match.start()] + str(int(match.group()) + rng.choice((1, 2, 10))) + lines[n][match.end() :]
+        yield Variant(f"{effect.path}:{n + 1} another number", {effect.path: "".join([*lines[:n], other, *lines[n + 1 :]])})
+    if effect.kind == "created":
+        yield Variant(f"{effect.path} empty", {effect.path: ""})
+        if len(lines) >= 2:
+            yield Variant(f"{effect.path} ends in the middle", {effect.path: "".join(lines[: len(lines) // 2])})
+
+
+def _python(effect: Effect, touched: set[int], rng: random.Random) -> Iterator[Variant]:
+    assert effect.after is not None
+    try:
+        found = [site for site in operators.sites(effect.path, effect.after) if site.line - 1 in touched]
+    except SyntaxError:
+        return
+    rng.shuffle(found)
+    for site in found[:12]:
+        text = site.apply(effect.after)
+        if text != effect.before and site.valid(effect.after):
+            yield Variant(f"{effect.path}:{site.line} {site.operator}", {effect.path: text})
+
+
+_SETTING = re.compile(r"\s*(#|$|:|set |cd |export |[A-Z_]+=\S*$|sleep|echo [^>|]*$|printf [^>|]*$|exit|true|source |\. )")
+_OPENS = re.compile(r"(?:^|[;&|({]\s*|\b(?:then|do|else)\s+)(if|for|while|until|case)\b|\{\s*(?:$|[^}]*$)")
+_CLOSES = re.compile(r"(?:^|[;&|]\s*)(fi|done|esac|\})(?=$|[\s;&|)>])")
+_HEREDOC = re.compile(r"<<-?\s*([\"']?)(\w+)\1")
+
+
+def script_steps(script: str) -> list[str]:
+    """A shell script in pieces that can be left out: commands with their here-documents, whole loops and conditions."""
+    steps: list[str] = []
+    ends: list[str] = []
+    depth, held = 0, ""
+    for line in script.splitlines(keepends=True):
+        held += line
+        if ends:
+            if line.strip() == ends[0]:
+                ends.pop(0)
+        else:
+            text = line.strip()
+            ends = [match.group(2) for match in _HEREDOC.finditer(text)]
+            depth += len(_OPENS.findall(text)) - len(_CLOSES.findall(text))
+        if not ends and depth <= 0 and not held.rstrip("\n").endswith(("\\", "|", "&&", "||")):
+            steps.append(held)
+            held, depth = "", 0
+    return [*steps, held] if held else steps

@@ -1,0 +1,1 @@
+"""What a source can be, one file each; `env_factory.sources` is the door."""

@@ -1,0 +1,36 @@
+"""What can be said of a draft without running anything; the rest is for the gates that run it."""
+
+from __future__ import annotations
+
+import re
+
+from gymsmith.schema import Draft, Gate
+
+
+def leak(draft: Draft) -> Gate:
+    """Hidden tests and the solution must not be where the agent can read them."""
+    inside = {name: data for name, data in draft.files.items() if name.startswith("environment/")}
+    secret = {name: data for name, data in draft.files.items() if name.startswith(("tests/", "solution/")) and len(data) > 40}
+    found = [f"{a} is {b}" for b, data in secret.items() for a, other in inside.items() if other == data]
+    found += [
+        f"{name} is history or a cache"
+        for name in inside
+        if re.search(r"/(\.git|\.hg|__pycache__|\.pytest_cache)/|\.py[co]\Z", name)
+    ]
+    found += [
+        f"the instruction names the test {test}" for test in draft.spec.expected if "::" in test and test in draft.instruction
+    ]
+    solution = draft.files.get("solution/solve.sh", b"").decode(errors="replace")
+    lines = {line.strip() for line in solution.splitlines() if len(line.strip()) >= 24 and not line.startswith("#")}
+    found += [f"the instruction holds a line of the solution: {line[:60]}" for line in sorted(lines) if line in draft.instruction]
+    return Gate(name="leak", passed=not found, detail="; ".join(found[:5]))
+
+
+def looking(draft: Draft) -> Gate:
+    """What has to be looked up must not stand in the instruction."""
+    said = [
+        token
+        for token in draft.spec.hidden
+        if re.search(rf"(?<![A-Za-z0-9]){re.escape(token)}(?![A-Za-z0-9])", draft.instruction)
+    ]
+    return Gate(name="looking", passed=not said, detail=f"the instruction tells {', '.join(said)}" if said else "")

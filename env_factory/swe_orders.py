@@ -1,0 +1,152 @@
+"""Orders for SWE environments: of one package, whose suite is surveyed once, or of changes, each with a screen of its own.
+
+One sandbox holds the healthy package, and copies of it share what they do not write; a candidate is a fork of a process in one
+of them and costs no set-up. What is drafted is proved elsewhere (`intake.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from env_factory import sources
+from env_factory.build import build
+from env_factory.intake import Ledger, Proposal
+from env_factory.sources import Package, Repository
+from env_factory.synth import change, combination, issues, mutation, reconstruction, screening, survey
+from env_factory.synth import commits as history
+from env_factory.synth.change import Change
+from env_factory.synth.screening import Screen
+from env_factory.synth.swe import Candidate
+from gymsmith.config import Settings
+from gymsmith.errors import BuildError, PolicyRefused, SourceError
+from gymsmith.schema import Draft, Source, digest
+from sandboxes.base import MIB, SandboxSpec
+from sandboxes.worker import Worker
+
+log = logging.getLogger(__name__)
+
+KINDS = ("mutation", "reconstruction", "combination")
+"""Made of a package as it is."""
+CHANGES = ("commit", "issue")
+"""Made of what somebody did to a project."""
+LANES = 2
+"""Sandboxes in which candidates are screened at once, at most one per processor."""
+SURVEY_FORMAT = 1
+"""Part of every survey's name: raised when surveys are made or written differently."""
+
+
+@contextlib.asynccontextmanager
+async def opened(package: Package, worker: Worker) -> AsyncIterator[Screen]:
+    """A screen with the healthy package in it. Not counted against the worker's slots: proofs wait for those meanwhile."""
+    provider, images = await worker.provider(), await worker.images()
+    base = await images.build(screening.base_dockerfile(package), screening.base_context(package), wheelhouse=package.wheels)
+    spec = SandboxSpec(image=base.id, user="agent", memory_bytes=1024 * MIB, disk_bytes=512 * MIB, pids=256)
+    sandbox = await provider.create(spec)
+    screen = Screen(sandbox, package)
+    try:
+        await screen.prepare()
+        yield screen
+    finally:
+        await screen.close()
+        await sandbox.destroy()
+
+
+async def proposals(
+    kind: str, package: Package, screen: Screen, ledger: Ledger, settings: Settings, *, seed: int, wanted: int, per_function: int,
+    base_digest: str, whole: bool,
+) -> AsyncGenerator[Proposal, None]:  # fmt: skip
+    """Candidates of `kind` that the ledger has not settled.
+
+    wanted: environments that are still to be admitted. per_function: drafts from one function; 0 means the kind's own number.
+    """
+    done = frozenset(ledger.lines)
+    made: AsyncIterator[Candidate | mutation.Candidate]
+    if kind == "mutation" and not whole:
+        known = await survey.survey(package, screen)
+    else:
+        path = settings.home / "factory" / "surveys" / f"{_name(package, base_digest)}.json"
+        known = await survey.kept(package, screen, path, lines=True)
+        await screen.widen(min(LANES, os.cpu_count() or 1))
+    screen.passing = len(known.passing)
+    if kind == "mutation":
+        given = Counter(f"{s.labels['path']}::{s.labels['function']}" for s in ledger.lines.values() if "function" in s.labels)
+        more: dict[str, Any] = {"per_function": per_function} if per_function else {}
+        made = mutation.draft(package, known, screen, seed, wanted=wanted, done=done, start=given, whole=whole, **more)
+    else:
+        draft = {"reconstruction": reconstruction.draft, "combination": combination.draft}[kind]
+        made = draft(package, known, screen, seed, done=done)
+    async for candidate in made:
+        yield Proposal(candidate.index, candidate.draft, candidate.reason)
+
+
+@dataclass(slots=True)
+class Spent:
+    """What screening took, over all candidates of an order."""
+
+    executions: int = 0
+    cpu_s: float = 0.0
+
+
+async def mirrored(changes: Iterator[tuple[int, Change | str]], worker: Worker, spent: Spent) -> AsyncGenerator[Proposal, None]:
+    """Each change with its draft or the reason why there is none. Every change has a screen of its own: its tree, its wheels."""
+    while (found := await asyncio.to_thread(next, changes, None)) is not None:
+        index, made = found
+        if isinstance(made, str):
+            yield Proposal(index, None, made)
+            continue
+        image_id = ""
+        try:
+            async with opened(made.after, worker) as screen:
+                drafted = await change.draft(made, screen)
+                spent.executions += screen.executions
+                spent.cpu_s += screen.cpu_s
+            if isinstance(drafted, Draft):
+                image_id = (await build(drafted, await worker.images(), wheels=made.after.wheels)).id
+        except (BuildError, PolicyRefused) as error:
+            log.info("event=no_image change=%s error=%s", made.slug, str(error)[:300])
+            drafted = "build-failed"
+        if isinstance(drafted, Draft):
+            yield Proposal(index, drafted, image_id=image_id)
+        else:
+            yield Proposal(index, None, drafted)
+
+
+def commits(repository: Repository, settings: Settings, python: str, ledger: Ledger) -> Iterator[tuple[int, Change | str]]:
+    """Commits that the ledger has not settled."""
+    return history.changes(repository, settings, python, done=frozenset(ledger.lines))
+
+
+def fixes(uris: Sequence[str], settings: Settings, python: str, ledger: Ledger) -> Iterator[tuple[int, Change | str]]:
+    """Issues with their fixes that the ledger has not settled."""
+    for index, uri in enumerate(uris):
+        if index not in ledger.lines:
+            issue = sources.read(uri, settings, python=python)
+            if not isinstance(issue, sources.Issue):
+                raise SourceError(f"expected an issue with its fix (issue:, github: or swebench:), got {uri!r}")
+            yield index, issues.change(issue, index, settings, python)
+
+
+def package_behind(source: Source, settings: Settings, python: str) -> Package | None:
+    """The package that an environment of this source was made of, for its wheels; None where it was made of none."""
+    if source.kind not in ("pypi", "git", "issue", "swebench"):
+        return None
+    fetched = sources.read(source.uri, settings, python=python)
+    if isinstance(fetched, sources.Issue):
+        fetched = sources.read(f"git:{fetched.place}#{fetched.base_commit}", settings, python=python)
+    if isinstance(fetched, Repository):
+        return sources.package_of(fetched, settings, python=python)
+    return fetched if isinstance(fetched, Package) else None
+
+
+def _name(package: Package, base_digest: str) -> str:
+    """Of a survey's file: everything that it follows from."""
+    return digest(str(SURVEY_FORMAT).encode(), package.source.digest.encode(), repr(package.pins).encode(), base_digest.encode())[
+        :24
+    ]

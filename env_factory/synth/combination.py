@@ -1,0 +1,239 @@
+"""Combinations: two or three faults in different functions of one module, so that one repair is not enough.
+
+    groups   functions of a module that tests enter, in seeded groups of two or three; a function is in one group at most
+    single   in each function the first fault, of a seeded few, that tests notice by themselves
+    screen   all of them at once: each must have a test that fails and a symptom that can be told
+    draft    as a mutation; the attempts that leave one fault in are dishonest ones
+
+Functions that `reconstruction.py` would take are left to it, so that both kinds together ask for a function twice at most when
+mutations are limited to one per function. Combining faults is SWE-smith's strategy with the highest yield (arXiv 2504.21798,
+table 1).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from env_factory.sources import Package
+from env_factory.synth import operators, reconstruction, swe
+from env_factory.synth.documented import documented
+from env_factory.synth.mutation import instruction
+from env_factory.synth.operators import Site
+from env_factory.synth.patch import change_script
+from env_factory.synth.rewriting import other_words
+from env_factory.synth.screening import Screen, tree
+from env_factory.synth.selection import MAX_F2P, MAX_OBSERVED, Judged, beside, header, judge, observed, reaching
+from env_factory.synth.survey import Survey
+from env_factory.synth.swe import Candidate
+from env_factory.synth.symptom import report
+from gymsmith.schema import Draft
+from sandboxes.observations import Observation
+
+TRIES = 4
+"""Faults that are tried in one function."""
+WAVE = 6
+SHOWN = 2
+"""Items of the report for one fault."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """One function of a group, with the fault that was chosen in it."""
+
+    sites: list[Site]
+    """Those still to be tried."""
+    site: Site | None = None
+    judged: Judged = field(default_factory=Judged)
+
+
+@dataclass(slots=True)
+class _Tried:
+    """One group in the middle of screening."""
+
+    index: int
+    path: str
+    healthy: str
+    parts: list[_Part]
+    faulty: str = ""
+    judged: Judged = field(default_factory=Judged)
+    lines: list[str] = field(default_factory=list)
+    """Items of the report."""
+    observed: list[Observation] = field(default_factory=list)
+    reason: str = ""
+
+    @property
+    def chosen(self) -> list[Site]:
+        """The faults, in the order of the text."""
+        return sorted((p.site for p in self.parts if p.site is not None), key=lambda site: site.start)
+
+
+def groups(package: Package, known: Survey, seed: int) -> list[list[list[Site]]]:
+    """Groups of functions, each function as its faults in the order in which they are tried; all in seeded order."""
+    asked = {(f.path, f.first_line) for f in documented(package) if not reconstruction.eligible(f, known)}
+    rng = random.Random(f"combination/{seed}")
+    found: list[list[list[Site]]] = []
+    for path in sorted(package.code):
+        try:
+            text = package.files[path].decode()
+            sites = operators.sites(path, text)
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        by_function: dict[tuple[str, int], list[Site]] = {}
+        for site in sites:
+            place = (path, site.first_line)
+            if place in known.touching and place not in known.everywhere and place not in asked:
+                by_function.setdefault((site.function, site.first_line), []).append(site)
+        functions = [operators.order(by_function[key], seed) for key in sorted(by_function)]
+        rng.shuffle(functions)
+        while len(functions) >= 2:
+            size = rng.choice((2, 2, 3))
+            size = size if len(functions) - size != 1 else len(functions) if len(functions) == 3 else 2
+            found.append(functions[:size])
+            functions = functions[size:]
+    rng.shuffle(found)
+    return found
+
+
+async def draft(
+    package: Package, known: Survey, screen: Screen, seed: int, *, done: frozenset[int] = frozenset()
+) -> AsyncIterator[Candidate]:
+    """Each group in seeded order, with its draft or the reason why there is none. `done`: indices that are settled."""
+    every = groups(package, known, seed)
+    for start in range(0, len(every), WAVE):
+        wave = []
+        for index, functions in enumerate(every[start : start + WAVE], start):
+            healthy = package.files[functions[0][0].path].decode()
+            parts = [_Part([s for s in sites if s.valid(healthy)][:TRIES]) for sites in functions]
+            if index not in done:
+                wave.append(_Tried(index, functions[0][0].path, healthy, parts))
+        await _singles(wave, known, screen)
+        await _together(wave, known, screen, package)
+        for each in wave:
+            made = each.reason or _draft(package, each, known, seed)
+            yield Candidate(each.index, made) if isinstance(made, Draft) else Candidate(each.index, None, made)
+
+
+async def _singles(wave: Sequence[_Tried], known: Survey, screen: Screen) -> None:
+    """Choose a fault for each function: the first that tests notice, all functions a step at a time."""
+    for _ in range(TRIES):
+        trying = [(each, part, part.sites.pop(0)) for each in wave for part in each.parts if part.site is None and part.sites]
+        runs = [(each, part, site, _reaching(known, each, [site])) for each, part, site in trying]
+        answers = await screen.run([_run(each, site.apply(each.healthy), tests, known) for each, _, site, tests in runs])
+        for (_, part, site, tests), answer in zip(runs, answers, strict=True):
+            judged = judge(tests, answer, known)
+            if not judged.reason and report(judged.described()):
+                part.site, part.judged = site, judged
+    for each in wave:
+        each.parts = [part for part in each.parts if part.site is not None]
+        if len(each.parts) < 2:
+            each.reason = "survived"
+
+
+async def _together(wave: Sequence[_Tried], known: Survey, screen: Screen, package: Package) -> None:
+    """Run the faults of each group at once, and keep what shows that each of them is there."""
+    left = [each for each in wave if not each.reason]
+    for each in left:
+        each.faulty = each.healthy
+        for site in reversed(each.chosen):
+            each.faulty = site.apply(each.faulty)
+    tests = [_tests(known, each) for each in left]
+    answers = await screen.run([_run(each, each.faulty, some, known) for each, some in zip(left, tests, strict=True)])
+    for each, some, answer in zip(left, tests, answers, strict=True):
+        each.judged = judge(some, answer, known)
+        each.reason = each.judged.reason or _keep(each, some, answer, known)
+    left = [each for each in left if not each.reason]
+    failures = [[*each.judged.described(), *(f for part in each.parts for f in part.judged.described())] for each in left]
+    seen = await observed(package, screen, failures, at_most=MAX_OBSERVED + 2, told=MAX_F2P)
+    for each, found in zip(left, seen, strict=True):
+        each.observed = found.values
+        each.reason = _tell(each, found.untrue)
+
+
+def _keep(each: _Tried, tests: Sequence[str], answer: Mapping[str, Any], known: Survey) -> str:
+    """Choose the tests: some that fail for each fault alone, in turns; or why that is not possible."""
+    failed = {t for t in tests if answer["outcomes"].get(t) != "passed"}
+    for part in each.parts:
+        part.judged.failed = [t for t in part.judged.failed if t in failed]
+    alone = [part.judged.failed for part in each.parts]
+    if not all(alone):
+        return "masked"
+    kept = _turns([*alone, [t for t in tests if t in failed]])[:MAX_F2P]
+    passed = [t for t in tests if t not in failed]
+    each.judged = Judged(kept, beside(kept, failed, passed, known), answer["failures"])
+    return ""
+
+
+def _tell(each: _Tried, untrue: frozenset[str]) -> str:
+    """Write the report; or why it cannot be written."""
+    for part in each.parts:
+        # What the fault alone would show as well: a line that another fault causes says nothing about this one.
+        own = report(part.judged.described(), MAX_F2P, untrue=untrue)
+        both = [each.judged.failures[t] for t in part.judged.failed if t in each.judged.failures]
+        told = [line for line in report(both, MAX_F2P, untrue=untrue) if line in own]
+        if not told:
+            return "masked" if own else "thin"
+        each.lines += told[:SHOWN]
+    return ""
+
+
+def _turns(lists: Sequence[Sequence[str]]) -> list[str]:
+    """The members of all lists, one of each in turn, none twice."""
+    longest = max(map(len, lists))
+    return list(dict.fromkeys(some[n] for n in range(longest) for some in lists if n < len(some)))
+
+
+def _tests(known: Survey, each: _Tried) -> list[str]:
+    """Tests that reach some fault. Those that fail for one alone come first and in turns, for few failures are described."""
+    first = _turns([part.judged.failed for part in each.parts])
+    return list(dict.fromkeys([*first, *_reaching(known, each, each.chosen)]))
+
+
+def _reaching(known: Survey, each: _Tried, sites: Sequence[Site]) -> list[str]:
+    tests = {t for s in sites for t in reaching(known, s.path, s.first_line, header(each.healthy, s.line))}
+    return [test for test in known.passing if test in tests]
+
+
+def _run(each: _Tried, text: str, tests: Sequence[str], known: Survey) -> dict[str, Any]:
+    return {"args": list(tests), "write": {f"/work/{each.path}": text}, "timeout_s": known.limit_s, "observe": True}
+
+
+def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | str:
+    """The environment, or the reason why it would be a bad one."""
+    healthy, sites, work = each.healthy, each.chosen, tree(package)
+    text = instruction(package, list(dict.fromkeys(each.lines)))
+    if swe.tells(text, [each.path], each.judged.failed):
+        return "leak"
+    hunks = [swe.hunk(healthy, site.apply(healthy)) for site in sites]
+    if any(len(hunk) >= 60 and hunk in data for hunk in hunks for path, data in work.items() if path != each.path):
+        return "leak"
+    target = f"/work/{each.path}"
+    other = next((o for site in sites if (o := other_words(healthy, site)) is not None), None)
+    halves = [(f"leaves-fault-{n}", site.apply(healthy)) for n, site in enumerate(sites, 1)]
+    return swe.draft(
+        package,
+        each.judged,
+        each.observed,
+        kind="combination",
+        slug=f"{package.name.lower().replace('_', '-')}-faults-{seed}-{each.index:04d}",
+        description=f"Repair {len(sites)} faults in {package.name} {package.version}, found by what its users see.",
+        keywords=("python", "debugging", package.name),
+        labels={
+            "package": package.name,
+            "version": package.version,
+            "family": package.name,
+            "operator": " + ".join(site.operator for site in sites),
+            "path": each.path,
+            "function": " + ".join(site.function for site in sites),
+            "seed": str(seed),
+            "index": f"{each.index:04d}",
+        },
+        instruction=text,
+        work={**work, each.path: each.faulty.encode()},
+        solution=change_script({target: (each.faulty, healthy)}),
+        alternatives=(change_script({target: (each.faulty, other)}),) if other else (),
+        cheats=(*swe.module_cheats(target), *((name, change_script({target: (each.faulty, half)})) for name, half in halves)),
+        whole=known,
+    )
