@@ -233,7 +233,7 @@ def test_a_sandbox_that_dies_while_others_live_is_a_zero(stage: Any, chat: Chat)
 
 
 class Starver:
-    """Says `first`, while the first process of every sandbox of the provider stands still, as on a machine without time for it."""
+    """Says `first`, while the first process of every sandbox of the provider stands still, as on a busy machine."""
 
     def __init__(self, provider: Any, policy: Any, first: list[int], silences: int) -> None:
         self.provider, self.policy, self.first, self.silences = provider, policy, first, silences
