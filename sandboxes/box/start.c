@@ -23,8 +23,9 @@ static int child_main(void *argument) {
     char candidate[PATH_MAX];
     sigset_t none;
     sigemptyset(&none);
-    signal(SIGPIPE, SIG_DFL);
-    signal(SIGINT, SIG_DFL); /* the launcher, which PID 1 comes from, ignores it */
+    /* the launcher and PID 1 ignore some, and so may whoever started them: nohup, a shell's background */
+    for (int number = 1; number < SIGRTMIN; number++)
+        signal(number, SIG_DFL);
     sigprocmask(SIG_SETMASK, &none, NULL);
     syscall(SYS_setpriority, PRIO_PROCESS, 0, 0); /* PID 1 may have come with a better one */
     if (setsid() < 0 || dup2(launch->in, 0) < 0 || dup2(launch->out, 1) < 0 || dup2(launch->err, 2) < 0 ||
