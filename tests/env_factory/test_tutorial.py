@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from env_factory import tasks
+from env_factory import sources, tasks
 from env_factory.synth import tutorial, tutorial_state, tutorial_text
 from env_factory.synth.tutorial_state import Node, changes, describe, script
-from gymsmith import taskdir
+from gymsmith import demo, taskdir
 from gymsmith.errors import SourceError
 
 MARKDOWN = """---
@@ -172,3 +172,10 @@ def test_a_text_without_commands_is_refused(doorway: Any, tmp_path: Path) -> Non
 
 def test_norm_of_an_unchanged_tree_is_empty() -> None:
     assert tutorial_state.changes({"a": Node("file", 0o644, b"")}, {"a": Node("file", 0o644, b"")}) == {}
+
+
+@pytest.mark.parametrize("plan", [demo.Plan.full(), demo.Plan.quick()], ids=lambda plan: plan.name)
+def test_the_lessons_of_the_demo_are_lessons(plan: demo.Plan) -> None:
+    """What else lies in the examples is none of them."""
+    lessons = sources.lessons(demo.tutorial(plan))
+    assert [Path(lesson).name for lesson in lessons] == ["hpc-shell", "shell-novice"]
