@@ -27,7 +27,7 @@ from env_factory.synth import examples, examples_package, shell, tutorial
 from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
 from gymsmith import taskdir
 from gymsmith.errors import ConfigError, SourceError, StoreError
-from gymsmith.schema import JobContext, LlmKind, Word
+from gymsmith.schema import GenerateKind, JobContext, Word
 from sandboxes.base import SandboxSpec
 from sandboxes.worker import Worker, process_worker
 
@@ -46,23 +46,7 @@ class Order(Word):
     source: str
     """pypi:NAME==VERSION, file:PATH, man:PAGE, shell:FAMILY, shell:all or shell:unseen, layout:TEMPLATE or layout:all,
     browse:FAMILY or browse:all, terminal:NAME, repair:NAME and so on."""
-    kind: (
-        Literal[
-            "mutation",
-            "reconstruction",
-            "combination",
-            "commit",
-            "issue",
-            "tutorial",
-            "examples",
-            "shell",
-            "terminal",
-            "repair",
-            "layout",
-            "browse",
-        ]
-        | LlmKind
-    )
+    kind: GenerateKind
     n: int = Field(ge=1)
     """Environments to admit."""
     seed: int = 0

@@ -56,6 +56,24 @@ class Source(Word):
 
 LlmKind = Literal["llm-tutorial", "llm-bug", "llm-issue", "llm-reword", "llm-setup"]
 """Kinds of a generate job that ask a language model. The others need none."""
+GenerateKind = (
+    Literal[
+        "mutation",
+        "reconstruction",
+        "combination",
+        "commit",
+        "issue",
+        "tutorial",
+        "examples",
+        "shell",
+        "terminal",
+        "repair",
+        "layout",
+        "browse",
+    ]
+    | LlmKind
+)
+"""Kinds of a generate job: one synthesizer each."""
 
 
 class ToolSpec(Word):

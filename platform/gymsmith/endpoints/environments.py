@@ -11,7 +11,7 @@ from gymsmith import folder
 from gymsmith.difficulty import Difficulty
 from gymsmith.endpoints.envelope import Cursor, Envelope, IdempotencyKey, Limit, SettingsDep, StoreDep, labels_of, order
 from gymsmith.errors import NotFound
-from gymsmith.schema import Environment, Evidence, Job, LlmKind, Status
+from gymsmith.schema import Environment, Evidence, GenerateKind, Job, Status
 
 router = APIRouter(tags=["environments"])
 Labels = Annotated[tuple[str, ...], Query(description="KEY:VALUE, repeatable; all must hold.", max_length=20)]
@@ -25,23 +25,7 @@ class Order(BaseModel):
     source: str = Field(
         min_length=1, max_length=500, examples=["pypi:inflection==0.5.1", "git:https://host/repo#v1.0", "man:tar", "shell:all"]
     )
-    kind: (
-        Literal[
-            "mutation",
-            "reconstruction",
-            "combination",
-            "commit",
-            "issue",
-            "tutorial",
-            "examples",
-            "shell",
-            "terminal",
-            "repair",
-            "layout",
-            "browse",
-        ]
-        | LlmKind
-    )
+    kind: GenerateKind
     n: int = Field(default=20, ge=1, le=10_000, description="Environments wanted.")
     seed: int = Field(default=0, ge=0, lt=2**63)
     split: Literal["train", "held_out"] = "train"
