@@ -14,13 +14,12 @@ from typing import IO, NamedTuple
 
 from env_factory.source_kinds.tree import Tree, check_path
 from gymsmith.errors import PolicyRefused, SourceError
+from sandboxes.unpack import BoundedHeader
 
 MAX_TOTAL_BYTES = 128 * 1024 * 1024
 MAX_FILES = 20_000
 MAX_ENTRIES = 200_000
 """Folders, links and devices count too: each costs memory."""
-MAX_HEADER_BYTES = 1024 * 1024
-"""Of one extended header of a tar archive, which is held in memory."""
 MAX_RATIO = 200
 """Unpacked bytes (skipped ones too) for each packed byte, beyond the first MAX_TOTAL_BYTES."""
 _BROKEN = (
@@ -93,16 +92,6 @@ def _members(filename: str, data: bytes) -> tuple[list[_Member], str]:
     return kept, comment[0] if comment else ""
 
 
-class _Header(tarfile.TarInfo):
-    """Refuses extended headers that would fill the memory."""
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        long = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-        if self.type in long and self.size > MAX_HEADER_BYTES:
-            raise PolicyRefused(f"a header of an archive may have {MAX_HEADER_BYTES} bytes, got one of {self.size}")
-        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
-
-
 class _Bounded(io.RawIOBase):
     """A decompressed stream that ends in a refusal when it grows beyond what its packed size can honestly hold."""
 
@@ -132,7 +121,7 @@ class _Bounded(io.RawIOBase):
 
 def _tar(data: bytes, comment: list[str]) -> Iterator[_Member]:
     stream = io.BufferedReader(_Bounded(data), 1 << 16)
-    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header, errors="surrogateescape") as archive:
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=BoundedHeader, errors="surrogateescape") as archive:
         for number, member in enumerate(archive):
             # What was read is not kept: an archive may have millions of headers.
             archive.members = []  # type: ignore[attr-defined]

@@ -64,7 +64,7 @@ class _Counted:
         return data
 
 
-class _Header(tarfile.TarInfo):
+class BoundedHeader(tarfile.TarInfo):
     """Refuses extended headers that would fill the memory."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
@@ -123,7 +123,7 @@ def unpack(stream: BinaryIO, writer: LayerWriter, top: str = "/", *, layer: bool
     counted = _Counted(decompressed(stream), MAX_BYTES if limit is None else limit)
     done = _Writing(writer, top, layer)
     try:
-        with tarfile.open(fileobj=counted, mode="r|", tarinfo=_Header, errors="surrogateescape") as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=counted, mode="r|", tarinfo=BoundedHeader, errors="surrogateescape") as archive:  # type: ignore[call-overload]
             for member in archive:
                 content = archive.extractfile(member) if member.isreg() else None
                 done.entry(member, content, counted.limit)
@@ -146,7 +146,7 @@ def indexed(stream: BinaryIO) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInf
     Raises: PolicyRefused, BuildError: as `unpack`.
     """
     try:
-        archive = tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header)  # noqa: SIM115
+        archive = tarfile.open(fileobj=stream, mode="r:", tarinfo=BoundedHeader)  # noqa: SIM115
         members: dict[str, tarfile.TarInfo] = {}
         for number, member in enumerate(archive):
             if number > MAX_ENTRIES:
