@@ -210,17 +210,10 @@ def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | 
         slug=f"{package.name.lower().replace('_', '-')}-body-{seed}-{each.index:04d}",
         description=f"Write a function of {package.name} {package.version} from its signature and docstring.",
         keywords=("python", "implementation", package.name),
-        labels={
-            "package": package.name,
-            "version": package.version,
-            "family": package.name,
-            "operator": "reconstruction",
-            "path": function.path,
-            "function": function.name,
-            "seed": str(seed),
-            "index": f"{each.index:04d}",
-            "mutation_score": f"{each.score:.2f}",
-        },
+        labels=swe.about(
+            package, operator="reconstruction", path=function.path, function=function.name, seed=seed, index=each.index
+        )
+        | {"mutation_score": f"{each.score:.2f}"},
         instruction=text,
         work={**tree(package), function.path: blank.encode()},
         solution=edit_script(target, blank, healthy),

@@ -41,6 +41,20 @@ class Candidate:
     """Why there is no draft."""
 
 
+def about(package: Package, *, operator: str, path: str, function: str, seed: int, index: int) -> dict[str, str]:
+    """Labels of a fault of a package: where it is and who made it. Several paths, functions or operators are joined by " + "."""
+    return {
+        "package": package.name,
+        "version": package.version,
+        "family": package.name,
+        "operator": operator,
+        "path": path,
+        "function": function,
+        "seed": str(seed),
+        "index": f"{index:04d}",
+    }
+
+
 def draft(
     package: Package,
     judged: Judged,
