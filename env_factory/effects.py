@@ -143,14 +143,19 @@ def _below(layer: Path, root: str, image: Image) -> Iterator[Effect]:
             yield Effect(path, "created", after=_text(place))
         else:
             old, new = _text(below.places[0]), _text(place)
-            same = old == new if old is not None else _bytes(below.places[0]) == _bytes(place)
+            same = (
+                old == new
+                if old is not None
+                else read_plain(below.places[0], MAX_READ_BYTES) == read_plain(place, MAX_READ_BYTES)
+            )
             if not same:
                 yield Effect(path, "changed", old, new)
             elif stat.S_IMODE(below.status.st_mode) != stat.S_IMODE(status.st_mode):
                 yield Effect(path, "mode")
 
 
-def _bytes(place: str) -> bytes | None:
+def read_plain(place: str, most: int) -> bytes | None:
+    """A plain file of at most `most` bytes; None for a larger one and for everything else. Follows no link, waits for no pipe."""
     try:
         handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -158,12 +163,12 @@ def _bytes(place: str) -> bytes | None:
     with open(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             return None
-        data = file.read(MAX_READ_BYTES + 1)
-    return data if len(data) <= MAX_READ_BYTES else None
+        data = file.read(most + 1)
+    return data if len(data) <= most else None
 
 
 def _text(place: str) -> str | None:
-    data = _bytes(place)
+    data = read_plain(place, MAX_READ_BYTES)
     if data is None or b"\0" in data:
         return None
     try:

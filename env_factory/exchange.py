@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from env_factory import intake
 from env_factory.formats import detected, harbor, json_lines, portable, swe_rows, task_repository
 from env_factory.formats.detected import MAX_TASKS, Format
 from env_factory.payload import checked
@@ -96,20 +97,8 @@ def keep(draft: Draft, ctx: JobContext) -> bool:
         return False
     except NotFound:
         pass
-    folder = taskdir.folder_of(ctx.settings.tasks_dir, draft.id)
-    taskdir.write(draft, folder)
-    ctx.store.put_environment(
-        Environment(
-            id=draft.id,
-            source=draft.source,
-            spec=draft.spec,
-            instruction=draft.instruction,
-            status=Status.UNPROVEN,
-            reason="imported" if draft.files.get("solution/solve.sh") else "no-oracle",
-            path=folder.relative_to(ctx.settings.home).as_posix(),
-        ),
-        None,
-    )
+    reason = "imported" if draft.files.get("solution/solve.sh") else "no-oracle"
+    intake.put(draft, ctx.settings, ctx.store, Status.UNPROVEN, reason)
     return True
 
 

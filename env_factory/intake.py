@@ -317,22 +317,33 @@ class Intake:
         return await build(draft, self.images, wheels=self.wheels)
 
     def _keep(self, draft: Draft, judged: _Judged) -> None:
-        """Folder first, row last: a row never names a folder that is not there."""
-        folder = taskdir.folder_of(self.settings.tasks_dir, draft.id)
-        taskdir.write(draft, folder)
-        self.store.put_environment(
-            Environment(
-                id=draft.id,
-                source=draft.source,
-                spec=draft.spec,
-                instruction=draft.instruction,
-                status=status_of(draft, judged.reason),
-                reason=judged.reason,
-                path=folder.relative_to(self.settings.home).as_posix(),
-                image_id=judged.image_id,
-            ),
-            judged.evidence,
-        )
+        status = status_of(draft, judged.reason)
+        put(draft, self.settings, self.store, status, judged.reason, judged.image_id, judged.evidence)
+
+
+def put(
+    draft: Draft,
+    settings: Settings,
+    store: Store,
+    status: Status,
+    reason: str,
+    image_id: str = "",
+    evidence: Evidence | None = None,
+) -> None:
+    """Store a draft as an environment. Folder first, row last: a row never names a folder that is not there."""
+    folder = taskdir.folder_of(settings.tasks_dir, draft.id)
+    taskdir.write(draft, folder)
+    row = Environment(
+        id=draft.id,
+        source=draft.source,
+        spec=draft.spec,
+        instruction=draft.instruction,
+        status=status,
+        reason=reason,
+        path=folder.relative_to(settings.home).as_posix(),
+        image_id=image_id,
+    )
+    store.put_environment(row, evidence)
 
 
 def status_of(draft: Draft, reason: str) -> Status:

@@ -24,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from env_factory import git_objects
-from env_factory.effects import CACHES, Effects
+from env_factory.effects import CACHES, Effects, read_plain
 from env_factory.mutants import named
 from gymsmith.schema import Gate, Reward
 from gymsmith.taskdir import Task
@@ -346,13 +346,8 @@ def _files(top: Path) -> Iterator[tuple[str, str]]:
 
 def _read(place: str) -> str | None:
     """A text of at most MAX_FILE_BYTES."""
-    try:
-        handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    with open(handle, "rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    return None if b"\0" in data[:4096] or len(data) > MAX_FILE_BYTES else data.decode(errors="replace")
+    data = read_plain(place, MAX_FILE_BYTES)
+    return None if data is None or b"\0" in data[:4096] else data.decode(errors="replace")
 
 
 def _archived(top: Path, path: str) -> Iterator[tuple[str, str]]:
