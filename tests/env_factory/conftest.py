@@ -56,6 +56,14 @@ def doorway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doorway]:
         yield Doorway(settings, store)
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Doorway]:
+    """An empty installation, where nothing runs."""
+    settings = Settings.load(home=tmp_path / "elsewhere")
+    with Store.open(settings) as store:
+        yield Doorway(settings, store)
+
+
 @pytest.fixture(scope="session")
 def index_reachable() -> None:
     """For tests that need the package index."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +16,11 @@ from env_factory.synth import shell
 from gymsmith import difference, taskdir
 from gymsmith.config import Settings
 from gymsmith.errors import ConfigError, Conflict, NotFound, PolicyRefused, SourceError
-from gymsmith.schema import Job, Status
+from gymsmith.schema import Status
 from gymsmith.store import Store
 from gymsmith.taskdir import Task
+from tests.env_factory.conftest import Doorway
 from tests.env_factory.foreign_tasks import ROW, bench, needs_swebench, theirs
-
-
-class Doorway:
-    """A job context of a state folder of its own, without a worker."""
-
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self.job = Job(id="test", kind="import", queue="factory")
-        self.settings, self.store = settings, store
-
-    def progress(self, **fields: Any) -> None:
-        """Nobody watches."""
-
-    def check(self) -> None:
-        """Nobody cancels."""
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[Doorway]:
-    """An empty installation, where nothing runs."""
-    settings = Settings.load(home=tmp_path / "elsewhere")
-    with Store.open(settings) as store:
-        yield Doorway(settings, store)
 
 
 def sum_task(**change: str) -> Tree:

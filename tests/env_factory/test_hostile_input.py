@@ -10,7 +10,7 @@ import os
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ import pytest
 
 from env_factory import archive as archives
 from env_factory import exchange, sources
-from gymsmith.config import Settings
 from gymsmith.errors import NotFound, PolicyRefused, SourceError
-from gymsmith.schema import Job
-from gymsmith.store import Store
+from tests.env_factory.conftest import Doorway
 from tests.env_factory.foreign_tasks import theirs
 
 MIB = 1024 * 1024
@@ -180,45 +178,24 @@ HOSTILE: dict[str, tuple[Build, type[Exception]]] = {
 }  # fmt: skip
 
 
-class Doorway:
-    """A job context of an installation where nothing runs."""
-
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self.job = Job(id="test", kind="import", queue="factory")
-        self.settings, self.store = settings, store
-
-    def progress(self, **fields: Any) -> None:
-        """Nobody watches."""
-
-    def check(self) -> None:
-        """Nobody cancels."""
-
-
-@pytest.fixture
-def door(tmp_path: Path) -> Iterator[Doorway]:
-    settings = Settings.load(home=tmp_path / "home")
-    with Store.open(settings) as store:
-        yield Doorway(settings, store)
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_made_to_hurt_ends_in_a_typed_error(
-    name: str, door: Doorway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, elsewhere: Doorway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build, error = HOSTILE[name]
     monkeypatch.setattr(archives, "MAX_TOTAL_BYTES", 8 * MIB)
     (tmp_path / "in").mkdir()
     place = build(tmp_path / "in")
-    before = {path for path in tmp_path.rglob("*") if "home" not in path.parts}
+    before = {path for path in tmp_path.rglob("*") if "elsewhere" not in path.parts}
     with pytest.raises(error):
-        exchange.bring_in({"path": str(place)}, door)
-    assert {path for path in tmp_path.rglob("*") if "home" not in path.parts} == before
-    assert door.store.environment_ids(status=None) == [] and not door.settings.tasks_dir.exists()
+        exchange.bring_in({"path": str(place)}, elsewhere)
+    assert {path for path in tmp_path.rglob("*") if "elsewhere" not in path.parts} == before
+    assert elsewhere.store.environment_ids(status=None) == [] and not elsewhere.settings.tasks_dir.exists()
     assert not any(Path(root, "owned").exists() for root in ("/etc", "/tmp", "/"))
     if place.is_file() and place.suffix in (".tar", ".gz", ".bz2", ".zip") and "task" not in name:
         # As a repository an archive may be fine; it must never fail in another way.
         with contextlib.suppress(SourceError, PolicyRefused, NotFound):
-            sources.read(f"archive:{place}", door.settings)
+            sources.read(f"archive:{place}", elsewhere.settings)
 
 
 def test_the_set_is_large_enough() -> None:
