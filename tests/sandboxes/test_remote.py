@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import io
 import logging
 import os
 import ssl
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -19,16 +17,15 @@ from typing import Any
 
 import pytest
 
-from gymsmith.errors import Capacity, ConfigError, HostLost, ImageMissing, PolicyRefused, SandboxError, SandboxGone
+from gymsmith.errors import Capacity, ConfigError, HostLost, ImageMissing, PolicyRefused, SandboxGone
 from sandboxes import image_base
-from sandboxes.base import ExecResult, Image, SandboxSpec
+from sandboxes.base import Image, SandboxSpec
 from sandboxes.certificates import make_authority, make_certificate
-from sandboxes.channel import CALL, ERROR, HELLO, PROTOCOL, Broken, Channel, pack, pack_error, unpack, unpack_error
+from sandboxes.channel import CALL, ERROR, HELLO, PROTOCOL, Channel, pack, unpack, unpack_error
 from sandboxes.grade import attempt_script
 from sandboxes.host import server_context
 from sandboxes.image import ImageStore
 from sandboxes.index_server import PackageCache
-from sandboxes.layer_transfer import pack_layer, unpack_layer
 from sandboxes.network import NetworkPolicy
 from sandboxes.probe import HostUsr
 from sandboxes.remote import RemoteProvider
@@ -476,83 +473,3 @@ def test_a_network_policy_is_kept_on_the_host(site: Site, tmp_path: Path) -> Non
             assert not (await box.exec(["python3", "-c", code])).ok
 
     play(scene)
-
-
-# ---- what travels ----
-
-
-def test_values_come_back_as_they_were() -> None:
-    spec = SandboxSpec(image="x", env={"A": "\udcff"}, network=NetworkPolicy("proxy", hosts=("a.test",)))
-    value: Any = (spec, [b"\0one", {"k": b"two", "n": None}], ExecResult(0, None, b"out", b"err"), 1.5, True, "ä")
-    assert unpack(pack(value)) == value
-    assert isinstance(unpack_error(pack_error(FileNotFoundError(2, "no", "/x"))), FileNotFoundError)
-    assert isinstance(unpack_error(pack_error(SandboxGone("away"))), SandboxGone)
-    with pytest.raises(TypeError, match="does not travel"):
-        pack(object())
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\xff\xff\xff\xff",
-        pack([b"abc"])[:-1],
-        b"\x10\0\0\0" + b'{"d":"Path","f":[]}',
-        b'\x02\0\0\0{"',
-        b'\x09\0\0\0{"b":-100}',
-    ],
-)
-def test_what_is_no_value_is_broken(data: bytes) -> None:
-    with pytest.raises(Broken):
-        unpack(data)
-
-
-def hostile(*members: tuple[str, bytes, str]) -> io.BytesIO:
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as tar:
-        for name, kind, target in members:
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname, info.devmajor, info.devminor = kind, target, 8, 0
-            tar.addfile(info, io.BytesIO())
-    made.seek(0)
-    return made
-
-
-@pytest.mark.parametrize(
-    "stream",
-    [
-        hostile(("../x", tarfile.REGTYPE, "")),
-        hostile(("/etc/x", tarfile.REGTYPE, "")),
-        hostile(("a", tarfile.SYMTYPE, "/tmp"), ("a/x", tarfile.REGTYPE, "")),
-        hostile(("x", tarfile.LNKTYPE, "/etc/passwd")),
-        hostile(("x", tarfile.BLKTYPE, "")),
-        hostile(("x", tarfile.CHRTYPE, "")),
-        hostile(("x", tarfile.FIFOTYPE, "")),
-        io.BytesIO(b"no archive at all" * 100),
-    ],
-)
-def test_a_layer_cannot_leave_its_folder(stream: io.BytesIO, tmp_path: Path) -> None:
-    stream.seek(0)
-    with pytest.raises(SandboxError, match="received"):
-        unpack_layer(stream, tmp_path)
-    assert not (tmp_path.parent / "x").exists()
-
-
-def test_equal_layers_have_equal_digests(tmp_path: Path) -> None:
-    first = tmp_path / "first"
-    (first / "d" / "e").mkdir(parents=True)
-    (first / "d" / "f").write_bytes(os.urandom(100_000))
-    os.link(first / "d" / "f", first / "hard")
-    os.symlink("/nowhere", first / "soft")
-    os.chmod(first / "d" / "f", 0o4755)
-    if os.geteuid() == 0:
-        os.mknod(first / "gone", 0o20600, 0)
-        os.setxattr(first / "d", "trusted.overlay.opaque", b"y")
-    stream, second = io.BytesIO(), tmp_path / "second"
-    digest, size = pack_layer(first, stream)
-    second.mkdir()
-    stream.seek(0)
-    unpack_layer(stream, second)
-    assert pack_layer(second) == (digest, size) and (second / "hard").stat().st_nlink == 2
-    (second / "d" / "e" / "new").write_bytes(b"")
-    assert pack_layer(second)[0] != digest
