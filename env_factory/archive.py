@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 
 from env_factory.source_kinds.tree import Tree, check_path
 from gymsmith.errors import PolicyRefused, SourceError
-from sandboxes.unpack import BoundedHeader
+from sandboxes.image.unpack import BoundedHeader
 
 MAX_TOTAL_BYTES = 128 * 1024 * 1024
 MAX_FILES = 20_000

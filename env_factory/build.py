@@ -10,7 +10,7 @@ from pathlib import Path
 from gymsmith.schema import Draft
 from gymsmith.taskdir import Task
 from sandboxes.base import Image
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 
 
 async def build(draft: Draft | Task, images: ImageStore, *, wheels: Path | None = None, timeout_s: float = 600.0) -> Image:

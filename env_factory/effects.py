@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from sandboxes.artifacts import Artifacts
 from sandboxes.base import MIB, Image
-from sandboxes.layer import is_whiteout, lookup
+from sandboxes.image.layer import is_whiteout, lookup
 
 MAX_READ_BYTES = 2 * MIB
 CACHES = re.compile(

@@ -33,7 +33,7 @@ from gymsmith.schema import Draft, Environment, Evidence, Gate, Status, digest
 from gymsmith.store import Store
 from gymsmith.taskdir import Task
 from sandboxes.base import Image, Provider
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from gymsmith.errors import BuildError, NotFound, PolicyRefused, SourceError
 from gymsmith.schema import Score
 from sandboxes.base import Provider
 from sandboxes.evaluate import wilson
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 
 SOUND = "sound"
 AT_ONCE = 4

@@ -29,7 +29,7 @@ from env_factory.mutants import named
 from gymsmith.schema import Gate, Reward
 from gymsmith.taskdir import Task
 from sandboxes.base import MIB, Image
-from sandboxes.layer import lookup
+from sandboxes.image.layer import lookup
 
 WINDOW = 5
 MIN_WINDOW_CHARS = 60

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from gymsmith.schema import Draft, Gate
 from gymsmith.taskdir import Task
-from sandboxes import dockerfile
 from sandboxes.base import Image
-from sandboxes.build_context import BuildContext
-from sandboxes.image import ImageStore
-from sandboxes.layer import lookup
+from sandboxes.image import dockerfile
+from sandboxes.image.build_context import BuildContext
+from sandboxes.image.images import ImageStore
+from sandboxes.image.layer import lookup
 
 SALT = "ARG GYMSMITH_AGAIN=1"
 """A variable that no step reads: with it each RUN is another one to every cache."""

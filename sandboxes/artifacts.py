@@ -22,7 +22,7 @@ from pathlib import Path
 from gymsmith.errors import OutputLimit
 from gymsmith.taskdir import Task
 from sandboxes.base import MIB, UID_SHIFT, USERS, Image, Sandbox
-from sandboxes.layer import AS_ROOT, OPAQUE, Entry, child, discard, is_opaque, is_whiteout, lookup, names
+from sandboxes.image.layer import AS_ROOT, OPAQUE, Entry, child, discard, is_opaque, is_whiteout, lookup, names
 
 MAX_BYTES = 64 * MIB
 MAX_FILES = 10_000

@@ -23,12 +23,12 @@ from gymsmith.errors import Capacity, ExecTimeout, HostLost, PolicyRefused, Sand
 from gymsmith.schema import Word
 from gymsmith.taskdir import Task
 from sandboxes.base import Sandbox
-from sandboxes.browser_result import Document, Rendered
+from sandboxes.browser.result import Document, Rendered
 from sandboxes.layout_checks import CHECKS, EVERY, wrong
 from sandboxes.layout_seen import Seen
 
 if TYPE_CHECKING:
-    from sandboxes.browser import RenderService
+    from sandboxes.browser.service import RenderService
 
 MEMBER = "tests/layout.json"
 """Stays on the host."""

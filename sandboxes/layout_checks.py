@@ -3,7 +3,7 @@
 Each check is a function of `Seen` and of parameters that a task states as JSON; it returns what is wrong, or "". The five of
 `EVERY` hold for any honest page (no trick, the asked texts and no others, legible, inside of the page, nothing on one another); a
 template adds those that make it what it is. What is measured, and why a page cannot talk it into something else, is the matter of
-`browser_metrics.py`.
+`browser/metrics.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from sandboxes.browser_result import Rect, Shade
+from sandboxes.browser.result import Rect, Shade
 from sandboxes.layout_seen import NEAR_PX, Missing, Seen, label, largest_empty
 
 Check = Callable[..., str]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from sandboxes.browser_result import Box, Metrics, Rect, Text
+from sandboxes.browser.result import Box, Metrics, Rect, Text
 
 NEAR_PX = 1.5
 """Rounding and borders differ by less than this."""

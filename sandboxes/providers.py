@@ -26,7 +26,7 @@ async def open_provider(settings: Settings, images: ImageSource) -> Provider:
     if settings.provider == "docker":
         return await _containers(settings, images)
     if settings.provider == "remote":
-        from sandboxes.remote import open_remote
+        from sandboxes.remote.provider import open_remote
 
         return await open_remote(settings, images)
     # Some kernels refuse only in the middle of making a sandbox, so one is made before the choice.

@@ -223,7 +223,7 @@ def render(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
         PolicyRefused: a page is too large, or its folder is not below the state folder.
         Capacity: no browser can be had here.
     """
-    from sandboxes import browser_job
+    from sandboxes.browser import render_job as browser_job
 
     order = _read(browser_job.RenderOrder, payload)
     worker = process_worker(ctx.settings)

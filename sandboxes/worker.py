@@ -24,10 +24,10 @@ from gymsmith.store import Store
 from gymsmith.taskdir import Task
 from sandboxes import layout
 from sandboxes.base import MIB, Image, Provider
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 
 if TYPE_CHECKING:
-    from sandboxes.browser import RenderService
+    from sandboxes.browser.service import RenderService
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class Worker:
         """The render service of this process, opened on first use. Raises: Capacity (no browser can be had here)."""
         async with self._opening:
             if self._renderer is None:
-                from sandboxes.browser import RenderService
+                from sandboxes.browser.service import RenderService
 
                 place = self.settings
                 self._renderer = await RenderService.start(place.sandboxes_dir, place.images_dir, chromium=place.chromium)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from gymsmith.errors import SourceError
-from sandboxes.image_base import NAME
+from sandboxes.image.host_base import NAME
 
 DEFAULT_BASE = "python:3.11-slim-bookworm"
 _BEGIN, _END = "# gymsmith: ", "# gymsmith: end\n"

@@ -36,7 +36,7 @@ from gymsmith.llm import Endpoint, LlmClient
 from gymsmith.schema import JobContext, Status, digest
 from gymsmith.store import Store
 from sandboxes.base import Provider
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 
 AT_ONCE = 4
 """Candidates that are written and proved at the same time."""

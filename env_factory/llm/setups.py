@@ -27,7 +27,7 @@ from gymsmith.config import Settings
 from gymsmith.errors import BuildError, NoNetwork, PolicyRefused, SourceError
 from gymsmith.schema import Word, digest
 from sandboxes.base import MIB, Image, Provider, SandboxSpec
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 
 RUNS = 3
 TRIES = 6

@@ -16,7 +16,7 @@ from env_factory.synth.screening import SUITE, Screen
 from env_factory.synth.selection import Observed
 from env_factory.synth.survey import Survey, survey
 from sandboxes.base import MIB, Provider, SandboxSpec
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 
 MIN_LINES = 4
 """Lines of a function that is worth a fault."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from env_factory.llm.conversation import Shape, Unfit
 from gymsmith.errors import PolicyRefused
-from sandboxes import dockerfile
+from sandboxes.image import dockerfile
 
 MAX_FILES = 60
 MAX_FILE_BYTES, MAX_TOTAL_BYTES = 200_000, 1_000_000

@@ -31,7 +31,7 @@ from env_factory.synth.words import draw
 from gymsmith.errors import SourceError
 from gymsmith.schema import Draft, TaskSpec, ToolSpec
 from sandboxes.base import MIB, Provider, Sandbox, SandboxSpec
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 
 log = logging.getLogger(__name__)
 

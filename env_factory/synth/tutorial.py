@@ -28,7 +28,7 @@ from env_factory.synth.tutorial_walk import HOME, Step, dockerfile, first_tree, 
 from gymsmith.errors import SourceError
 from gymsmith.schema import Draft, TaskSpec, ToolSpec
 from sandboxes.base import Provider
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 
 log = logging.getLogger(__name__)
 

@@ -24,11 +24,11 @@ from gymsmith.errors import ConfigError
 
 BENCHES = {
     "factory": "env_factory.bench_factory:measure",
-    "images": "sandboxes.bench_images:measure",
+    "images": "sandboxes.bench.images:measure",
     "loop": "gymsmith.bench_loop:measure",
-    "remote": "sandboxes.bench_remote:measure",
-    "render": "sandboxes.bench_render:measure",
-    "sandboxes": "sandboxes.bench_sandboxes:measure",
+    "remote": "sandboxes.bench.remote:measure",
+    "render": "sandboxes.bench.render:measure",
+    "sandboxes": "sandboxes.bench.sandboxes:measure",
 }
 """Name -> "module:function"; the function takes (settings with a home of its own, quick) and returns the rows."""
 

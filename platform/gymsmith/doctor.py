@@ -132,7 +132,7 @@ def sandbox_hosts(settings: Settings) -> Check:
         how = "gymsmith sandbox-host serve there; set GYMSMITH_SANDBOX_HOSTS and GYMSMITH_PROVIDER=remote here"
         return Check("sandbox hosts", "missing", "none configured: sandboxes run on this machine", how)
     try:
-        lines: list[str] = importlib.import_module("sandboxes.remote").survey(settings)
+        lines: list[str] = importlib.import_module("sandboxes.remote.provider").survey(settings)
     except GymsmithError as error:
         state = "broken" if settings.provider == "remote" else "missing"
         return Check("sandbox hosts", state, str(error), "start the hosts, or compare certificates and tokens")
@@ -141,7 +141,7 @@ def sandbox_hosts(settings: Settings) -> Check:
 
 def chromium(settings: Settings) -> Check:
     """Whether pages can be rendered, as the sandboxes' own probe found it."""
-    report: dict[str, Any] = importlib.import_module("sandboxes.browser_probe").probe(settings.chromium)
+    report: dict[str, Any] = importlib.import_module("sandboxes.browser.probe").probe(settings.chromium)
     return Check("chromium", "ok" if report["works"] else "missing", report["summary"], report["next_move"])
 
 

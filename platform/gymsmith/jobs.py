@@ -48,7 +48,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "import": ("factory", "env_factory.exchange:bring_in"),
     "export_environments": ("factory", "env_factory.exchange:send_out"),
     "rollout": ("rollouts", "sandboxes.tasks:rollout"),
-    "image": ("factory", "sandboxes.image_door:image"),
+    "image": ("factory", "sandboxes.image.door:image"),
     "evaluate": ("evals", "sandboxes.tasks:evaluate"),
     "evaluate_swebench": ("evals", "sandboxes.tasks:evaluate_swebench"),
     "render": ("rollouts", "sandboxes.tasks:render"),

@@ -25,8 +25,8 @@ from env_factory import archive
 from env_factory.build import build
 from env_factory.formats import harbor
 from gymsmith.errors import BuildError, GymsmithError, PolicyRefused, SourceError
-from sandboxes import unpack
 from sandboxes.base import MIB
+from sandboxes.image import unpack
 from tests.env_factory.defects import write as write_defects
 from tests.env_factory.test_gates import FILES, GOOD
 

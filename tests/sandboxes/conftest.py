@@ -128,7 +128,7 @@ class Painter:
     """A render service with one browser, and the event loop that it belongs to."""
 
     def __init__(self, folder: Path) -> None:
-        from sandboxes.browser import RenderService
+        from sandboxes.browser.service import RenderService
 
         self.folder = folder
         self.loop = asyncio.new_event_loop()
@@ -138,7 +138,7 @@ class Painter:
         return self.loop.run_until_complete(asyncio.wait_for(work, 90))
 
     def paint(self, html: str, *, domain: str = "tests", deadline_s: float = 15.0, **more: Any) -> Any:
-        from sandboxes.browser_result import Document
+        from sandboxes.browser.result import Document
 
         return self.run(self.service.render(Document.of_html(html), domain=domain, deadline_s=deadline_s, **more))
 

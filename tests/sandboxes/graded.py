@@ -18,7 +18,7 @@ from gymsmith.schema import Reward, Source, TaskSpec
 from gymsmith.taskdir import Task
 from sandboxes import grade, observations
 from sandboxes.base import Image
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 from sandboxes.namespace import NamespaceProvider
 from sandboxes.observations import Observation
 

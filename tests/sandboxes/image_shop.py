@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from sandboxes.base import Image, SandboxSpec
-from sandboxes.build_context import BuildContext
-from sandboxes.image import ImageStore
+from sandboxes.image.build_context import BuildContext
+from sandboxes.image.images import ImageStore
 from sandboxes.namespace import NamespaceProvider
 
 PROGRAMS = "sh cat chmod chown cp date echo env find grep head id ln ls mkdir mkfifo mv pwd readlink rm rmdir sed sha256sum sleep"

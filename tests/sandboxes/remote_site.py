@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from sandboxes.base import ImageSource
-from sandboxes.certificates import make_authority, make_certificate
-from sandboxes.host import HostServer, server_context
-from sandboxes.host_shelf import Shelf
 from sandboxes.namespace import NamespaceProvider
-from sandboxes.remote import RemoteProvider
-from sandboxes.remote_link import Address
+from sandboxes.remote.certificates import make_authority, make_certificate
+from sandboxes.remote.host import HostServer, server_context
+from sandboxes.remote.link import Address
+from sandboxes.remote.provider import RemoteProvider
+from sandboxes.remote.shelf import Shelf
 
 TOKEN = "a token for tests"
 
@@ -27,7 +27,7 @@ def make_certificates(folder: Path) -> None:
 
 
 class HostProcess:
-    """`python -m sandboxes.host` on a port of this machine."""
+    """`python -m sandboxes.remote.host` on a port of this machine."""
 
     def __init__(self, home: Path, certificates: Path, **settings: str) -> None:
         self.home = home
@@ -44,7 +44,10 @@ class HostProcess:
         }  # fmt: skip
         words = ["--listen", f"127.0.0.1:{self.port}", "--certificates", str(self.certificates)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sandboxes.host", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "sandboxes.remote.host", *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from gymsmith.config import Settings
-from sandboxes import bench_sandboxes
-from sandboxes.bench_peers import PeerMissing, SweRex, docker_image
-from sandboxes.bench_rounds import Bench, Size
+from sandboxes.bench import sandboxes as bench_sandboxes
+from sandboxes.bench.peers import PeerMissing, SweRex, docker_image
+from sandboxes.bench.rounds import Bench, Size
 
 TINY = Size(
     rounds=1, crowd=12, crowd_s=0.5, ours_in_flight=32, docker_in_flight=2, takes=4, leak_boxes=2, leak_rounds=1

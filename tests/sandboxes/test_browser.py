@@ -23,9 +23,11 @@ from gymsmith.errors import Capacity, ConfigError, PolicyRefused
 from gymsmith.schema import Job
 from gymsmith.store import Store
 from gymsmith.worker import Context
-from sandboxes import browser, browser_door, browser_metrics
-from sandboxes.browser_chromium import find
-from sandboxes.browser_result import Document, Rect
+from sandboxes.browser import door as browser_door
+from sandboxes.browser import metrics as browser_metrics
+from sandboxes.browser import service as browser
+from sandboxes.browser.chromium import find
+from sandboxes.browser.result import Document, Rect
 from sandboxes.worker import process_worker
 
 if TYPE_CHECKING:
@@ -250,8 +252,8 @@ def test_a_browser_is_replaced_when_it_is_old_or_has_grown(painter: Painter, mon
 
 def test_nothing_is_left_when_the_worker_is_killed(painter: Painter, tmp_path: Path) -> None:
     code = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom sandboxes.browser import RenderService\n"
-        "from sandboxes.browser_result import Document\nasync def main():\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom sandboxes.browser.service import RenderService\n"
+        "from sandboxes.browser.result import Document\nasync def main():\n"
         f"    service = await RenderService.start(Path({str(tmp_path)!r}), Path({str(painter.folder / 'images')!r}), seats=1)\n"
         "    await service.render(Document.of_html('<p>x'), domain='d', metrics=False)\n    print('ready', flush=True)\n"
         "    await service.render(Document.of_html('<script>while(1);</script>'), domain='d', deadline_s=60)\nasyncio.run(main())\n"

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sandboxes import browser_chromium
-from sandboxes.browser import RenderService
-from sandboxes.browser_result import Document, Rendered
+from sandboxes.browser import chromium as browser_chromium
+from sandboxes.browser.result import Document, Rendered
+from sandboxes.browser.service import RenderService
 
 if TYPE_CHECKING:
     from tests.sandboxes.conftest import Painter

@@ -17,7 +17,7 @@ from gymsmith.errors import Capacity, ImageMissing
 from sandboxes import grade
 from sandboxes.artifacts import collect
 from sandboxes.base import ExecResult
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 
 SHELL = note_task()
 

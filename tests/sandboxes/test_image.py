@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from gymsmith.errors import BuildError, PolicyRefused
-from sandboxes import build_box
 from sandboxes.base import MIB, UID_SHIFT, SandboxSpec
-from sandboxes.build_policy import BuildPolicy
-from sandboxes.layer import AS_ROOT, LayerWriter, lookup
+from sandboxes.image import build_box
+from sandboxes.image.build_policy import BuildPolicy
+from sandboxes.image.layer import AS_ROOT, LayerWriter, lookup
 from tests.sandboxes.image_shop import Shop
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from gymsmith.errors import BuildError, Conflict, ImageMissing, StoreError
-from sandboxes import image_upkeep
 from sandboxes.base import Image
-from sandboxes.host_shelf import Shelf
-from sandboxes.image import ImageStore
-from sandboxes.image_build import StepDone
-from sandboxes.layer import AS_ROOT
-from sandboxes.layer_store import seal
+from sandboxes.image import upkeep as image_upkeep
+from sandboxes.image.build import StepDone
+from sandboxes.image.images import ImageStore
+from sandboxes.image.layer import AS_ROOT
+from sandboxes.image.layer_store import seal
+from sandboxes.remote.shelf import Shelf
 from tests.sandboxes.image_shop import Shop
 
 UUID = "FROM gymsmith/host\nRUN cat /proc/sys/kernel/random/uuid > /opt/once; {}\n"
@@ -72,7 +72,7 @@ def test_single_flight_within_a_process(shop: Shop) -> None:
 
 BUILDER = """
 import asyncio, json, pathlib, sys
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 from sandboxes.namespace import NamespaceProvider
 
 async def main(root, text):

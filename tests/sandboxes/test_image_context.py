@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from gymsmith.errors import BuildError, NotFound, PolicyRefused
-from sandboxes import build_context, unpack
-from sandboxes.build_context import BuildContext
-from sandboxes.build_policy import BuildPolicy
-from sandboxes.layer import AS_ROOT, LayerWriter
+from sandboxes.image import build_context, unpack
+from sandboxes.image.build_context import BuildContext
+from sandboxes.image.build_policy import BuildPolicy
+from sandboxes.image.layer import AS_ROOT, LayerWriter
 from tests.sandboxes.image_shop import Shop
 
 HOST = "FROM gymsmith/host\n"

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gymsmith.errors import BuildError, GymsmithError, PolicyRefused
-from sandboxes import dockerfile, dockerfile_words
-from sandboxes.build_policy import BuildPolicy
+from sandboxes.image import dockerfile, dockerfile_words
+from sandboxes.image.build_policy import BuildPolicy
 from tests.sandboxes.image_shop import Shop
 
 HOST = "FROM gymsmith/host\n"

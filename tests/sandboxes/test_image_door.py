@@ -12,8 +12,8 @@ from gymsmith.config import Settings
 from gymsmith.errors import ConfigError, NotFound
 from gymsmith.schema import Environment, Source, Status, TaskSpec
 from gymsmith.store import Store
-from sandboxes import image_door
-from sandboxes.layer import AS_ROOT
+from sandboxes.image import door as image_door
+from sandboxes.image.layer import AS_ROOT
 from tests.gymsmith import spoken
 
 

@@ -11,11 +11,12 @@ import pytest
 
 from gymsmith.config import Settings
 from gymsmith.errors import BuildError, PolicyRefused
-from sandboxes import bench_images, dockerfile
 from sandboxes.base import Image
-from sandboxes.build_context import BuildContext
-from sandboxes.build_policy import BuildPolicy
-from sandboxes.image import ImageStore
+from sandboxes.bench import images as bench_images
+from sandboxes.image import dockerfile
+from sandboxes.image.build_context import BuildContext
+from sandboxes.image.build_policy import BuildPolicy
+from sandboxes.image.images import ImageStore
 from tests.sandboxes.conftest import lacking
 
 BASE = "gymsmith/debian:bookworm"
@@ -30,7 +31,7 @@ class Yard:
         self.made: list[str] = []
 
     def build(self, text: str, context: Mapping[str, bytes], wheelhouse: Path | None = None, **policy: Any) -> Image:
-        from sandboxes.image_engine import build_with_engine
+        from sandboxes.image.engine import build_with_engine
 
         work = build_with_engine(
             self.store, self.engine.api, BASE, dockerfile.parse(text), BuildContext.of(context), BuildPolicy(**policy),
@@ -137,7 +138,7 @@ def test_an_image_of_the_engine_becomes_ours(yard: Yard, tmp_path: Path) -> None
     image = yard.build("FROM scratch\nCOPY d /d/\nWORKDIR /d\n", {"d/a": b"a", "d/b": b"b"})
     store = ImageStore(tmp_path)
     ours = asyncio.run(store.adopt("ours:1", f"engine:{image.engine_ref}"))
-    from sandboxes.layer import lookup
+    from sandboxes.image.layer import lookup
 
     entry = lookup(ours.layers, "/d/b")[1]
     assert entry is not None and Path(entry.places[0]).read_bytes() == b"b" and ours.workdir == "/d"

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from gymsmith.errors import Capacity, Conflict, GymsmithError, ImageMissing, NotFound, PolicyRefused
-from sandboxes import image_import
-from sandboxes.image import ImageStore
-from sandboxes.layer import AS_ROOT
+from sandboxes.image import adopting as image_import
+from sandboxes.image.images import ImageStore
+from sandboxes.image.layer import AS_ROOT
 from tests.sandboxes.image_shop import Shop, small_tar
 
 Items = list[tuple[str, bytes, dict[str, Any]]]

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from sandboxes import dockerfile
 from sandboxes.base import Image
-from sandboxes.build_context import BuildContext
-from sandboxes.build_policy import BuildPolicy
-from sandboxes.image import ImageStore
-from sandboxes.image_engine import build_with_engine
-from sandboxes.layer import AS_ROOT
+from sandboxes.image import dockerfile
+from sandboxes.image.build_context import BuildContext
+from sandboxes.image.build_policy import BuildPolicy
+from sandboxes.image.engine import build_with_engine
+from sandboxes.image.images import ImageStore
+from sandboxes.image.layer import AS_ROOT
 from tests.sandboxes.conftest import lacking
 from tests.sandboxes.image_cases import BASE, CASES, Case
 from tests.sandboxes.image_shop import Shop, small_tar

@@ -455,7 +455,7 @@ def test_the_proxy_reaches_listed_names_alone(house: House) -> None:
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, bytes]:
     """A server's context for good.test, and the authority that vouches for it."""
-    from sandboxes.certificates import make_authority, make_certificate
+    from sandboxes.remote.certificates import make_authority, make_certificate
 
     folder = tmp_path_factory.mktemp("tls")
     make_authority(folder)

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from gymsmith.errors import Capacity, SandboxGone
-from sandboxes import bench_leak, cgroups, reaper
+from sandboxes import cgroups, reaper
 from sandboxes.base import Image, SandboxSpec
+from sandboxes.bench import leak as bench_leak
 from sandboxes.container import ContainerProvider
 from sandboxes.launcher import probe
 from sandboxes.namespace import NamespaceProvider
@@ -161,7 +162,7 @@ import asyncio, subprocess, sys
 from pathlib import Path
 from gymsmith.errors import Capacity
 from sandboxes.base import SandboxSpec
-from sandboxes.bench_leak import _Image
+from sandboxes.bench.leak import _Image
 from sandboxes.namespace import NamespaceProvider
 from sandboxes.registry import entries
 

@@ -18,18 +18,18 @@ from typing import Any
 import pytest
 
 from gymsmith.errors import Capacity, ConfigError, HostLost, ImageMissing, PolicyRefused, SandboxGone
-from sandboxes import image_base
 from sandboxes.base import Image, SandboxSpec
-from sandboxes.certificates import make_authority, make_certificate
-from sandboxes.channel import CALL, ERROR, HELLO, PROTOCOL, Channel, pack, unpack, unpack_error
 from sandboxes.grade import attempt_script
-from sandboxes.host import server_context
-from sandboxes.image import ImageStore
+from sandboxes.image import host_base as image_base
+from sandboxes.image.images import ImageStore
 from sandboxes.index_server import PackageCache
 from sandboxes.network import NetworkPolicy
 from sandboxes.probe import HostUsr
-from sandboxes.remote import RemoteProvider
-from sandboxes.remote_link import Address, client_context
+from sandboxes.remote.certificates import make_authority, make_certificate
+from sandboxes.remote.channel import CALL, ERROR, HELLO, PROTOCOL, Channel, pack, unpack, unpack_error
+from sandboxes.remote.host import server_context
+from sandboxes.remote.link import Address, client_context
+from sandboxes.remote.provider import RemoteProvider
 from tests.sandboxes.conftest import OneImage, start_provider
 from tests.sandboxes.remote_site import TOKEN, HostProcess, Wire, make_certificates
 from tests.sandboxes.test_network import write_wheel
@@ -106,7 +106,7 @@ async def until(true: Callable[[], Awaitable[bool]], within_s: float = 10.0) -> 
 def test_sandboxes_go_where_there_is_room_and_layers_go_once(
     site: Site, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    caplog.set_level(logging.INFO, "sandboxes.remote_sandbox")
+    caplog.set_level(logging.INFO, "sandboxes.remote.sandbox")
 
     async def scene() -> None:
         async with site.provider() as provider:
@@ -277,8 +277,8 @@ def test_a_killed_client_leaves_nothing(site: Site) -> None:
     code = f"""
 import asyncio, sys
 from pathlib import Path
-from sandboxes.remote import RemoteProvider
-from sandboxes.remote_link import Address
+from sandboxes.remote.provider import RemoteProvider
+from sandboxes.remote.link import Address
 from sandboxes.base import Image, SandboxSpec
 class Images:
     def resolve(self, name): return Image("base", layers=(Path({str(site.image.layers[0])!r}),), binds=(("/usr", "/usr"),))

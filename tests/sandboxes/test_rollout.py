@@ -23,7 +23,7 @@ from gymsmith.schema import Draft, Generation, Source, TaskSpec, ToolSpec, Traje
 from gymsmith.taskdir import Task
 from sandboxes import resident
 from sandboxes.base import Image, Provider
-from sandboxes.image import ImageStore
+from sandboxes.image.images import ImageStore
 from sandboxes.namespace import NamespaceProvider
 from sandboxes.rollout import Attempt, Terms, rollout
 from sandboxes.tasks import solution_actions

@@ -12,9 +12,9 @@ import pytest
 
 from gymsmith.errors import SandboxError, SandboxGone
 from sandboxes.base import ExecResult, SandboxSpec
-from sandboxes.channel import Broken, pack, pack_error, unpack, unpack_error
-from sandboxes.layer_transfer import pack_layer, unpack_layer
 from sandboxes.network import NetworkPolicy
+from sandboxes.remote.channel import Broken, pack, pack_error, unpack, unpack_error
+from sandboxes.remote.layer_transfer import pack_layer, unpack_layer
 
 
 def test_values_come_back_as_they_were() -> None:

@@ -28,7 +28,7 @@ def host_certificate(
 
     Copy ca.pem, NAME.pem and NAME.key to the machine that uses them; ca.key stays here.
     """
-    maker: Any = importlib.import_module("sandboxes.certificates")
+    maker: Any = importlib.import_module("sandboxes.remote.certificates")
     folder = certificates or settings_for(home).certificates_dir
     maker.make_authority(folder)
     print(maker.make_certificate(folder, name, address or []))
@@ -43,6 +43,6 @@ def host_serve(
 ) -> None:
     """Serve until Ctrl-C. GYMSMITH_SANDBOX_TOKEN must be what the workers have."""
     settings = settings_for(home)
-    host: Any = importlib.import_module("sandboxes.host")
+    host: Any = importlib.import_module("sandboxes.remote.host")
     address, port = host.listening(listen)
     asyncio.run(host.serve(settings, address, port, certificates or settings.certificates_dir, name))

@@ -1,4 +1,4 @@
-"""`gymsmith image ...`: images of this machine, made without a daemon. The work is `sandboxes.image_door`'s, asked by name."""
+"""`gymsmith image ...`: images of this machine, made without a daemon. The work is `sandboxes.image.door`'s, asked by name."""
 
 from __future__ import annotations
 
@@ -134,4 +134,4 @@ def _pair(given: str) -> tuple[str, str]:
 
 
 def _door() -> Any:
-    return importlib.import_module("sandboxes.image_door")
+    return importlib.import_module("sandboxes.image.door")

@@ -1,0 +1,1 @@
+"""Pages that nobody trusts, rendered in sandboxes of their own."""

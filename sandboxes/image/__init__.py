@@ -1,0 +1,1 @@
+"""Images of one machine: Dockerfiles and archives in, content-addressed layers out."""
