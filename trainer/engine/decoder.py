@@ -8,18 +8,18 @@ Shapes: R rows, C chunk tokens, H query heads, K key/value heads, G = H / K, D c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.checkpoint import load_weights
 from trainer.config import EngineConfig
 from trainer.engine.geometry import KEYS, ROWS, Geometry, attention, key_bias, probe
-from trainer.model.attention import Attend
+from trainer.model.attention import Attend, Lookup, Scores
 from trainer.model.config import ModelConfig
 from trainer.model.embedding import NOTHING
 from trainer.model.transformer import Transformer
@@ -35,6 +35,31 @@ class Chunk:
     slot: int
     start: int
     stop: int
+
+
+@dataclass(slots=True)
+class Cached:
+    """An `Attend` over the cache of keys and values: plain grouped-query attention."""
+
+    attend: Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+
+    def dense(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        if scores.window is not None or scores.softcap is not None or scores.sinks is not None:
+            raise ValueError(f"expected attention without window, soft cap and sinks, got {scores}; the engine cannot decode it")
+        return self.attend(index, q, k, v, scores.scale)
+
+    def latent(
+        self,
+        index: int,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        c: Tensor,
+        k_rope: Tensor,
+        up: nn.Module,
+        scores: Scores,
+        keep: Lookup | None = None,
+    ) -> Tensor:
+        raise ValueError("expected grouped-query attention, got latent attention; the engine cannot decode it")
 
 
 class Decoder:
@@ -137,7 +162,7 @@ class Decoder:
             y = attention(grouped, k_cache[slots, :, :keys], v_cache[slots, :, :keys], bias, scale)
             return y.view(R, K, C, G, D).permute(0, 2, 1, 3, 4).reshape(R, C, K * G, D)
 
-        return attend
+        return Cached(attend)
 
     def _decode_attend(self, slots: Tensor, gather: bool, positions_R: Tensor, bias: Tensor, keys: int) -> Attend:
         K, D, rows = self.config.n_kv_heads, self.config.head_dim, len(slots)
@@ -153,7 +178,7 @@ class Decoder:
             y = attention(padded, k_cache[of, :, :keys], v_cache[of, :, :keys], bias, scale)
             return y[:, :, :G].reshape(rows, K * G, D)
 
-        return attend
+        return Cached(attend)
 
 
 def _up(n: int, multiple: int) -> int:

@@ -1,7 +1,8 @@
 """Attention layers. What is projected, normed and rotated stands here; how keys are kept and masked is the caller's.
 
-A layer hands q, k and v to an `Attend`: training passes one that masks by document (below), the engine passes one that writes
-to and reads from its cache. So both run the same weights through the same code.
+A layer hands its queries, keys and values to an `Attend`: training passes one that masks by document (`masking.py`), the engine
+one that writes to and reads from its cache, context parallelism one that gathers keys. All run the same weights through the same
+code.
 
 Shapes: `...` any leading dimensions (B, T in training, N in the engine), H query heads, K key/value heads, D channels per head.
 """
@@ -9,17 +10,77 @@ Shapes: `...` any leading dimensions (B, T in training, N in the engine), H quer
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.config import LayerKind, ModelConfig
-from trainer.model.norm import RMSNorm
+from trainer.model.norm import norm_of
 from trainer.model.rope import rotate
 
-Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
-"""(layer index, q (..., H, D), k (..., K, D), v (..., K, D), scale) -> (..., H, D)."""
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How products of queries and keys become weights: softmax over softcap(scale * q.k) of the keys in the window, and sinks."""
+
+    scale: float
+    window: int | None = None
+    """Keys that a query sees, itself included."""
+    softcap: float | None = None
+    """c in c * tanh(x / c)."""
+    sinks: Tensor | None = None
+    """(H,) logits that take part in the softmax and have no value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What an indexer asks and stores for these positions; I[t, s] = sum_j weights[t, j] * relu(scale * q[t, j] . k[s])."""
+
+    q: Tensor
+    """(..., index heads, index dim), rotated."""
+    k: Tensor
+    """(..., index dim), rotated: one key per position, to be cached."""
+    weights: Tensor
+    """(..., index heads)."""
+    scale: float
+    top_k: int
+
+
+class Attend(Protocol):
+    """Who owns keys and values. Layers call one of the two methods, once each."""
+
+    def dense(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        """Layer `index`: q (..., H, D), k and v (..., K, D) of these positions -> (..., H, D)."""
+        ...
+
+    def latent(
+        self,
+        index: int,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        c: Tensor,
+        k_rope: Tensor,
+        up: nn.Module,
+        scores: Scores,
+        keep: Lookup | None = None,
+    ) -> Tensor:
+        """Latent attention, naive or absorbed: both give the same.
+
+        Args:
+            q_nope: (..., H, nope_dim).
+            q_rope: (..., H, rope_dim), rotated.
+            c: (..., kv_latent), normed; with k_rope all that a cache needs.
+            k_rope: (..., rope_dim), rotated, shared by the heads.
+            up: c -> (..., H * (nope_dim + v_dim)), per head first the key's channels, then the value's; its `weight` is
+                (H * (nope_dim + v_dim), kv_latent).
+            keep: attend only to the keys that this lookup finds.
+
+        Returns:
+            (..., H, v_dim).
+        """
+        ...
 
 
 class GQA(nn.Module):
@@ -27,53 +88,61 @@ class GQA(nn.Module):
 
     def __init__(self, config: ModelConfig, kind: LayerKind, index: int) -> None:
         super().__init__()
-        self.index, self.position, self.scale = index, kind.position, config.scale
-        self.heads = (config.n_heads, config.n_kv_heads, config.head_dim)
-        self.q = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
-        self.k = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.v = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.o = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
-        norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
-        self.q_norm: nn.Module = norm
-        self.k_norm: nn.Module = RMSNorm(config.head_dim, config.norm_eps, config.norm_weight) if config.qk_norm else norm
+        self.index, self.kind, self.head_dim = index, kind, config.head_dim
+        self.scale, self.softcap = config.scale, config.attention_softcap
+        self.interleaved = kind.position != "none" and config.rope(kind.position).layout == "interleaved"
+        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.q = nn.Linear(config.dim, queries, bias=config.attention_bias)
+        self.k = nn.Linear(config.dim, keys, bias=config.attention_bias)
+        self.v = nn.Linear(config.dim, keys, bias=config.attention_bias)
+        self.o = nn.Linear(queries, config.dim, bias=config.output_bias)
+        self.gate = nn.Linear(config.dim, queries, bias=False) if config.attention_gate else None
+        self.sinks = nn.Parameter(torch.zeros(config.n_heads)) if config.attention_sinks else None
+        full = config.qk_norm_width == "full"
+        self.norm_first = config.qk_norm and full
+        self.q_norm: nn.Module = norm_of(config, queries if full else config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm: nn.Module = norm_of(config, keys if full else config.head_dim) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x (..., dim), cos and sin (..., 1, D / 2) -> (..., dim)."""
-        n_heads, n_kv_heads, head_dim = self.heads
-        q = self.q_norm(self.q(x).unflatten(-1, (n_heads, head_dim)))
-        k = self.k_norm(self.k(x).unflatten(-1, (n_kv_heads, head_dim)))
-        v = self.v(x).unflatten(-1, (n_kv_heads, head_dim))
-        if self.position == "rope":
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        return self.o(attend(self.index, q, k, v, self.scale).flatten(-2))
+    def forward(self, x: Tensor, cos: Tensor | None, sin: Tensor | None, attend: Attend) -> Tensor:
+        """x (..., dim), cos and sin (..., 1, rotated channels / 2), None without positions -> (..., dim)."""
+        q, k = self.q(x), self.k(x)
+        if self.norm_first:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.unflatten(-1, (-1, self.head_dim)), k.unflatten(-1, (-1, self.head_dim))
+        if not self.norm_first:
+            q, k = self.q_norm(q), self.k_norm(k)
+        v = self.v(x).unflatten(-1, (-1, self.head_dim))
+        if cos is not None and sin is not None:
+            q, k = rotate(q, cos, sin, self.interleaved), rotate(k, cos, sin, self.interleaved)
+        y = attend.dense(self.index, q, k, v, Scores(self.scale, self.kind.window, self.softcap, self.sinks)).flatten(-2)
+        return self.o(y if self.gate is None else y * torch.sigmoid(self.gate(x)))
+
+    def head_blocks(self) -> dict[str, int]:
+        """Matrices whose rows are grouped by head -> the number of heads."""
+        heads = {"q.weight": self.q, "k.weight": self.k, "v.weight": self.v}
+        return {name: linear.weight.size(0) // self.head_dim for name, linear in heads.items()}
+
+    @torch.no_grad()
+    def clip_heads(self, gamma_H: Tensor) -> None:
+        """Scale each head's logits by gamma (QK-clip; Kimi K2, 2025): halves on q and k, or all on q where heads share a k.
+
+        Raises:
+            ValueError: q and k are normed, so scaling their projections changes nothing.
+        """
+        if not isinstance(self.q_norm, nn.Identity):
+            raise ValueError("expected attention without qk_norm, got one with it; drop either qk_norm or QK-clip")
+        shared = self.q.weight.size(0) != self.k.weight.size(0)
+        scale_rows(self.q, gamma_H if shared else gamma_H.sqrt())
+        if not shared:
+            scale_rows(self.k, gamma_H.sqrt())
+
+
+def scale_rows(linear: nn.Linear, factor_H: Tensor) -> None:
+    """Multiply each head's rows (and biases) in place."""
+    for p in (linear.weight, linear.bias):
+        if p is not None:
+            p.mul_(factor_H.to(p).repeat_interleave(p.size(0) // len(factor_H)).view(-1, *[1] * (p.ndim - 1)))
 
 
 ATTENTION: dict[str, Callable[[ModelConfig, LayerKind, int], nn.Module]] = {"gqa": GQA}
 """Class of each `LayerKind.attention`."""
-
-
-def document_mask(documents_BT: Tensor) -> Tensor:
-    """(B, 1, T, T) booleans: position t may see s when s <= t and both belong to the same document.
-
-    Padding carries document -1 and sees itself and earlier padding, so that no row of the softmax is empty.
-    """
-    T = documents_BT.size(1)
-    same = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return (same & torch.ones(T, T, dtype=torch.bool, device=documents_BT.device).tril())[:, None]
-
-
-def masked_attend(mask: Tensor | None) -> Attend:
-    """An `Attend` for whole (B, T) batches: under `mask` (B, 1, T, T), or plainly causal when it is None.
-
-    Half precision is lifted to float32 here: on CPUs the fused kernel's backward is several times slower in bfloat16.
-    """
-
-    def attend(index: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        q, k, v = (x.transpose(1, 2).float() if x.dtype == torch.bfloat16 else x.transpose(1, 2) for x in (q, k, v))
-        with torch.autocast(q.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.size(1) != k.size(1)
-            )
-        return y.transpose(1, 2)
-
-    return attend

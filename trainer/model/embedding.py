@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.model.config import ModelConfig
-from trainer.model.norm import RMSNorm
+from trainer.model.norm import norm_of
 
 NOTHING = 0
 """Id that stands for 'no token' before a document's first: the padding id."""
@@ -23,13 +23,16 @@ class Embedding(nn.Module):
         super().__init__()
         self.token = nn.Embedding(config.vocab_size, config.dim)
         self.smear = nn.ModuleList(nn.Embedding(config.vocab_size, config.dim) for _ in range(config.smear))
-        self.norm = RMSNorm(config.dim, config.norm_eps, config.norm_weight) if config.embedding_norm else None
+        self.norm = norm_of(config) if config.embedding_norm else None
+        self.scale = config.embedding_scale
 
     def forward(self, ids: Tensor, previous: Tensor) -> Tensor:
         """ids (...), previous (..., smear) with the nearest predecessor first -> (..., dim)."""
         x = self.token(ids)
         for i, table in enumerate(self.smear):
             x = x + table(previous[..., i])
+        if self.scale != 1.0:
+            x = x * self.scale
         return x if self.norm is None else self.norm(x)
 
 

@@ -1,6 +1,8 @@
-"""Feed-forward networks: SwiGLU (Shazeer, 2020) and squared ReLU (So et al., 2021)."""
+"""Feed-forward networks: SwiGLU and GeGLU (Shazeer, 2020) and squared ReLU (So et al., 2021)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,14 +13,22 @@ from trainer.model.config import ModelConfig
 class SwiGLU(nn.Module):
     """down(silu(gate x) * up x)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, hidden: int | None = None) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        hidden = hidden or config.ffn_dim
+        self.gate = nn.Linear(config.dim, hidden, bias=config.ffn_bias)
+        self.up = nn.Linear(config.dim, hidden, bias=config.ffn_bias)
+        self.down = nn.Linear(hidden, config.dim, bias=config.ffn_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class GeGLU(SwiGLU):
+    """down(gelu(gate x) * up x), gelu in its tanh form."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
 
 
 class ReLU2(nn.Module):
@@ -26,12 +36,12 @@ class ReLU2(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.up = nn.Linear(config.dim, config.ffn_dim, bias=config.ffn_bias)
+        self.down = nn.Linear(config.ffn_dim, config.dim, bias=config.ffn_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.relu(self.up(x)).square())
 
 
-FFN: dict[str, type[nn.Module]] = {"swiglu": SwiGLU, "relu2": ReLU2}
-"""Class of each `LayerKind.ffn`."""
+FFN: dict[str, Callable[[ModelConfig], nn.Module]] = {"swiglu": SwiGLU, "geglu": GeGLU, "relu2": ReLU2}
+"""Class of each dense `LayerKind.ffn`."""

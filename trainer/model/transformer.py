@@ -1,106 +1,111 @@
-"""The transformer: embedding, pre-norm blocks from the layer list, final norm, head.
+"""The transformer: embedding, blocks from the layer list, final norm, head.
 
-Deliberately not here: parallelism, precision, caches. The engine calls `trunk` with its own `Attend`; training calls `forward`
+Deliberately not here: parallelism, precision, caches. The engine calls `trunk` with its own `Attend`; training calls `outputs`
 with a batch of packed documents. Selecting positions before the head saves the vocabulary projection where nothing is trained.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from trainer.model.attention import ATTENTION, Attend, document_mask, masked_attend
-from trainer.model.config import LayerKind, ModelConfig
+from trainer.model.attention import Attend
+from trainer.model.block import Block, rope_key
+from trainer.model.config import MemoryConfig, ModelConfig
 from trainer.model.embedding import Embedding, predecessors
-from trainer.model.ffn import FFN
-from trainer.model.norm import RMSNorm
-from trainer.model.rope import table
-
-
-class Block(nn.Module):
-    """x + attention(norm x), then x + ffn(norm x)."""
-
-    def __init__(self, config: ModelConfig, kind: LayerKind, index: int) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps, config.norm_weight)
-        self.attention = ATTENTION[kind.attention](config, kind, index)
-        self.ffn_norm = RMSNorm(config.dim, config.norm_eps, config.norm_weight)
-        self.ffn = FFN[kind.ffn](config)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, attend)
-        return x + self.ffn(self.ffn_norm(x))
+from trainer.model.initial import initialise
+from trainer.model.ledger import Ledger, Outputs
+from trainer.model.masking import Masked
+from trainer.model.norm import norm_of
+from trainer.model.rope import Rope
 
 
 class Transformer(nn.Module):
     """A causal language model over packed documents."""
 
-    cos: Tensor
-    sin: Tensor
+    oracle = False
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.memory = MemoryConfig()
         self.embedding = Embedding(config)
         self.blocks = nn.ModuleList(Block(config, kind, i) for i, kind in enumerate(config.layers))
-        self.norm = RMSNorm(config.dim, config.norm_eps, config.norm_weight)
+        self.norm = norm_of(config)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.gain = nn.Parameter(torch.zeros(())) if config.logit_gain else None
-        cos, sin = table(config.head_dim, config.max_positions, config.rope_theta)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-        initialise(self, seed)
+        kinds = {rope_key(config, kind): kind for kind in config.layers if kind.position != "none"}
+        self.ropes = nn.ModuleDict(
+            {key: Rope(config.rope(kind.position), config.rotated(kind), config.max_positions) for key, kind in kinds.items()}
+        )
+        initialise(self, config, seed)
         if config.tied_head:
             self.head.weight = self.embedding.token.weight
 
-    def trunk(self, ids: Tensor, previous: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def trunk(self, ids: Tensor, previous: Tensor, positions: Tensor, attend: Attend, ledger: Ledger | None = None) -> Tensor:
         """Hidden states after the final norm (..., dim), for ids (...), previous (..., smear) and positions (...)."""
-        cos, sin = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
+        tables: dict[str, tuple[Tensor | None, Tensor | None]] = {key: rope(positions) for key, rope in self.ropes.items()}
+        tables[""] = (None, None)
         x = self.embedding(ids, previous)
-        for block in self.blocks:
-            x = block(x, cos, sin, attend)
+        for block in cast(Iterable[Block], self.blocks):
+            cos, sin = tables[block.rope]
+            if self.memory.recompute == "block" and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, attend, ledger, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, cos, sin, attend, ledger)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., dim) -> (..., vocab)."""
-        return self.head(hidden if self.gain is None else hidden * self.gain.exp())
+        x = self.head(hidden if self.gain is None else hidden * self.gain.exp())
+        cap = self.config.logit_softcap
+        return x if cap is None else cap * torch.tanh(x / cap)
 
     def hidden(self, ids_BT: Tensor, positions_BT: Tensor | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, dim) of packed rows. Without documents, each row is one document from position 0."""
-        if positions_BT is None:
-            positions_BT = torch.arange(ids_BT.size(1), device=ids_BT.device).expand_as(ids_BT)
-        mask = None if documents_BT is None else document_mask(documents_BT)
-        previous = predecessors(ids_BT, positions_BT, self.config.smear)
-        return self.trunk(ids_BT, previous, positions_BT, masked_attend(mask))
+        return self._run(ids_BT, positions_BT, documents_BT, Ledger())
+
+    def outputs(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        *,
+        inspect: bool = False,
+    ) -> Outputs:
+        """Everything that a training loss is made of. With `inspect`, layers also measure attention (see `Outputs`)."""
+        ledger = Ledger(None if documents_BT is None else documents_BT >= 0, inspect)
+        hidden = self._run(ids_BT, positions_BT, documents_BT, ledger)
+        losses = {name: torch.stack(list(by_layer.values())).sum() for name, by_layer in ledger.losses.items()}
+        return Outputs(hidden, [], losses, dict(ledger.statistics))
 
     def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """Logits (B, T, vocab)."""
         return self.logits(self.hidden(ids_BT, positions_BT, documents_BT))
 
+    def after_step(self, reduce: Callable[[Tensor], Tensor] = lambda counts: counts) -> None:
+        """Called once after every optimizer step: routers move their selection bias by the load since the last call.
 
-@torch.no_grad()
-def initialise(model: Transformer, seed: int) -> None:
-    """Draw fresh weights. A tensor's stream depends on the seed and its name alone, so depth or order of creation change
-    nothing else."""
-    init = model.config.init
-    for name, parameter in model.named_parameters():
-        if name == "gain":
-            parameter.fill_(init.logit_gain)
-        if parameter.ndim < 2:
-            continue
-        stream = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]
-        generator = torch.Generator().manual_seed(int.from_bytes(stream, "big") >> 1)
-        if name == "embedding.token.weight":
-            std = init.embedding_std
-        elif name.startswith("embedding.smear"):
-            std = init.smear_std
-        elif init.scheme == "normal":
-            std = init.std
-        elif name.endswith(("o.weight", "down.weight")) or name == "head.weight":
-            std = 0.0
-        else:
-            std = init.gain / math.sqrt(parameter.size(1))
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        Args:
+            reduce: sums a tensor over data-parallel ranks.
+        """
+
+    def follow_oracle(self) -> None:
+        """Compute norms, rotary tables, routers and softmax in float32 whatever the weights' type, as `transformers` does, so
+        that even float64 logits can be compared to the last digits."""
+        for module in self.modules():
+            if hasattr(module, "oracle"):
+                module.oracle = True  # type: ignore[assignment]
+            if isinstance(module, Rope):
+                module.follow_oracle()
+
+    def _run(self, ids_BT: Tensor, positions_BT: Tensor | None, documents_BT: Tensor | None, ledger: Ledger) -> Tensor:
+        if positions_BT is None:
+            positions_BT = torch.arange(ids_BT.size(1), device=ids_BT.device).expand_as(ids_BT)
+        previous = predecessors(ids_BT, positions_BT, self.config.smear)
+        attend = Masked(documents_BT, self.memory, ledger, self.oracle)
+        return self.trunk(ids_BT, previous, positions_BT, attend, ledger)
