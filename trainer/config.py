@@ -50,16 +50,80 @@ class OptimConfig(Strict):
     """Regular expressions, matched at the start of parameter names, that do not train."""
     muon_precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Of the Newton-Schulz iteration; `auto` is bfloat16 where the CPU has instructions for it."""
+    muon_scale: Literal["keller", "rms"] = "keller"
+    """Of an orthogonalised update: max(1, rows / columns)^0.5, or 0.2 max(rows, columns)^0.5, whose entries have the size of
+    AdamW's, so that its rate and decay serve."""
+    muon_polynomial: Literal["quintic", "polar_express"] = "quintic"
+    """Coefficients of the Newton-Schulz iteration."""
+    muon_split: Literal["none", "projections", "heads"] = "none"
+    """Which rows of an attention matrix are one matrix to Muon: all; those of one projection (Megatron's q | k | v); those of
+    one head of one projection (GLM-5)."""
+    adam_kernel: Literal["auto", "fused", "foreach"] = "auto"
+    """Implementation of AdamW; `auto` is fused on GPUs and torch's own choice elsewhere."""
+    adam_weight_decay: float = Field(default=0.0, ge=0)
+    """Of an untied head, and of embeddings where `decay_embeddings` says so."""
+    decay_embeddings: bool = False
+    """Decay embeddings (and a tied head) too: the control arm of leaving them alone."""
+    spike_sigma: float | None = Field(default=None, gt=0)
+    """Skip an update whose loss or gradient norm exceeds the mean of the last 128 by so many deviations; 6 is usual. None: no."""
+    qk_clip: float | None = Field(default=None, gt=0)
+    """After an update, scale query and key weights of heads whose largest logit exceeds this; 100 is usual. None: no."""
 
 
 class ScheduleConfig(Strict):
-    """Warm-up, stable, decay."""
+    """Warm-up, then a shape."""
 
     warmup_steps: int = Field(default=20, ge=0)
+    shape: Literal["wsd", "cosine"] = "wsd"
+    """Stable, then decay; or half a cosine from the end of the warm-up."""
     decay: float = Field(default=0.4, ge=0, le=1)
-    """Share of the steps, at the end, over which the rate falls linearly."""
+    """Share of the steps, at the end, over which the rate falls."""
+    decay_steps: int | None = Field(default=None, ge=0)
+    """The same as a number of steps; None: by share."""
+    fall: Literal["linear", "sqrt"] = "linear"
+    """Of the decay: 1 - t, or 1 - t^0.5."""
     final: float = Field(default=0.0, ge=0, le=1)
     """Multiplier that the fall would reach one step after the last."""
+
+
+class BatchConfig(Strict):
+    """Batch-size warm-up: micro-batches per update, as a function of tokens trained on."""
+
+    stages: tuple[tuple[int, int], ...] = ((0, 1),)
+    """(from so many tokens on, micro-batches per update), ascending; the first starts at 0."""
+    sqrt_rate: bool = False
+    """Multiply the rate by (micro-batches now / at the end)^0.5."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        tokens = [at for at, _ in self.stages]
+        if not tokens or tokens[0] != 0 or sorted(set(tokens)) != tokens or min(n for _, n in self.stages) < 1:
+            expected = "(tokens, micro-batches >= 1) pairs that start at 0 tokens and ascend"
+            raise ValueError(f"stages must be {expected}, got {self.stages}; for example ((0, 1), (1000000, 2))")
+        return self
+
+
+class PrecisionConfig(Strict):
+    """Number format of weights in products. Parameters and optimizer state stay float32 in each."""
+
+    linear: Literal["bfloat16", "fp8", "int4"] = "bfloat16"
+    """Of the linear layers that `modules` matches; everything else computes in bfloat16."""
+    modules: str = r"blocks\.\d+\.(attention|ffn)\."
+    """Regular expression, matched at the start of names, of linear layers that become FP8 or INT4. Routers never do."""
+    backend: Literal["te", "scaled_mm", "reference"] = "scaled_mm"
+    """Of FP8: Transformer Engine, torch._scaled_mm, or products of dequantised values."""
+    recipe: Literal["current", "delayed", "block"] = "current"
+    """Scales of FP8 from the tensor at hand, from the largest values of recent steps, or per block (Transformer Engine only)."""
+    history: int = Field(default=16, ge=1)
+    """Steps that delayed scaling remembers."""
+    group: Literal[32, 128] = 32
+    """Inputs that share a scale in INT4."""
+
+    @model_validator(mode="after")
+    def _able(self) -> Self:
+        if self.recipe == "block" and self.backend != "te":
+            raise ValueError(f"recipe block needs backend te, got {self.backend}; use current or delayed")
+        return self
 
 
 class SaveConfig(Strict):

@@ -41,7 +41,7 @@ from trainer.engine.scheduler import Engine
 from trainer.loop import Feed, Trainer
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
-from trainer.precision import resolve
+from trainer.precision.formats import resolve
 from trainer.rl.collect import Collector
 from trainer.stages import dpo, sft
 from trainer.stages.pretrain import TextFeed

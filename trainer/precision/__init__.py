@@ -1,0 +1,1 @@
+"""Number formats of products and of weights: bfloat16, FP8, INT4."""
