@@ -104,7 +104,7 @@ class Muon(torch.optim.Optimizer):
         stacks: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         pieces = [self._matrices(p, u) for p, u in zip(params, updates, strict=True)]
         for piece in (piece for each in pieces for piece in each):
-            stacks[piece.shape[-2:]].append(piece)
+            stacks[piece.size(-2), piece.size(-1)].append(piece)
         solved: dict[tuple[int, int], list[Tensor]] = {}
         for shape, members in stacks.items():
             stack = members[0] if len(members) == 1 else torch.cat(members)
@@ -112,8 +112,8 @@ class Muon(torch.optim.Optimizer):
             solved[shape] = list(done.split([len(m) for m in members]))[::-1]
         out = []
         for p, each in zip(params, pieces, strict=True):
-            sizes = [size_of(*piece.shape[-2:], self.scale) for piece in each]
-            done_parts = [solved[piece.shape[-2:]].pop() for piece in each]
+            sizes = [size_of(piece.size(-2), piece.size(-1), self.scale) for piece in each]
+            done_parts = [solved[piece.size(-2), piece.size(-1)].pop() for piece in each]
             if len(each) > 1:
                 groups, parts = self.blocks[p]
                 ratios = [size / sizes[0] for size in sizes]
