@@ -14,6 +14,7 @@
     ├── BuildError                a Dockerfile step failed: the environment's fault, not ours
     ├── Rejected                  a draft that a gate turned down; carries the typed reason
     ├── CorruptCheckpoint         a checkpoint whose digest does not match
+    ├── CorruptData               a tokenised corpus that is cut off or whose digest does not match
     └── InfrastructureError       ours to retry; never a reward of 0, never a rejection
         ├── SandboxError
         │   ├── SandboxGone       the sandbox died or was destroyed under us
@@ -140,6 +141,12 @@ class CorruptCheckpoint(GymsmithError):
     """A checkpoint is unreadable or its digest does not match."""
 
     code = "corrupt-checkpoint"
+
+
+class CorruptData(GymsmithError):
+    """A tokenised corpus is cut off, or its digest does not match."""
+
+    code = "corrupt-data"
 
 
 class InfrastructureError(GymsmithError):
