@@ -9,14 +9,13 @@ Shapes: `...` any leading dimensions (B, T in training, N in the engine), H quer
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from trainer.model.config import LayerKind, ModelConfig
+from trainer.model.config import DSAConfig, LayerKind, ModelConfig
 from trainer.model.norm import norm_of
 from trainer.model.rope import rotate
 
@@ -36,7 +35,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What an indexer asks and stores for these positions; I[t, s] = sum_j weights[t, j] * relu(scale * q[t, j] . k[s])."""
+    """What an indexer asks and stores for these positions. `dsa.index_scores` scores keys, `dsa.best_keys` chooses."""
 
     q: Tensor
     """(..., index heads, index dim), rotated."""
@@ -44,8 +43,7 @@ class Lookup:
     """(..., index dim), rotated: one key per position, to be cached."""
     weights: Tensor
     """(..., index heads)."""
-    scale: float
-    top_k: int
+    config: DSAConfig
 
 
 class Attend(Protocol):
@@ -142,7 +140,3 @@ def scale_rows(linear: nn.Linear, factor_H: Tensor) -> None:
     for p in (linear.weight, linear.bias):
         if p is not None:
             p.mul_(factor_H.to(p).repeat_interleave(p.size(0) // len(factor_H)).view(-1, *[1] * (p.ndim - 1)))
-
-
-ATTENTION: dict[str, Callable[[ModelConfig, LayerKind, int], nn.Module]] = {"gqa": GQA}
-"""Class of each `LayerKind.attention`."""

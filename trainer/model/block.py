@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from trainer.model.attention import ATTENTION, Attend
+from trainer.model.attention import GQA, Attend
 from trainer.model.config import LayerKind, ModelConfig
-from trainer.model.ffn import FFN
+from trainer.model.dsa import DSA
+from trainer.model.ffn import GeGLU, ReLU2, SwiGLU
 from trainer.model.ledger import Ledger
+from trainer.model.mla import MLA
+from trainer.model.moe import MoE
 from trainer.model.norm import norm_of
+
+ATTENTION: dict[str, Callable[[ModelConfig, LayerKind, int], nn.Module]] = {"gqa": GQA, "mla": MLA, "dsa": DSA}
+"""Class of each `LayerKind.attention`."""
+FFN: dict[str, Callable[[ModelConfig], nn.Module]] = {"swiglu": SwiGLU, "geglu": GeGLU, "relu2": ReLU2, "moe": MoE}
+"""Class of each `LayerKind.ffn`."""
 
 
 class Block(nn.Module):
@@ -29,7 +39,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor | None, sin: Tensor | None, attend: Attend, ledger: Ledger | None = None) -> Tensor:
         """x (..., dim); cos and sin of this layer's encoding, None without."""
         x = x + self.attention_post_norm(self.attention(self.attention_norm(x), cos, sin, attend))
-        x = x + self.ffn_post_norm(self.ffn(self.ffn_norm(x)))
+        h = self.ffn_norm(x)
+        x = x + self.ffn_post_norm(self.ffn(h, self.index, ledger) if isinstance(self.ffn, MoE) else self.ffn(h))
         if ledger is not None and ledger.inspect:
             ledger.note("activation", self.index, x.detach().abs().amax())
         return x

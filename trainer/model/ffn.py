@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,7 +39,3 @@ class ReLU2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.relu(self.up(x)).square())
-
-
-FFN: dict[str, Callable[[ModelConfig], nn.Module]] = {"swiglu": SwiGLU, "geglu": GeGLU, "relu2": ReLU2}
-"""Class of each dense `LayerKind.ffn`."""

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.model.attention import Lookup, Scores
 from trainer.model.config import MemoryConfig
+from trainer.model.dsa import best_keys, divergence, index_scores
 from trainer.model.ledger import Ledger
 
 
@@ -62,7 +63,13 @@ class Masked:
         k_nope, v = up(c).unflatten(-1, (heads, -1)).tensor_split((nope,), -1)
         q = torch.cat((q_nope, q_rope), -1)
         k = torch.cat((k_nope, k_rope.unsqueeze(-2).expand(*k_nope.shape[:-1], -1)), -1)
-        return self.dense(index, q, k, v, scores)
+        if keep is None:
+            return self.dense(index, q, k, v, scores)
+        q, k, v = (_lifted(x.transpose(1, 2)) for x in (q, k, v))
+        with torch.autocast(q.device.type, enabled=False):
+            if self.ledger.inspect:
+                self._measure(index, q, k, scores)
+            return self._chosen(index, q, k, v, scores, keep).transpose(1, 2)
 
     def visible(self, window: int | None, t: slice, s: slice) -> Tensor:
         """(B or 1, 1, C, S) booleans: which keys `s` the queries `t` see."""
@@ -82,7 +89,7 @@ class Masked:
             return _fused(q, k, v, scores.scale, None)
         if self.chunk >= T:
             mask = self._whole(window, T, q.device)
-            return self._plain(q, k, v, mask, scores) if plain else _fused(q, k, v, scores.scale, mask)
+            return read(self._weights(q, k, mask, scores), v) if plain else _fused(q, k, v, scores.scale, mask)
         if not plain and window is None and (spans := self._documents()) is not None:
             rows = [
                 torch.cat(
@@ -100,18 +107,49 @@ class Masked:
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             mask = self.visible(window, t, s).to(q.device)
-            return self._plain(q, k, v, mask, scores) if plain else _fused(q, k, v, scores.scale, mask)
+            return read(self._weights(q, k, mask, scores), v) if plain else _fused(q, k, v, scores.scale, mask)
 
         return checkpoint(run, q[:, :, t], k[:, :, s], v[:, :, s], use_reentrant=False, preserve_rng_state=False)
 
-    def _plain(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scores: Scores) -> Tensor:
-        """Attention written out: (B, H, C, D)."""
+    def _chosen(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores, keep: Lookup) -> Tensor:
+        """Attention to the keys that an indexer finds, and the indexer's loss."""
+        T, config = q.size(2), keep.config
+        learns = torch.is_grad_enabled() and config.loss > 0
+
+        def run(
+            at: int, q: Tensor, k: Tensor, v: Tensor, index_q: Tensor, index_k: Tensor, weights: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            t, s = slice(at, at + q.size(2)), slice(0, k.size(2))
+            seen = self.visible(None, t, s).to(q.device)
+            ranks = index_scores(index_q, index_k, weights, self.oracle)
+            kept = seen[:, 0]
+            if config.stage == "sparse":
+                kept = kept & best_keys(ranks.detach().masked_fill(~kept, float("-inf")), config, self.oracle)
+            attention = self._weights(q, k, kept[:, None], scores)
+            kl = divergence(ranks, attention.sum(1), kept) if learns else ranks.new_zeros(ranks.shape[:2])
+            return read(attention, v), kl
+
+        pieces = []
+        for at in range(0, T, self.chunk):
+            t, s = slice(at, min(at + self.chunk, T)), slice(0, min(at + self.chunk, T))
+            given = (at, q[:, :, t], k[:, :, s], v[:, :, s], keep.q[:, t], keep.k[:, s], keep.weights[:, t])
+            if self.chunk >= T:
+                pieces.append(run(*given))
+            else:
+                pieces.append(checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False))
+        if learns:
+            kl_BT = torch.cat([kl for _, kl in pieces], 1)
+            live = torch.ones_like(kl_BT) if self.ledger.live_BT is None else self.ledger.live_BT.to(kl_BT)
+            mean = (kl_BT * live).sum() / live.sum().clamp(min=1)
+            self.ledger.note("indexer_kl", index, mean)
+            self.ledger.lose("indexer", index, config.loss * mean)
+        return torch.cat([y for y, _ in pieces], 2)
+
+    def _weights(self, q: Tensor, k: Tensor, mask: Tensor, scores: Scores) -> Tensor:
+        """Attention weights written out: (B, H, C, S)."""
         logits = logits_of(q, k, scores).masked_fill(~mask, float("-inf"))
         dtype = torch.float32 if self.oracle and scores.sinks is None else logits.dtype
-        weights = softmax(logits, scores.sinks, dtype).to(v.dtype)
-        groups = v.size(1)
-        y = weights.unflatten(1, (groups, -1)).flatten(2, 3) @ v
-        return y.unflatten(2, (-1, q.size(2))).flatten(1, 2)
+        return softmax(logits, scores.sinks, dtype).to(q.dtype)
 
     def _whole(self, window: int | None, T: int, device: torch.device) -> Tensor:
         """The mask of whole rows, made once."""
@@ -155,6 +193,12 @@ def logits_of(q: Tensor, k: Tensor, scores: Scores) -> Tensor:
     grouped = q.unflatten(1, (k.size(1), -1)).flatten(2, 3)
     x = (grouped @ k.mT * scores.scale).unflatten(2, (-1, q.size(2))).flatten(1, 2)
     return x if scores.softcap is None else scores.softcap * torch.tanh(x / scores.softcap)
+
+
+def read(weights: Tensor, v: Tensor) -> Tensor:
+    """Weights (B, H, C, S) times values (B, K, S, D): (B, H, C, D)."""
+    grouped = weights.unflatten(1, (v.size(1), -1)).flatten(2, 3)
+    return (grouped @ v).unflatten(2, (-1, weights.size(2))).flatten(1, 2)
 
 
 def softmax(logits: Tensor, sinks: Tensor | None, dtype: torch.dtype) -> Tensor:

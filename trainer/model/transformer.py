@@ -20,6 +20,7 @@ from trainer.model.embedding import Embedding, predecessors
 from trainer.model.initial import initialise
 from trainer.model.ledger import Ledger, Outputs
 from trainer.model.masking import Masked
+from trainer.model.moe import routers
 from trainer.model.norm import norm_of
 from trainer.model.rope import Rope
 
@@ -80,6 +81,9 @@ class Transformer(nn.Module):
         """Everything that a training loss is made of. With `inspect`, layers also measure attention (see `Outputs`)."""
         ledger = Ledger(None if documents_BT is None else documents_BT >= 0, inspect)
         hidden = self._run(ids_BT, positions_BT, documents_BT, ledger)
+        for layer, router in routers(self).items():
+            if self.training:
+                router.counts += ledger.statistics["expert_counts"][layer].to(router.counts)
         losses = {name: torch.stack(list(by_layer.values())).sum() for name, by_layer in ledger.losses.items()}
         return Outputs(hidden, [], losses, dict(ledger.statistics))
 
@@ -93,6 +97,9 @@ class Transformer(nn.Module):
         Args:
             reduce: sums a tensor over data-parallel ranks.
         """
+        for _, router in sorted(routers(self).items()):
+            router.move(reduce(router.counts.clone()))
+            router.counts.zero_()
 
     def follow_oracle(self) -> None:
         """Compute norms, rotary tables, routers and softmax in float32 whatever the weights' type, as `transformers` does, so
