@@ -248,6 +248,31 @@ class EngineConfig(Strict):
         return self
 
 
+class ParallelConfig(Strict):
+    """How many processes share which work; their product is the number of processes (`trainer/dist`)."""
+
+    dp: int = Field(default=1, ge=1)
+    """Data parallel: each holds the whole model and its own rows of a batch."""
+    fsdp: int = Field(default=1, ge=1)
+    """Fully sharded data parallel: own rows, and a slice of every parameter, its gradient and its optimizer state."""
+    ep: int = Field(default=1, ge=1)
+    """Expert parallel: own rows and own experts; tokens travel."""
+    cp: int = Field(default=1, ge=1)
+    """Context parallel: own pieces of each row; keys and values travel."""
+    tp: int = Field(default=1, ge=1)
+    """Tensor parallel: own heads, channels and words of the vocabulary."""
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.dp * self.fsdp * self.ep * self.cp * self.tp
+
+    @property
+    def data(self) -> int:
+        """Parts that the rows of a batch are split into."""
+        return self.dp * self.fsdp * self.ep
+
+
 class Recipe(Strict):
     """How to train one model from nothing to RL."""
 
@@ -261,6 +286,8 @@ class Recipe(Strict):
     rl: RLConfig = RLConfig()
     rollout: RolloutConfig = RolloutConfig()
     engine: EngineConfig = EngineConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    """Of pre-training and mid-training. No part of a run's identity: any number of processes may resume it."""
     threads: int = Field(default=1, ge=1)
     """Of torch. One makes runs repeatable bit by bit and leaves the other core to the sandboxes."""
 

@@ -76,7 +76,8 @@ class Learner:
         """
         started = time.monotonic()
         torch.set_num_threads(self.config.recipe.threads)
-        digest = hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()
+        identity = self.config.model_dump_json(exclude={"recipe": {"parallel"}})
+        digest = hashlib.sha256(identity.encode()).hexdigest()
         self.store.update_run(self.run.id, state=State.RUNNING, config_hash=digest, seed=self.config.seed, error="")
         stage = {"pretrain": self._pretrain, "sft": self._sft, "dpo": self._dpo, "rl": self._rl}[self.config.stage]
         facts = stage({"stage": self.config.stage, "seed": self.config.seed, "config": digest})
