@@ -1,8 +1,8 @@
 """Exports a checkpoint as a Hugging Face folder that `transformers` loads with equal logits.
 
-A stock model becomes a Qwen3ForCausalLM and needs nothing of ours. A model with extra parts brings its own modeling file and is
-loaded with trust_remote_code=True; its README and config.json say so. As a program:
-`python -m trainer.export --checkpoint DIR --out FOLDER`.
+A model that one of the families of `trainer/hf/families.py` computes is written as that family and needs nothing of ours. A model
+with extra parts brings its own modeling file and is loaded with trust_remote_code=True; its README and config.json say so. What
+neither computes is refused. As a program: `python -m trainer.export --checkpoint DIR --out FOLDER [--dtype bfloat16]`.
 """
 
 from __future__ import annotations
@@ -12,34 +12,21 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from gymsmith import lifeline
-from gymsmith.errors import Conflict, GymsmithError
+from gymsmith.errors import Conflict, GymsmithError, UserError
 from trainer.checkpoint import Checkpoint, load, weights_digest
+from trainer.hf.families import FAMILIES, Family, essence, family_of, write
+from trainer.hf.folder import write_weights
+from trainer.hf.names import to_theirs
 from trainer.model.config import ModelConfig
-
-QWEN3 = {
-    "embedding.token.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-    "attention_norm": "input_layernorm",
-    "attention.q.": "self_attn.q_proj.",
-    "attention.k.": "self_attn.k_proj.",
-    "attention.v.": "self_attn.v_proj.",
-    "attention.o.": "self_attn.o_proj.",
-    "attention.q_norm": "self_attn.q_norm",
-    "attention.k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn.gate": "mlp.gate_proj",
-    "ffn.up": "mlp.up_proj",
-    "ffn.down": "mlp.down_proj",
-}
-"""Our names (or parts of them) and Qwen3's."""
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}<|doc|><|task|>{{ m.content }}<|end|><|act|>"
@@ -48,25 +35,52 @@ CHAT_TEMPLATE = (
 )
 
 
-def export(checkpoint: Path, folder: Path) -> Path:
+Encode = Callable[[str, Tensor], Mapping[str, Tensor]]
+"""(their name, tensor) -> what is written for it: the place where serving formats quantise."""
+
+
+def plain(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
+    """The tensor as it is."""
+    return {name: tensor}
+
+
+def export(
+    checkpoint: Path, folder: Path, *, dtype: str = "float32", encode: Encode = plain, extra: Mapping[str, Any] | None = None
+) -> Path:
     """Write the folder, complete or not at all.
 
+    Args:
+        dtype: number format of the weights, float32 or bfloat16.
+        encode: what is written for each tensor.
+        extra: more of config.json, such as a `quantization_config` that goes with `encode`.
     Raises:
         Conflict: the folder exists.
         NotFound, CorruptCheckpoint: about the checkpoint.
+        UserError: no architecture of `transformers` computes this model, and our own modeling file does not either.
     """
     if folder.exists():
         raise Conflict(f"expected {folder} not to exist, it does; name another folder or remove it")
     found = load(checkpoint)
+    kept = found.meta.get("hf", {})
+    family = family_of(found.model, kept.get("family", ""))
+    if family is None and not _ours_computes(found.model):
+        names = ", ".join(FAMILIES)
+        raise UserError(f"expected a model that one of {names} or our modeling file computes, got a mixture; export needs one of them")
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    stock = found.model.stock
-    weights = qwen3_weights(found.weights) if stock else found.weights
-    save_file({name: t.contiguous() for name, t in weights.items()}, scratch / "model.safetensors", metadata={"format": "pt"})
+    weights = found.weights if family is None else to_theirs(found.weights, family.name, found.model.moe.experts)
+    cast = {name: t.to(getattr(torch, dtype)) for name, t in weights.items()}
+    write_weights(scratch, {n: t for name, tensor in cast.items() for n, t in encode(name, tensor).items()})
+    ids = kept.get("ids") or {
+        "bos_token_id": _id(found, "<|doc|>"),
+        "eos_token_id": _id(found, "<|end|>"),
+        "pad_token_id": _id(found, "<|pad|>"),
+    }
+    config = own_config(found.model) if family is None else write(family, found.model) | ids
     documents = {
-        "config.json": qwen3_config(found.model) if stock else own_config(found.model),
-        "generation_config.json": {"eos_token_id": _id(found, "<|end|>"), "pad_token_id": _id(found, "<|pad|>")},
+        "config.json": config | {"dtype": dtype} | dict(extra or {}),
+        "generation_config.json": {"eos_token_id": ids["eos_token_id"], "pad_token_id": ids["pad_token_id"]},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": "<|doc|>",
@@ -76,50 +90,36 @@ def export(checkpoint: Path, folder: Path) -> Path:
             "clean_up_tokenization_spaces": False,
         },
     }
-    for name, body in documents.items():
-        (scratch / name).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    (scratch / "tokenizer.json").write_text(found.tokenizer, encoding="utf-8")
-    (scratch / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    (scratch / "README.md").write_text(readme(found), encoding="utf-8")
-    if not stock:
+    texts = {name: json.dumps(body, indent=2) + "\n" for name, body in documents.items()}
+    texts |= {"tokenizer.json": found.tokenizer, "chat_template.jinja": CHAT_TEMPLATE, "README.md": readme(found, family)}
+    if "texts" in kept:
+        # What came with an imported model speaks of its own tokens, not of ours.
+        texts = {name: text for name, text in texts.items() if name not in SPOKEN} | kept["texts"]
+    for name, text in texts.items():
+        (scratch / name).write_text(text, encoding="utf-8")
+    if family is None:
         shutil.copyfile(Path(__file__).parent / "hf" / "modeling_gymsmith.py", scratch / "modeling_gymsmith.py")
     scratch.rename(folder)
     return folder
 
 
-def qwen3_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under Qwen3's names."""
-    out = {}
-    for name, tensor in weights.items():
-        if name in QWEN3:
-            out[QWEN3[name]] = tensor
-            continue
-        _, layer, rest = name.split(".", 2)
-        part = next(p for p in QWEN3 if rest.startswith(p))
-        out[f"model.layers.{layer}.{QWEN3[part]}{rest[len(part) :]}"] = tensor
-    return out
+SPOKEN = ("generation_config.json", "tokenizer_config.json", "chat_template.jinja")
+OURS = (
+    *("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "pattern", "first_layers", "last_layers"),
+    *("max_positions", "rope_theta", "norm_eps", "norm_weight", "qk_norm", "attention_scale", "smear", "embedding_norm"),
+    *("tied_head", "logit_gain"),
+)
+"""What modeling_gymsmith.py reads of a config."""
 
 
-def qwen3_config(model: ModelConfig) -> dict[str, Any]:
-    """config.json of a stock model."""
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "dtype": "float32",
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.dim,
-        "intermediate_size": model.ffn_dim,
-        "num_hidden_layers": model.n_layers,
-        "num_attention_heads": model.n_heads,
-        "num_key_value_heads": model.n_kv_heads,
-        "head_dim": model.head_dim,
-        "max_position_embeddings": model.max_positions,
-        "rms_norm_eps": model.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-        "tie_word_embeddings": model.tied_head,
-        "hidden_act": "silu",
-        "attention_bias": False,
-    }
+def _ours_computes(model: ModelConfig) -> bool:
+    """Whether a model is all said by what our modeling file reads."""
+    try:
+        said = ModelConfig.model_validate({name: getattr(model, name) for name in OURS})
+    except ValidationError:
+        return False
+    known = all(k.attention == "gqa" and k.window is None and k.ffn in ("swiglu", "relu2") for k in model.layers)
+    return known and essence(said) == essence(model)
 
 
 def own_config(model: ModelConfig) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def own_config(model: ModelConfig) -> dict[str, Any]:
             "AutoConfig": "modeling_gymsmith.GymsmithConfig",
             "AutoModelForCausalLM": "modeling_gymsmith.GymsmithForCausalLM",
         },
-        "gymsmith": model.model_dump(mode="json"),
+        "gymsmith": model.model_dump(mode="json", include=set(OURS)) | {"pattern": [k.model_dump() for k in model.layers]},
         "vocab_size": model.vocab_size,
         "hidden_size": model.dim,
         "num_hidden_layers": model.n_layers,
@@ -141,13 +141,12 @@ def own_config(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def readme(found: Checkpoint) -> str:
+def readme(found: Checkpoint, family: Family | None) -> str:
     """What it is and how to load it."""
-    stock = found.model.stock
-    how = "" if stock else ", trust_remote_code=True"
+    how = "" if family else ", trust_remote_code=True"
     why = (
-        "A stock Qwen3 architecture; no code beside the weights."
-        if stock
+        f"A stock {family.name} architecture; no code beside the weights."
+        if family
         else "This model has parts that no stock architecture has (see `modeling_gymsmith.py`, which is loaded with it), so "
         "`trust_remote_code=True` is needed. Read the file first: it is 150 lines."
     )
@@ -172,12 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Export a checkpoint as a Hugging Face folder.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="number format of the weights")
     parser.add_argument("--lifeline", action="store_true", help="end when standard input closes")
     given = parser.parse_args(arguments)
     if given.lifeline:
         lifeline.hold_on(grace_s=1.0)
     try:
-        print(export(given.checkpoint, given.out))
+        print(export(given.checkpoint, given.out, dtype=given.dtype))
     except GymsmithError as e:
         print(e, file=sys.stderr)
         return e.exit_code
