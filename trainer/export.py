@@ -23,7 +23,8 @@ from torch import Tensor
 from gymsmith import lifeline
 from gymsmith.errors import Conflict, GymsmithError, UserError
 from trainer.checkpoint import Checkpoint, load, weights_digest
-from trainer.hf.families import FAMILIES, Family, essence, family_of, write
+from trainer.hf.document import essence, family_of, write
+from trainer.hf.families import FAMILIES, Family
 from trainer.hf.folder import write_weights
 from trainer.hf.names import to_theirs
 from trainer.model.config import ModelConfig
@@ -65,7 +66,9 @@ def export(
     family = family_of(found.model, kept.get("family", ""))
     if family is None and not _ours_computes(found.model):
         names = ", ".join(FAMILIES)
-        raise UserError(f"expected a model that one of {names} or our modeling file computes, got a mixture; export needs one of them")
+        raise UserError(
+            f"expected a model that one of {names} or our modeling file computes, got a mixture; export needs one of them"
+        )
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

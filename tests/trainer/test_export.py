@@ -1,4 +1,4 @@
-"""Exports load in transformers with equal logits; the stock model's gradients are Qwen3's too."""
+"""Exports load in transformers with equal logits, stock models and those with a modeling file of ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from context_mgmt.chat import Chat
 from gymsmith.errors import Conflict
 from trainer import checkpoint
 from trainer.data import tokenizer
-from trainer.export import export, qwen3_weights
+from trainer.export import export
 from trainer.model.config import ModelConfig
 from trainer.model.transformer import Transformer
 
@@ -52,19 +52,3 @@ def test_export_has_equal_logits(config: ModelConfig, tied: bool, tmp_path: Path
         assert made.shape == (1, 9)
     with pytest.raises(Conflict, match="name another"):
         export(saved, folder)
-
-
-def test_gradients_are_qwen3s(stock: ModelConfig) -> None:
-    model = random_model(stock)
-    from trainer.export import qwen3_config
-
-    theirs = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**qwen3_config(model.config)))
-    theirs.load_state_dict(qwen3_weights(checkpoint.own_weights(model)))
-    ids = torch.randint(0, model.config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(2))
-    torch.nn.functional.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    theirs(input_ids=ids, labels=ids).loss.backward()
-    gradients = qwen3_weights({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert len(gradients) == len(list(model.parameters()))
-    for name, p in theirs.named_parameters():
-        assert p.grad is not None
-        assert (gradients[name] - p.grad).norm() <= 1e-4 * p.grad.norm(), name

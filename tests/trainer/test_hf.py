@@ -15,13 +15,15 @@ from trainer import checkpoint
 from trainer.data import tokenizer
 from trainer.export import export
 from trainer.hf import importer
-from trainer.hf.families import FAMILIES, essence, family_of, read, write
+from trainer.hf.document import essence, family_of, read, write
+from trainer.hf.families import FAMILIES
 from trainer.model.rope import Rope, table
 
 transformers = pytest.importorskip("transformers", reason="install the dev extra: transformers is the oracle of imports")
 oracles: Any = pytest.importorskip("trainer.hf.oracles")
 IDS = torch.randint(3, 96, (2, 40), generator=torch.Generator().manual_seed(0))
-each_family = pytest.mark.parametrize("family", list(FAMILIES))
+LANDED = ("Qwen3", "SmolLM3", "Olmo3", "Gemma2")
+each_family = pytest.mark.parametrize("family", LANDED)
 
 
 @each_family
@@ -42,17 +44,12 @@ def test_logits_in_float64_equal_an_oracle_without_casts(family: str) -> None:
         with torch.no_grad():
             expected = theirs(input_ids=IDS).logits
     ours = oracles.mirror(theirs, torch.float64)
-    for rope in ours.modules():
-        if isinstance(rope, Rope):
-            rope.cos, rope.sin = table(rope.config, rope.channels, rope.max_positions)
     with torch.no_grad():
-        got = ours(IDS)
-    assert (got - expected).abs().max() <= 1e-10
-    with torch.no_grad():
-        for name, p in ours.named_parameters():
-            if name.endswith(("q.weight", "q_up.weight")) and "indexer" not in name:
-                p.mul_(1 + 1e-6)
-        assert (ours(IDS) - expected).abs().max() > 1e-8, "control: a change of a millionth shows"
+        assert (ours(IDS) - expected).abs().max() > 1e-9, "control: rotary tables in float32 show"
+        for rope in ours.modules():
+            if isinstance(rope, Rope):
+                rope.cos, rope.sin = table(rope.config, rope.channels, rope.max_positions)
+        assert (ours(IDS) - expected).abs().max() <= 1e-10
 
 
 @each_family
@@ -136,7 +133,7 @@ def test_every_family_takes_its_own_models_and_no_other() -> None:
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_type"),
         ({"layer_types": ["full_attention"]}, "num_hidden_layers"),
         ({"num_hidden_layers": 3}, "num_hidden_layers"),
-        ({"vocab_size": 290}, "token ids"),
+        ({"vocab_size": 200}, "token ids"),
     ],
 )
 def test_configs_that_cannot_be_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -148,7 +145,7 @@ def test_configs_that_cannot_be_are_refused(changes: dict[str, Any], message: st
 
 
 def test_damaged_folders_are_refused(tmp_path: Path) -> None:
-    given = folder_of("DeepseekV3", tmp_path / "given")
+    given = folder_of("Gemma2", tmp_path / "given")
     weights = given / "model.safetensors"
     whole = weights.read_bytes()
     importer.bring_in(given)
@@ -158,7 +155,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import load, save_file
 
     tensors = load(whole)
-    gone = "model.layers.2.mlp.experts.5.up_proj.weight"
+    gone = "model.layers.2.mlp.up_proj.weight"
     save_file({n: t for n, t in tensors.items() if n != gone}, weights)
     with pytest.raises(CorruptCheckpoint, match=f"1 are missing: {gone}"):
         importer.bring_in(given)
@@ -178,7 +175,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         importer.bring_in(given)
     (given / "model.safetensors.index.json").unlink()
     weights.rename(given / "pytorch_model.bin")
-    with pytest.raises(UserError, match="pytorch_model.bin"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin"):
         importer.bring_in(given)
     (given / "config.json").unlink()
     with pytest.raises(NotFound, match=r"config\.json"):

@@ -41,7 +41,9 @@ class Folder:
                     self.shard_of.update(dict.fromkeys(file.keys(), shard))
             except (SafetensorError, OSError) as e:
                 size = shard.stat().st_size
-                raise CorruptCheckpoint(f"{shard}: expected a whole safetensors file, got {size:,} bytes ({e}); copy it again") from e
+                raise CorruptCheckpoint(
+                    f"{shard}: expected a whole safetensors file, got {size:,} bytes ({e}); copy it again"
+                ) from e
 
     def json(self, name: str) -> dict[str, Any]:
         """The content of a JSON file of the folder."""
@@ -67,7 +69,9 @@ class Folder:
         with safe_open(self.shard_of[name], "pt") as file:
             found: Tensor = file.get_tensor(name)
         if found.dtype not in FLOATS:
-            raise ConfigError(f"{name}: expected float32, bfloat16 or float16, got {found.dtype}; save the model in bfloat16 first")
+            raise ConfigError(
+                f"{name}: expected float32, bfloat16 or float16, got {found.dtype}; save the model in bfloat16 first"
+            )
         return found.float()
 
     def _shards(self) -> list[Path]:
@@ -81,7 +85,9 @@ class Folder:
         if (self.path / ONE).is_file():
             return [self.path / ONE]
         other = sorted(p.name for p in self.path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
-        raise UserError(f"expected {ONE} or {INDEX} in {self.path}, got {other or 'no weights'}; convert the weights to safetensors")
+        raise UserError(
+            f"expected {ONE} or {INDEX} in {self.path}, got {other or 'no weights'}; convert the weights to safetensors"
+        )
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:

@@ -23,7 +23,8 @@ from gymsmith import lifeline
 from gymsmith.errors import ConfigError, CorruptCheckpoint, GymsmithError, UserError
 from trainer import checkpoint
 from trainer.data import tokenizer as tokenizers
-from trainer.hf.families import Family, read
+from trainer.hf.document import read
+from trainer.hf.families import Family
 from trainer.hf.folder import Folder
 from trainer.hf.names import moves
 from trainer.hf.vocabulary import Rule, add_special_tokens, shares
@@ -82,12 +83,16 @@ def fill(model: Transformer, folder: Folder, family: Family) -> list[str]:
     missing = sorted(expected - folder.shard_of.keys())
     if missing:
         some = ", ".join(missing[:4])
-        raise CorruptCheckpoint(f"{folder.path}: expected {len(expected)} tensors, {len(missing)} are missing: {some}; copy it again")
+        raise CorruptCheckpoint(
+            f"{folder.path}: expected {len(expected)} tensors, {len(missing)} are missing: {some}; copy it again"
+        )
     left = sorted(folder.shard_of.keys() - expected)
     unknown = [name for name in left if not _dispensable(name, model)]
     if unknown:
         some = ", ".join(unknown[:4])
-        raise CorruptCheckpoint(f"{folder.path}: {len(unknown)} tensors have no place in {family.architecture}: {some}; wrong config?")
+        raise CorruptCheckpoint(
+            f"{folder.path}: {len(unknown)} tensors have no place in {family.architecture}: {some}; wrong config?"
+        )
     for move in travelling:
         theirs = [folder.read(name) for name in move.theirs]
         if len({t.shape for t in theirs}) > 1:
@@ -99,7 +104,9 @@ def fill(model: Transformer, folder: Folder, family: Family) -> list[str]:
         for name, tensor in zip(move.ours, arrived, strict=True):
             if own[name].shape != tensor.shape:
                 expected_shape, got = _shape(own[name]), _shape(tensor)
-                raise CorruptCheckpoint(f"{move.theirs[0]}: expected shape {expected_shape}, got {got}; config.json is another model's")
+                raise CorruptCheckpoint(
+                    f"{move.theirs[0]}: expected shape {expected_shape}, got {got}; config.json is another model's"
+                )
             own[name].copy_(tensor)
     return left
 
@@ -122,7 +129,9 @@ def _check_words(words: str, vocab_size: int, path: Path) -> None:
         raise CorruptCheckpoint(f"{path / 'tokenizer.json'} is no tokenizer: {e}; copy it again") from e
     top = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if top >= vocab_size:
-        raise ConfigError(f"{path}: expected token ids below vocab_size {vocab_size}, got {top}; tokenizer and model do not match")
+        raise ConfigError(
+            f"{path}: expected token ids below vocab_size {vocab_size}, got {top}; tokenizer and model do not match"
+        )
 
 
 def report(found: Imported, special: list[str], path: Path, words_name: str) -> dict[str, Any]:

@@ -59,9 +59,7 @@ SANDWICH = {
 PARTS: dict[str, dict[str, str]] = {
     "Qwen3": PLAIN | QK_NORM,
     "SmolLM3": PLAIN,
-    "Olmo3": PLAIN
-    | QK_NORM
-    | {"attention_post_norm": "post_attention_layernorm", "ffn_post_norm": "post_feedforward_layernorm"},
+    "Olmo3": PLAIN | QK_NORM | {"attention_post_norm": "post_attention_layernorm", "ffn_post_norm": "post_feedforward_layernorm"},
     "Gemma2": PLAIN | SANDWICH,
     "Glm4Moe": PLAIN | QK_NORM | ROUTED,
     "GptOss": PLAIN | {"attention.sinks": "self_attn.sinks", "ffn.router": "mlp.router"},
@@ -108,7 +106,7 @@ def moves(names: Iterable[str], family: str, experts: int = 0, layout: Layout = 
             continue
         stem, _, part = name.rpartition(".")
         target = f"model.layers.{layer}.mlp.experts"
-        if part == "down" and layout == "split" or layout == "split":
+        if layout == "split":
             each = tuple(f"{target}.{e}.{part}_proj.weight" for e in range(experts))
             found.append(Move((name,), each, lambda t: t[0].unbind(0), lambda t: [torch.stack(list(t))]))
         elif part.startswith("down"):

@@ -15,7 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from trainer.checkpoint import own_weights
-from trainer.hf.families import read
+from trainer.hf.document import read
 from trainer.hf.names import moves, to_theirs
 from trainer.model.transformer import Transformer
 
@@ -87,9 +87,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """Family -> what its tiny config changes in `SMALL`. Windows, top-k and softcaps are small enough to bite within 40 tokens."""
 
-EAGER = ("Gemma2", "GptOss")
-"""Families whose attention `transformers` computes in its eager form only."""
-
 
 def config_of(family: str, **changes: Any) -> Any:
     """The tiny `transformers` config of a family."""
@@ -103,7 +100,7 @@ def oracle(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **cha
     import transformers
 
     config = config_of(family, **changes)
-    config._attn_implementation = "eager" if family in EAGER else "sdpa"
+    config._attn_implementation = "eager"
     config._experts_implementation = "eager"
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     randomise(model, seed)

@@ -36,7 +36,8 @@ def add_special_tokens(
     if used and used[-1] >= old:
         raise UserError(f"expected token ids below {old}, the rows of the table, got {used[-1]}; it is another model's tokenizer")
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
-    ids = [tokenizer.token_to_id(token) for token in tokens]
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    ids = [known[token] for token in tokens]
     size = max(old, 1 + max(ids, default=0))
     size += -size % multiple
     fresh = sorted({i for i in ids if i not in set(used)} | set(range(old, size)))
