@@ -6,7 +6,8 @@
     STEP/meta.json              model config, stage, step, loader state, counters, weights digest, SHA-256 of every other file
 
 Written into a dot-folder, flushed to disk, then renamed: a kill at any moment leaves the previous checkpoint and at most a
-dot-folder that the next save removes. Reading checks every hash before anything is used.
+dot-folder that the next save removes. Reading checks every hash before anything is used. A `Writer` does it from a copy in host
+memory, in a thread, so that a step waits for the copy alone.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -56,8 +59,18 @@ class Checkpoint:
 
 
 def own_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name; a tensor with two names appears once, under the first."""
-    return {name: p.detach() for name, p in model.named_parameters()}
+    """Parameters and persistent buffers (router biases) by name; a tensor with two names appears once, under the first."""
+    return {name: t.detach() for name, t in _own(model).items()}
+
+
+def _own(model: nn.Module) -> dict[str, Tensor]:
+    lasting = {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    }
+    return {**dict(model.named_parameters()), **lasting}
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -66,7 +79,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         CorruptCheckpoint: names or shapes do not match the model.
     """
-    own = dict(model.named_parameters())
+    own = _own(model)
     if own.keys() != weights.keys():
         odd = sorted(own.keys() ^ weights.keys())
         raise CorruptCheckpoint(f"expected {len(own)} tensors, got {len(weights)}; only on one side: {', '.join(odd[:5])}")
@@ -85,8 +98,20 @@ def weights_digest(weights: nn.Module | Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         h.update(f"{name}|{t.dtype}|{tuple(t.shape)}|".encode())
-        h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
+        h.update(t.reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a checkpoint will hold."""
+
+    step: int
+    model: ModelConfig
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    tokenizer: str
+    meta: Mapping[str, Any]
 
 
 def save(
@@ -99,18 +124,24 @@ def save(
     meta: Mapping[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write ROOT/STEP and drop all but the newest `keep` checkpoints. An existing ROOT/STEP is replaced.
+    """Write ROOT/STEP at once; see `write`."""
+    return write(root, Draft(step, model.config, own_weights(model), optimizer or {}, tokenizer, meta), keep)
+
+
+def write(root: Path, draft: Draft, keep: int = 2, forever: int | None = None) -> Path:
+    """Write ROOT/STEP and drop all but the newest `keep` checkpoints and those of every `forever`-th step. An existing ROOT/STEP
+    is replaced.
 
     Raises:
         StoreError: disk full or read-only; earlier checkpoints are untouched and nothing half-written stays.
     """
-    folder = root / f".tmp-{step:08d}-{os.getpid()}"
-    target = root / f"{step:08d}"
+    folder = root / f".tmp-{draft.step:08d}-{os.getpid()}"
+    target = root / f"{draft.step:08d}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         for stale in root.glob(".tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
-        _write(folder, step, model, optimizer or {}, tokenizer, meta)
+        _write(folder, draft)
         if target.exists():
             shutil.rmtree(target)
         folder.rename(target)
@@ -119,26 +150,96 @@ def save(
         shutil.rmtree(folder, ignore_errors=True)
         raise StoreError(f"the checkpoint {target} cannot be written: {e}; free some space there and start again") from e
     for old in _folders(root)[keep:]:
-        shutil.rmtree(old)
+        if forever is None or int(old.name) % forever:
+            shutil.rmtree(old)
     return target
 
 
-def _write(
-    folder: Path, step: int, model: Transformer, optimizer: Mapping[str, Tensor], tokenizer: str, meta: Mapping[str, Any]
-) -> None:
+class Writer:
+    """Writes the checkpoints of one run in a thread, from a copy; at most one at a time.
+
+    What goes wrong there is raised by the next call of `check`, `save` or `wait`.
+    """
+
+    def __init__(self, root: Path, keep: int = 2, forever: int | None = None) -> None:
+        self.root, self.keep, self.forever = root, keep, forever
+        self._copies: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._path: Path | None = None
+        self._error: BaseException | None = None
+
+    def save(self, draft: Draft) -> None:
+        """Copy what the draft holds, once the checkpoint before is on disk, and go on; the caller may change its tensors then.
+
+        Raises:
+            StoreError: the checkpoint before could not be written.
+        """
+        self.wait()
+        weights = {name: self._copy(f"weights/{name}", t) for name, t in draft.weights.items()}
+        optimizer = {name: self._copy(f"optimizer/{name}", t) for name, t in draft.optimizer.items()}
+        if any(t.is_cuda for t in (*draft.weights.values(), *draft.optimizer.values())):
+            torch.cuda.synchronize()
+        # The caller goes on counting in its own dictionaries.
+        meta = json.loads(json.dumps(draft.meta))
+        self._start(Draft(draft.step, draft.model, weights, optimizer, draft.tokenizer, meta))
+
+    def check(self) -> None:
+        """Raises: StoreError: the last checkpoint could not be written. Waits for nothing."""
+        if self._thread is None or not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> Path | None:
+        """The newest checkpoint, on disk; None when none was ordered. Raises: StoreError: it could not be written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self._path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        if kind is None:
+            self.wait()
+
+    def _start(self, draft: Draft) -> None:
+        def work() -> None:
+            try:
+                self._path = write(self.root, draft, self.keep, self.forever)
+            except BaseException as e:
+                self._error = e
+
+        # No daemon: a process that ends in order finishes what it was writing.
+        self._thread = threading.Thread(target=work, name="checkpoint")
+        self._thread.start()
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor in host memory that is kept for it from one checkpoint to the next."""
+        held = self._copies.get(name)
+        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+            held = self._copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return held.copy_(tensor, non_blocking=tensor.is_cuda)
+
+
+def _write(folder: Path, draft: Draft) -> None:
     """All files of a checkpoint, flushed to disk."""
     folder.mkdir()
-    weights = {name: t.contiguous() for name, t in own_weights(model).items()}
+    weights = {name: t.contiguous() for name, t in draft.weights.items()}
     save_file(weights, folder / "model.safetensors")
-    save_file({name: t.contiguous() for name, t in optimizer.items()}, folder / "optimizer.safetensors")
-    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    save_file({name: t.contiguous() for name, t in draft.optimizer.items()}, folder / "optimizer.safetensors")
+    (folder / "tokenizer.json").write_text(draft.tokenizer, encoding="utf-8")
     names = ("model.safetensors", "optimizer.safetensors", "tokenizer.json")
     body = {
         "format": FORMAT,
-        "step": step,
-        "model": model.config.model_dump(mode="json"),
+        "step": draft.step,
+        "model": draft.model.model_dump(mode="json"),
         "weights_digest": weights_digest(weights),
-        "meta": dict(meta),
+        "meta": dict(draft.meta),
         "sha256": {name: _sha256(folder / name) for name in names},
     }
     text = json.dumps(body, indent=1, sort_keys=True)

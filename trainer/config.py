@@ -15,10 +15,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from context_mgmt.fold import FoldConfig
 from gymsmith.errors import ConfigError
-from trainer.model.config import ModelConfig, Strict
+from trainer.model.config import MemoryConfig, ModelConfig, RopeConfig, Strict
 
 RECIPES = Path(__file__).parent / "recipes"
-Stage = Literal["pretrain", "sft", "dpo", "rl"]
+Stage = Literal["pretrain", "midtrain", "anneal", "sft", "dpo", "rl"]
 T = TypeVar("T", bound=Strict)
 
 
@@ -132,6 +132,26 @@ class SaveConfig(Strict):
     every_steps: int = Field(default=200, ge=1)
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints that stay on disk."""
+    forever: int | None = Field(default=None, ge=1)
+    """Checkpoints whose step is a multiple of this stay too: where anneal branches can begin. None: no."""
+    background: bool = True
+    """Write from a copy while training goes on; at most one is being written."""
+
+
+class PhaseConfig(Strict):
+    """A stretch of a stage with its own mix, row length and positions. What is not given stays as the stage says."""
+
+    share: float = Field(default=1.0, gt=0)
+    """Of the stage's steps; the phases' shares need not sum to one."""
+    mix: dict[str, float]
+    """Share of the tokens by source (`TrainConfig.sources`); they need not sum to one."""
+    rows: int | None = Field(default=None, ge=1)
+    length: int | None = Field(default=None, ge=2)
+    """Rows longer than the model's positions extend them."""
+    rope_theta: float | None = Field(default=None, gt=0)
+    """Another base from here on (ABF)."""
+    ropes: tuple[RopeConfig, ...] | None = None
+    """Other named encodings from here on, YaRN for example."""
 
 
 class PretrainConfig(Strict):
@@ -139,7 +159,20 @@ class PretrainConfig(Strict):
 
     steps: int = Field(default=1800, ge=1)
     rows: int = Field(default=16, ge=1)
-    """Rows of a batch."""
+    """Rows of a micro-batch."""
+    batch: BatchConfig = BatchConfig()
+    """Micro-batches per update; a micro-batch counts as rows x length tokens, padding included."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """Mixes one after the other, the most valuable last. None: one phase in which each source has the share of its size."""
+    window_rows: int = Field(default=1024, ge=1)
+    """Rows that are packed together."""
+    workers: int = Field(default=1, ge=1)
+    """Threads that read."""
+    ahead: int = Field(default=4, ge=1)
+    """Micro-batches kept ready."""
+    held_out_rows: int = Field(default=0, ge=0)
+    """Rows of each source's held-out documents whose loss is measured at the end."""
+    memory: MemoryConfig = MemoryConfig()
     length: int = Field(default=128, ge=2)
     """Tokens of a row."""
     observation_weight: float = Field(default=1.0, ge=0)
@@ -149,6 +182,27 @@ class PretrainConfig(Strict):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     save: SaveConfig = SaveConfig()
+
+
+class MidtrainConfig(PretrainConfig):
+    """Pre-training that goes on from a checkpoint on better or longer documents; phases extend the context."""
+
+    steps: int = Field(default=400, ge=1)
+    schedule: ScheduleConfig = ScheduleConfig(warmup_steps=0, decay=1.0)
+
+
+class AnnealConfig(Strict):
+    """Branches off the plateau of a pre-training run: the rate falls to nothing on each candidate mix, and they are compared."""
+
+    steps: int = Field(default=100, ge=1)
+    """Of each branch; the rate falls over all of them."""
+    candidates: dict[str, dict[str, float]] = Field(min_length=1)
+    """Mixes by name: share of the tokens by source."""
+    fall: Literal["linear", "sqrt"] = "linear"
+    held_out_rows: int = Field(default=64, ge=1)
+    """Rows of each source's held-out documents whose loss is compared."""
+    attempts: int = Field(default=4, ge=1)
+    """With demonstrations and environments, each branch goes on through SFT to so many attempts at each environment."""
 
 
 class SFTConfig(Strict):
@@ -280,6 +334,9 @@ class Recipe(Strict):
     model: ModelConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    midtrain: MidtrainConfig | None = None
+    anneal: AnnealConfig | None = None
+    """Of a run with `pretrain`; its branches take rows, length and optimizer from there."""
     sft: SFTConfig = SFTConfig()
     dpo: DPOConfig | None = None
     """None: this recipe goes from SFT to RL directly."""
@@ -314,6 +371,20 @@ class Recipe(Strict):
         return self
 
 
+class SourceConfig(Strict):
+    """A tokenised corpus, and which of its documents a mix may deal. A string is its path."""
+
+    path: str
+    """Folder of shards, absolute or relative to the state folder."""
+    min_tokens: int = Field(default=2, ge=2)
+    max_tokens: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path(cls, data: Any) -> Any:
+        return {"path": data} if isinstance(data, str) else data
+
+
 class TrainConfig(Strict):
     """One training job: a recipe, and what to apply it to."""
 
@@ -324,6 +395,8 @@ class TrainConfig(Strict):
     """Checkpoint folder to start from, absolute or relative to the state folder; every stage but pretrain needs one."""
     corpus: str = ""
     """Pre-training documents: JSONL, gzip allowed."""
+    sources: dict[str, SourceConfig] = {}
+    """Tokenised corpora by the names that mixes use, instead of a corpus."""
     tokenizer: str = ""
     """Name under the tokenizers folder. Empty: pre-training trains one on its corpus; later stages take the one of `start`."""
     demonstrations: str = ""
@@ -337,16 +410,33 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _inputs(self) -> Self:
-        given = {name for name in ("start", "corpus", "demonstrations", "demonstrations_run") if getattr(self, name)}
-        if self.stage == "pretrain" and "corpus" not in given:
-            raise ValueError("pretrain needs a corpus, got none; name a JSONL file of documents")
+        given = {n for n in ("start", "corpus", "sources", "demonstrations", "demonstrations_run") if getattr(self, n)}
+        if self.stage == "pretrain" and len(given & {"corpus", "sources"}) != 1:
+            got = "both" if "corpus" in given else "none"
+            raise ValueError(
+                f"pretrain needs a corpus or sources, got {got}; name a JSONL file of documents or folders of shards"
+            )
+        if self.stage in ("midtrain", "anneal") and ("sources" not in given or getattr(self.recipe, self.stage) is None):
+            table = "with" if getattr(self.recipe, self.stage) else "without"
+            got = f"{len(self.sources)} sources and a recipe {table} a [{self.stage}] table"
+            raise ValueError(f"{self.stage} needs sources and a [{self.stage}] table, got {got}; add what is missing")
         if self.stage != "pretrain" and "start" not in given:
             raise ValueError(f"{self.stage} needs a checkpoint to start from, got none; name a run or a folder")
         if self.stage == "dpo" and self.recipe.dpo is None:
             raise ValueError("dpo needs a recipe with a [dpo] table, got one without; add it, or go on with rl")
         if self.stage == "sft" and not given & {"demonstrations", "demonstrations_run"}:
             raise ValueError("sft needs demonstrations, got none; name a file or a run")
+        if unknown := sorted(self._mixed() - set(self.sources)):
+            known = ", ".join(sorted(self.sources)) or "none"
+            raise ValueError(f"every source in a mix needs a folder, got none for {', '.join(unknown)}; sources are {known}")
         return self
+
+    def _mixed(self) -> set[str]:
+        """Names of sources in the stage's mixes."""
+        if self.stage == "anneal" and self.recipe.anneal is not None:
+            return {name for mix in self.recipe.anneal.candidates.values() for name in mix}
+        stage = {"pretrain": self.recipe.pretrain, "midtrain": self.recipe.midtrain}.get(self.stage)
+        return {name for phase in stage.phases for name in phase.mix} if stage is not None else set()
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -2,15 +2,17 @@
 
 A stage brings a `Feed`. The loop asks it for the micro-batches of one update with a loss for each, sums the gradients, clips,
 steps, counts, saves at boundaries and reports. Resuming from any checkpoint goes on bit for bit as an unbroken run would (one
-thread).
+thread): weights, optimizer, spike window, router biases, random state and the feed's place all travel with it. Who wants to watch
+(a monitor, a meter, an exporter) is a callback.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,18 +22,23 @@ from torch import Tensor
 
 from gymsmith.errors import CorruptCheckpoint, GymsmithError
 from trainer import checkpoint
+from trainer.checkpoint import Draft, Writer, own_weights
 from trainer.config import SaveConfig, ScheduleConfig
 from trainer.model.transformer import Transformer
+from trainer.monitor import Facts
 from trainer.optim.groups import Optimizers
 from trainer.optim.schedule import scale
 
 log = logging.getLogger(__name__)
 Report = Callable[[int, dict[str, float]], None]
 """Called with (step, metrics) after each step."""
+Callback = Callable[[int, dict[str, float], Facts], object]
+"""Called with (step, metrics, facts) before the report, once a step; may add to the metrics. What it returns is ignored."""
+RNG = "loop/rng"
 
 
 class NotFinite(GymsmithError):
-    """The loss became NaN or infinite; the message names the step. Trying again would give the same."""
+    """The loss became NaN or infinite; the message names step and documents. Trying again would give the same."""
 
     code = "not-finite"
 
@@ -42,6 +49,8 @@ class Piece:
 
     loss: Callable[[Transformer], Tensor]
     tokens: int
+    documents: Sequence[str] = ()
+    """What is in it, for messages."""
 
 
 @dataclass(slots=True)
@@ -51,6 +60,8 @@ class Update:
     pieces: Iterator[Piece]
     metrics: dict[str, float] = field(default_factory=dict)
     """Filled while the pieces are consumed; the loop adds loss, gradient norm, rate and tokens."""
+    rate: float = 1.0
+    """Multiplier of the learning rate beside the schedule's."""
 
 
 class Feed(Protocol):
@@ -93,6 +104,9 @@ class Trainer:
     """Applied once, between the last update and the last checkpoint."""
     precision: torch.dtype = torch.float32
     """Of matrix products; weights and optimizer state are float32."""
+    callbacks: Sequence[Callback] = ()
+    until: int | None = None
+    """Stop, with a checkpoint, after so many of the steps."""
     path: Path | None = None
     """The newest checkpoint."""
     step: int = 0
@@ -112,73 +126,109 @@ class Trainer:
         if found.meta.get("run") != self.meta:
             differ = f"expected {self.meta}, got {found.meta.get('run')}"
             raise CorruptCheckpoint(f"{found.path} belongs to another run: {differ}; use a new run")
-        checkpoint.load_weights(self.model, found.weights)
-        self.optimizers.load(found.optimizer)
+        self.take(found)
         feed.restore(found.meta["feed"])
         self.path = found.path
-        self.step, self.tokens = found.step, int(found.meta["tokens"])
         log.info("resumed path=%s step=%d", found.path, self.step)
         return True
 
+    def take(self, found: checkpoint.Checkpoint) -> None:
+        """Weights, optimizer, random state and counters of a checkpoint.
+
+        Raises:
+            CorruptCheckpoint: it is of another model.
+        """
+        checkpoint.load_weights(self.model, found.weights)
+        optimizer = dict(found.optimizer)
+        random = optimizer.pop(RNG, None)
+        self.optimizers.load(optimizer)
+        if random is not None:
+            torch.set_rng_state(random)
+        self.step, self.tokens = found.step, int(found.meta["tokens"])
+
     def run(self, feed: Feed) -> Path:
-        """Train to `steps`, saving on the way and at the end.
+        """Train to `steps` (or `until`), saving on the way and at the end.
 
         Returns:
             The final checkpoint.
         Raises:
             NotFinite: the loss is NaN or infinite. Nothing of that update reaches the weights.
+            StoreError: a checkpoint could not be written, raised before the step after it; the one before stays.
 
         A step's seconds, cpu_seconds and save_seconds include the checkpoint before it, not the one after.
         """
         started, cpu, save_s = time.perf_counter(), time.process_time(), 0.0
-        while self.step < self.steps:
-            seen: dict[str, list[float]] = defaultdict(list)
-            for update in feed.updates(self.step):
-                for name, value in self._apply(update).items():
-                    seen[name].append(value)
-            metrics = {name: sum(values) / len(values) for name, values in seen.items()}
-            self.step += 1
-            metrics["tokens"] = float(self.tokens)
-            if self.step == self.steps:
-                self.finish(self.model)
-            ended, used = time.perf_counter(), time.process_time()
-            metrics |= {"seconds": ended - started, "cpu_seconds": used - cpu, "save_seconds": save_s}
-            started, cpu, save_s = ended, used, 0.0
-            # Told before it is saved: a run that goes on from this checkpoint never comes by this step again.
-            self.report(self.step, metrics)
-            if self.step % self.save.every_steps == 0 or self.step == self.steps:
-                saving = time.perf_counter()
-                self._write(feed)
-                save_s = time.perf_counter() - saving
-        return self.path or self._write(feed)
-
-    def _write(self, feed: Feed) -> Path:
-        self.path = checkpoint.save(
-            self.folder,
-            self.step,
-            self.model,
-            optimizer=self.optimizers.state(),
-            tokenizer=self.tokenizer,
-            meta={"run": self.meta, "feed": feed.state(), "tokens": self.tokens},
-            keep=self.save.keep,
-        )
+        end = self.steps if self.until is None else min(self.until, self.steps)
+        with Writer(self.folder, self.save.keep, self.save.forever) as writer:
+            while self.step < end:
+                writer.check()
+                seen: dict[str, list[float]] = defaultdict(list)
+                documents: list[str] = []
+                for update in feed.updates(self.step):
+                    for name, value in self._apply(update, documents).items():
+                        seen[name].append(value)
+                metrics = {name: sum(values) / len(values) for name, values in seen.items()}
+                self.step += 1
+                metrics["tokens"] = float(self.tokens)
+                if self.step == self.steps:
+                    self.finish(self.model)
+                ended, used = time.perf_counter(), time.process_time()
+                metrics |= {"seconds": ended - started, "cpu_seconds": used - cpu, "save_seconds": save_s}
+                started, cpu, save_s = ended, used, 0.0
+                for callback in self.callbacks:
+                    callback(self.step, metrics, Facts(documents))
+                # Told before it is saved: a run that goes on from this checkpoint never comes by this step again.
+                self.report(self.step, metrics)
+                if self.step % self.save.every_steps == 0 or self.step == end:
+                    saving = time.perf_counter()
+                    self._save(writer, feed)
+                    save_s = time.perf_counter() - saving
+            if self.path is None:
+                self._save(writer, feed)
+            self.path = writer.wait() or self.path
+        assert self.path is not None
         return self.path
 
-    def _apply(self, update: Update) -> dict[str, float]:
-        """One optimizer update; without pieces there is nothing to learn, and the weights stay."""
-        total, trained, pieces = 0.0, 0, 0
+    def _save(self, writer: Writer, feed: Feed) -> None:
+        optimizer = {**self.optimizers.state(), RNG: torch.get_rng_state()}
+        meta = {"run": self.meta, "feed": feed.state(), "tokens": self.tokens}
+        writer.save(Draft(self.step, self.model.config, own_weights(self.model), optimizer, self.tokenizer, meta))
+        self.path = self.folder / f"{self.step:08d}"
+        if not self.save.background:
+            writer.wait()
+
+    def _apply(self, update: Update, documents: list[str]) -> dict[str, float]:
+        """One optimizer update; without pieces there is nothing to learn, and the weights stay. Appends what it learned from."""
+        losses: list[Tensor] = []
+        pieces: list[Piece] = []
+        device = next(self.model.parameters()).device.type
         for piece in update.pieces:
-            pieces += 1
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16, enabled=self.precision == torch.bfloat16):
                 loss = piece.loss(self.model)
-            value = float(loss.detach())
-            if not torch.isfinite(loss.detach()):
-                raise NotFinite(f"expected a finite loss at step {self.step}, got {value}; lower optim.lr or look at its data")
             loss.backward()
-            total, trained = total + value, trained + piece.tokens
+            losses.append(loss.detach().double())
+            pieces.append(piece)
+            documents += piece.documents
         if not pieces:
             return update.metrics
-        rate = scale(self.schedule, self.step, self.steps)
-        norm = self.optimizers.step(rate)
-        self.tokens += trained
-        return {**update.metrics, "loss": total, "gradient_norm": norm, "rate": rate}
+        # One look at the device for all pieces.
+        values = torch.stack(losses).tolist()
+        for value, piece in zip(values, pieces, strict=True):
+            if not math.isfinite(value):
+                raise NotFinite(f"expected a finite loss at step {self.step}, got {value}; {_blame(piece)}")
+        rate = scale(self.schedule, self.step, self.steps) * update.rate
+        total = sum(values)
+        norm = self.optimizers.step(rate, total)
+        self.model.after_step()
+        self.tokens += sum(piece.tokens for piece in pieces)
+        found = {**update.metrics, "loss": total, "gradient_norm": norm, "rate": rate}
+        return {**found, "skipped": 1.0} if self.optimizers.skipped else found
+
+
+def _blame(piece: Piece) -> str:
+    """What to look at when a piece's loss is not finite."""
+    if not piece.documents:
+        return "lower optim.lr or look at its data"
+    named = ", ".join(piece.documents[:8])
+    more = f" and {len(piece.documents) - 8} more" if len(piece.documents) > 8 else ""
+    return f"its batch holds {named}{more}; look at them, or lower optim.lr"
