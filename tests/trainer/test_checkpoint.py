@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from trainer import checkpoint
 from trainer.config import OptimConfig, SaveConfig, ScheduleConfig
 from trainer.data.documents import Document
 from trainer.data.loader import Loader
-from trainer.loop import Trainer
+from trainer.loop import NotFinite, Piece, Trainer, Update
 from trainer.model.config import ModelConfig
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
@@ -115,6 +116,62 @@ def test_kill_and_resume_is_bitwise(tmp_path: Path, killed: Callable[..., bool])
     found = checkpoint.newest(tmp_path / "killed")
     assert hits == 5 and found is not None and 5 <= found.step < 60
     assert train(tmp_path / "killed") == whole
+
+
+def test_the_background_writes_what_was_there(tmp_path: Path) -> None:
+    model = Transformer(CONFIG, 1)
+    before = checkpoint.weights_digest(model)
+    with checkpoint.Writer(tmp_path, keep=1, forever=2) as writer:
+        assert writer.wait() is None
+        for step in range(1, 6):
+            writer.save(checkpoint.Draft(step, CONFIG, checkpoint.own_weights(model), {}, "{}", {"n": step}))
+            model.head.weight.data.add_(1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000002", "00000004", "00000005"]
+    digests = [checkpoint.weights_digest(checkpoint.load(tmp_path / f"0000000{n}").weights) for n in (2, 4, 5)]
+    assert len({before, *digests, checkpoint.weights_digest(model)}) == 5, "each as it was when it was ordered"
+
+
+def test_a_disk_that_fills_ends_the_run_and_the_last_good_one_goes_on(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", every=1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ticks = iter(range(100))
+
+    def fill() -> None:
+        if next(ticks) == 20:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+
+    try:
+        with pytest.raises(StoreError, match="free some space"):
+            train(tmp_path / "full", tick=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert 20 <= next(ticks) <= 22, "said before the second step after it"
+    found = checkpoint.newest(tmp_path / "full")
+    assert found is not None and found.step == 20
+    assert not list((tmp_path / "full").glob(".tmp-*"))
+    assert train(tmp_path / "full") == whole
+
+
+def test_a_loss_that_is_not_finite_names_its_documents(tmp_path: Path) -> None:
+    model = Transformer(CONFIG, 1)
+    before = checkpoint.weights_digest(model)
+
+    class Bad:
+        def updates(self, step: int) -> Iterator[Update]:
+            pieces = [Piece(lambda m, x=x: m.head.weight.sum() * x, 3, [f"web:{x}"]) for x in (1.0, float("nan"))]
+            yield Update(iter(pieces))
+
+        def state(self) -> dict[str, Any]:
+            return {}
+
+        def restore(self, state: dict[str, Any]) -> None: ...
+
+    trainer = Trainer(
+        model, Optimizers(model, OptimConfig()), ScheduleConfig(), 2, tmp_path, SaveConfig(), "{}", {}, lambda step, metrics: None
+    )
+    with pytest.raises(NotFinite, match="step 0, got nan; its batch holds web:nan"):
+        trainer.run(Bad())
+    assert checkpoint.weights_digest(model) == before and not list(tmp_path.iterdir())
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
