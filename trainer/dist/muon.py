@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,20 +22,48 @@ from torch import Tensor
 from trainer.dist.layout import Layout, local
 from trainer.dist.mesh import DATA, World
 from trainer.dist.parallel import Parallel
+from trainer.optim.muon import Blocks, Direction, Muon, size_of
 
-Direct = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+Direct = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 """(parameters, whole momenta) -> whole updates; the parameters say which is which and are not read."""
 
 
-class Exchange:
-    """A `Direct` that takes and gives what this process holds, around one that needs whole matrices."""
+def muon(parallel: Parallel) -> type[Muon]:
+    """The optimizer's class for a split model, as `Optimizers` takes it."""
+    if parallel.world.mesh is None:
+        return Muon
 
-    def __init__(self, parallel: Parallel, direct: Direct) -> None:
-        self.world, self.direct = parallel.world, direct
+    class Spread(Muon):
+        """Muon that orthogonalises whole matrices wherever they lie."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.exchange = Exchange(parallel)
+            # Layers count the heads that they hold; a whole matrix has all of them.
+            for p, (heads, parts) in self.blocks.items():
+                self.blocks[p] = Blocks(heads * self.exchange.layouts[p].shape[0] // p.size(0), parts)
+
+        def directions(self, params: list[Tensor], updates: list[Tensor]) -> list[Direction]:
+            whole = super().directions
+            found = self.exchange(params, updates, lambda some, given: [d.update for d in whole(some, given)])
+            return [Direction(update, self._scale(p)) for p, update in zip(params, found, strict=True)]
+
+        def _scale(self, p: Tensor) -> float:
+            first = self._matrices(p, torch.empty(self.exchange.layouts[p].shape, device="meta"))[0]
+            return size_of(first.size(-2), first.size(-1), self.scale)
+
+    return Spread
+
+
+class Exchange:
+    """Calls a `Direct` that needs whole matrices with this process's share of them."""
+
+    def __init__(self, parallel: Parallel) -> None:
+        self.world = parallel.world
         self.layouts: dict[Tensor, Layout] = {p: parallel.layouts[name] for name, p in parallel.model.named_parameters()}
 
     @torch.no_grad()
-    def __call__(self, parameters: Sequence[Tensor], momenta: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, parameters: list[Tensor], momenta: list[Tensor], direct: Direct) -> list[Tensor]:
         """Updates in the form of the parameters, from momenta in that form. Every process must call it alike."""
         groups: dict[tuple[tuple[str, ...], bool], list[int]] = defaultdict(list)
         for i, p in enumerate(parameters):
@@ -47,14 +76,14 @@ class Exchange:
             some = [parameters[i] for i in members]
             given = [local(momenta[i]) for i in members]
             if self.world.size(axes) == 1:
-                found = self.direct(some, given)
+                found = direct(some, given)
             else:
-                found = (self._travel if through else self._share)(axes, some, given)
+                found = (self._travel if through else self._share)(axes, some, given, direct)
             for i, update in zip(members, found, strict=True):
                 local(out[i]).copy_(update)
         return out
 
-    def _travel(self, axes: tuple[str, ...], parameters: list[Tensor], slices: list[Tensor]) -> list[Tensor]:
+    def _travel(self, axes: tuple[str, ...], parameters: list[Tensor], slices: list[Tensor], direct: Direct) -> list[Tensor]:
         """Slices to owners, updates back."""
         layouts = [self.layouts[p] for p in parameters]
         owners = _owners([layout.shape for layout in layouts], self.world.size(axes))
@@ -69,7 +98,7 @@ class Exchange:
             slices[0],
         )
         whole = [layouts[i].join([came[rank][k] for rank in order], self.world) for k, i in enumerate(mine)]
-        updates = self.direct([parameters[i] for i in mine], whole)
+        updates = direct([parameters[i] for i in mine], whole)
         pieces = [layouts[i].pieces(update, self.world) for i, update in zip(mine, updates, strict=True)]
         back = self._swap(
             [[piece[rank] for piece in pieces] for rank in order],
@@ -80,12 +109,12 @@ class Exchange:
         found = {i: update for indices, row in zip(there, back, strict=True) for i, update in zip(indices, row, strict=True)}
         return [found[i] for i in range(len(parameters))]
 
-    def _share(self, axes: tuple[str, ...], parameters: list[Tensor], momenta: list[Tensor]) -> list[Tensor]:
+    def _share(self, axes: tuple[str, ...], parameters: list[Tensor], momenta: list[Tensor], direct: Direct) -> list[Tensor]:
         """Each rank does its own and tells the others."""
         owners = _owners([tuple(m.shape) for m in momenta], self.world.size(axes))
         there = [[i for i, owner in enumerate(owners) if owner == rank] for rank in range(self.world.size(axes))]
         mine = there[self.world.rank(axes)]
-        updates = self.direct([parameters[i] for i in mine], [momenta[i] for i in mine])
+        updates = direct([parameters[i] for i in mine], [momenta[i] for i in mine])
         longest = max(sum(momenta[i].numel() for i in indices) for indices in there)
         flat = torch.cat([momenta[0].new_zeros(0), *(u.reshape(-1) for u in updates)])
         everyone = flat.new_empty(len(there) * longest)

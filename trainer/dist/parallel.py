@@ -8,7 +8,7 @@ update's denominator and not by its own. With one process every method is what p
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from trainer.data.packing import Batch
-from trainer.dist import context, seeds, tensor
+from trainer.dist import context, expert, seeds, tensor
 from trainer.dist.layout import Layout, local
 from trainer.dist.mesh import World
 from trainer.model.transformer import Block, Transformer
@@ -66,47 +66,38 @@ class Parallel:
                         g.copy_(new.view_as(g))
 
     @torch.no_grad()
-    def clip(self, parameters: Iterable[Tensor], limit: float) -> Tensor:
-        """Scale gradients to a global L2 norm of at most `limit`, as `torch.nn.utils.clip_grad_norm_` does.
-
-        Returns:
-            The norm over all ranks' values, before clipping.
-        """
+    def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The L2 norm of gradients by parameter name, over all ranks' values; each counts once. The same on every rank."""
         if self.world.mesh is None:
-            return torch.nn.utils.clip_grad_norm_(parameters, limit)
-        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+            return torch.nn.utils.get_total_norm(list(gradients.values()))
         groups: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
-        for p in parameters:
-            if p.grad is not None:
-                groups[self.layouts[names[p]].axes].append(local(p.grad))
+        for name, g in gradients.items():
+            groups[self.layouts[name].axes].append(local(g))
         total = torch.zeros((), device=self.world.device, dtype=torch.float64)
         for axes in sorted(groups):
             square = torch.stack(torch._foreach_norm(groups[axes])).double().square().sum()
             total += self.world.sum(square, axes)
-        norm = total.sqrt()
-        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-        for grads in groups.values():
-            for g in grads:
-                g.mul_(factor.to(g.dtype))
-        return norm
+        return total.sqrt()
 
     def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors on the CPU of the main process, nothing elsewhere. Every process must call it, with the same names.
 
-        Names are those of parameters, or PARAMETER/KEY for optimizer state. What lies whole on a CPU is not copied.
+        Names are those of parameters, or PARAMETER/KEY for optimizer state; under any other name every rank has the same, as with
+        buffers. Always copies, so that a checkpoint can be written while training goes on.
         """
         out = {}
         for name, value in tensors.items():
-            full = self.layouts[name.split("/")[0]].whole(value.detach(), self.world) if self.world.mesh else value.detach()
+            layout = self.layouts.get(name.split("/")[0])
+            full = value.detach() if layout is None else layout.whole(value.detach(), self.world)
             if self.world.main:
-                out[name] = full.cpu()
+                out[name] = full.to("cpu", copy=True)
         return out
 
     def part(self, name: str, full: Tensor) -> Tensor:
         """What this process holds of a whole tensor of that name (as in `collect`)."""
-        if self.world.mesh is None:
-            return full.clone()
         base = name.split("/")[0]
+        if self.world.mesh is None or base not in self.layouts:
+            return full.clone()
         like = self.model.get_parameter(base)
         return self.layouts[base].part(full.to(like.device), like, self.world)
 
@@ -121,8 +112,13 @@ def parallelise(model: Transformer, world: World) -> Parallel:
     if world.mesh is None:
         return Parallel(model, world, layouts)
     if world.sizes["tp"] > 1:
-        layouts = {name: tensor.layout(name, p) for name, p in model.named_parameters()}
+        layouts = {name: tensor.layout(name, p, model.config) for name, p in model.named_parameters()}
         tensor.share_out(model, world)
+    if world.sizes["ep"] > 1:
+        layouts |= {name: found for name, p in model.named_parameters() if (found := expert.layout(name, p))}
+        expert.share_out(model, world)
+    if world.sizes["cp"] > 1:
+        model.masking = context.gathering(world)
     _cut(model, layouts, world)
     if world.sizes["fsdp"] > 1:
         layouts = _shard(model, layouts, world)
@@ -153,7 +149,7 @@ def _shard(model: Transformer, layouts: Mapping[str, Layout], world: World) -> d
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-    register_fsdp_forward_method(model, "hidden")
+    register_fsdp_forward_method(model, "_run")
     return {name: Layout(whole.shape, whole.cuts, bool(whole.shape), whole.partial) for name, whole in layouts.items()}
 
 

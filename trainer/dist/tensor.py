@@ -14,12 +14,15 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.dist.collective import columns, enter, leave
 from trainer.dist.layout import Layout
 from trainer.dist.mesh import World
+from trainer.model.config import ModelConfig
+from trainer.model.norm import RMSNorm
 
 CUTS = (
     (re.compile(r"(^|\.)attention\.(q|k|v|gate|q_up|kv_up)\.(weight|bias)$"), 0),
@@ -33,9 +36,15 @@ PARTIAL = re.compile(r"(^|\.)attention\.(?!o\.bias)")
 """Inside the branch, though not cut: each rank's heads send back their share."""
 
 
-def layout(name: str, parameter: Tensor) -> Layout:
+WIDE = re.compile(r"(^|\.)attention\.[qk]_norm\.weight$")
+"""Norms over all heads together, where the model has those."""
+
+
+def layout(name: str, parameter: Tensor, config: ModelConfig) -> Layout:
     """How tensor parallelism lays out the parameter of this name."""
     shape = tuple(parameter.shape)
+    if config.qk_norm_width == "full" and WIDE.search(name):
+        return Layout(shape, (("tp", 0),))
     for pattern, dim in CUTS:
         if pattern.search(name):
             return Layout(shape, (("tp", dim),))
@@ -53,6 +62,9 @@ def share_out(model: nn.Module, world: World) -> None:
         if name.endswith("attention"):
             module.register_forward_pre_hook(entering)
             _leaving(module.o, group)
+            if getattr(module, "norm_first", False):
+                _wide(module.q_norm, world)
+                _wide(module.k_norm, world)
         elif name.endswith(("ffn", "ffn.shared")) and isinstance(getattr(module, "down", None), nn.Linear):
             module.register_forward_pre_hook(entering)
             _leaving(module.down, group)
@@ -78,6 +90,23 @@ def _leaving(linear: nn.Module, group: Any) -> None:
 
     linear.register_forward_pre_hook(before)
     linear.register_forward_hook(after)
+
+
+def _wide(norm: RMSNorm, world: World) -> None:
+    """A norm over channels of which this rank holds some: the mean square is everyone's, and so is its gradient."""
+    group = world.group(("tp",))
+
+    def forward(x: Tensor) -> Tensor:
+        square = (
+            enter(leave(x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(-1, keepdim=True), group), group)
+            / world.sizes["tp"]
+        )
+        y = x * torch.rsqrt(square + norm.eps).to(x.dtype)
+        if norm.weight is None:
+            return y
+        return y * (1 + norm.weight if norm.offset else norm.weight)
+
+    norm.forward = forward  # type: ignore[method-assign, assignment]
 
 
 def _words(table: nn.Embedding, world: World) -> None:

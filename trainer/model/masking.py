@@ -98,18 +98,19 @@ class Masked:
                 for b, row in enumerate(spans)
             ]
             return torch.cat(rows)
-        return torch.cat([self._piece(q, k, v, scores, window, plain, at) for at in range(0, T, self.chunk)], 2)
+        chunks = [slice(at, min(at + self.chunk, T)) for at in range(0, T, self.chunk)]
+        return torch.cat([self._piece(q[:, :, t], k, v, scores, plain, t) for t in chunks], 2)
 
-    def _piece(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores, window: int | None, plain: bool, at: int) -> Tensor:
-        """Queries at..at + chunk, recomputed in the backward pass."""
-        t = slice(at, min(at + self.chunk, q.size(2)))
-        s = slice(0 if window is None else max(0, at - window + 1), t.stop)
+    def _piece(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores, plain: bool, t: slice) -> Tensor:
+        """Queries of positions t among the keys of whole rows, recomputed in the backward pass."""
+        window = scores.window
+        s = slice(0 if window is None else max(0, t.start - window + 1), t.stop)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             mask = self.visible(window, t, s).to(q.device)
             return read(self._weights(q, k, mask, scores), v) if plain else _fused(q, k, v, scores.scale, mask)
 
-        return checkpoint(run, q[:, :, t], k[:, :, s], v[:, :, s], use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(run, q, k[:, :, s], v[:, :, s], use_reentrant=False, preserve_rng_state=False)
 
     def _chosen(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores, keep: Lookup) -> Tensor:
         """Attention to the keys that an indexer finds, and the indexer's loss."""

@@ -151,7 +151,7 @@ class Experts(nn.Module):
         """Weighted sum over each token's experts, (N, D)."""
         N, K = chosen_NK.shape
         order = chosen_NK.flatten().argsort(stable=True)
-        counts = torch.bincount(chosen_NK.flatten(), minlength=self.gate.size(0))
+        counts = torch.bincount(chosen_NK.flatten(), minlength=self.config.experts)
         y = self.rows(x_ND[order // K], counts)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(N * K, device=order.device))
         return (y[back].view(N, K, -1) * weights_NK[..., None]).sum(1).to(x_ND.dtype)

@@ -29,6 +29,8 @@ class Transformer(nn.Module):
     """A causal language model over packed documents."""
 
     oracle = False
+    masking: Callable[..., Attend] = Masked
+    """Makes the `Attend` of one pass over packed rows; context parallelism has its own."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
@@ -114,5 +116,5 @@ class Transformer(nn.Module):
         if positions_BT is None:
             positions_BT = torch.arange(ids_BT.size(1), device=ids_BT.device).expand_as(ids_BT)
         previous = predecessors(ids_BT, positions_BT, self.config.smear)
-        attend = Masked(documents_BT, self.memory, ledger, self.oracle)
+        attend = self.masking(documents_BT, self.memory, ledger, self.oracle)
         return self.trunk(ids_BT, previous, positions_BT, attend, ledger)

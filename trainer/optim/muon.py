@@ -111,7 +111,7 @@ class Muon(torch.optim.Optimizer):
             done = orthogonalise(stack, self.dtype, self.polynomial)
             solved[shape] = list(done.split([len(m) for m in members]))[::-1]
         out = []
-        for p, each in zip(params, pieces, strict=True):
+        for p, update, each in zip(params, updates, pieces, strict=True):
             sizes = [size_of(piece.size(-2), piece.size(-1), self.scale) for piece in each]
             done_parts = [solved[piece.size(-2), piece.size(-1)].pop() for piece in each]
             if len(each) > 1:
@@ -119,7 +119,7 @@ class Muon(torch.optim.Optimizer):
                 ratios = [size / sizes[0] for size in sizes]
                 joint = [d.reshape(groups, n, -1) * by for d, n, by in zip(done_parts, parts, ratios, strict=True)]
                 done_parts = [torch.cat(joint, 1)]
-            out.append(Direction(done_parts[0].reshape(p.shape), sizes[0]))
+            out.append(Direction(done_parts[0].reshape(update.shape), sizes[0]))
         return out
 
     def _matrices(self, p: Tensor, update: Tensor) -> list[Tensor]:
