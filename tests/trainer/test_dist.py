@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gymsmith.errors import ConfigError
-from trainer.checkpoint import weights_digest
+from trainer.checkpoint import load_weights, own_weights, weights_digest
 from trainer.config import OptimConfig, ParallelConfig
 from trainer.data.packing import IGNORE, Batch
 from trainer.dist import limits, seeds
@@ -149,7 +149,7 @@ def bits(config: ModelConfig, world: World) -> dict[str, bool]:
     one, model = Transformer(config, seed=3), Transformer(config, seed=3)
     parallel = parallelise(model, world)
     parallel.check()
-    init = weights_digest(parallel.collect(dict(model.named_parameters())))
+    init = weights_digest(parallel.collect(own_weights(model)))
 
     named = [(n, p) for n, p in model.named_parameters() if p.ndim >= 2 and n.startswith("blocks.")]
     generator = torch.Generator().manual_seed(2)
@@ -158,11 +158,9 @@ def bits(config: ModelConfig, world: World) -> dict[str, bool]:
     updates = ours.directions([p for _, p in named], [parallel.part(n, whole[n]) for n, _ in named])
     update = parallel.collect({n: u.update for (n, _), u in zip(named, updates, strict=True)})
     expected = theirs.directions([one.get_parameter(n) for n, _ in named], [whole[n] for n, _ in named])
-    other = {n: p.detach() for n, p in Transformer(config, seed=4).named_parameters()}
-    with torch.no_grad():
-        for n, p in model.named_parameters():
-            p.copy_(parallel.part(n, other[n]))
-    loaded = parallel.collect(dict(model.named_parameters()))
+    other = own_weights(Transformer(config, seed=4))
+    load_weights(model, {n: parallel.part(n, full) for n, full in other.items()})
+    loaded = parallel.collect(own_weights(model))
     if not world.main:
         return {"quiet": not (update or loaded)}
     return {
