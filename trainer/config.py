@@ -327,6 +327,16 @@ class ParallelConfig(Strict):
         return self.dp * self.fsdp * self.ep
 
 
+class PlanConfig(Strict):
+    """What the arithmetic of `gymsmith train --plan` assumes; training does not read it."""
+
+    gpu: Literal["H100", "H200", "B200", "A100"] = "H100"
+    mfu: float = Field(default=0.4, gt=0, le=1)
+    """Expected share of the data sheet's FLOP/s, attention counted in full."""
+    published_tokens_per_s: float | None = Field(default=None, gt=0)
+    """Per GPU, where the model's makers say so."""
+
+
 class Recipe(Strict):
     """How to train one model from nothing to RL."""
 
@@ -345,6 +355,7 @@ class Recipe(Strict):
     engine: EngineConfig = EngineConfig()
     parallel: ParallelConfig = ParallelConfig()
     """Of pre-training and mid-training. No part of a run's identity: any number of processes may resume it."""
+    plan: PlanConfig = PlanConfig()
     threads: int = Field(default=1, ge=1)
     """Of torch. One makes runs repeatable bit by bit and leaves the other core to the sandboxes."""
 
