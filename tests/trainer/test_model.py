@@ -1,11 +1,21 @@
-"""The transformer: document masks, grouped heads, initialisation."""
+"""The transformer: document masks, layer lists, memory, initialisation."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from trainer.model.config import ModelConfig
+from trainer.model.config import (
+    DSAConfig,
+    InitConfig,
+    LayerKind,
+    MemoryConfig,
+    MLAConfig,
+    ModelConfig,
+    MoEConfig,
+    RopeConfig,
+)
+from trainer.model.offload import Away, Offload
 from trainer.model.transformer import Transformer
 
 
@@ -57,3 +67,81 @@ def test_config_refuses_impossible_heads() -> None:
         ModelConfig(vocab_size=8, n_heads=4, n_kv_heads=3)
     with pytest.raises(ValueError, match="Extra inputs"):
         ModelConfig(vocab_size=8, heads=4)  # type: ignore[call-arg]
+
+
+def gradients(model: Transformer, ids: torch.Tensor) -> list[torch.Tensor]:
+    out = model.outputs(ids)
+    loss = model.logits(out.hidden).square().mean() + sum(out.losses.values())
+    return [g for g in torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) if g is not None]
+
+
+KINDS = (LayerKind(ffn="moe"), LayerKind(window=4, position="none", ffn="geglu"), LayerKind(attention="dsa"))
+
+
+def test_recomputing_and_offloading_leave_the_gradients_bits() -> None:
+    """Over every kind of attention, rows long enough for pieces."""
+    config = ModelConfig(
+        vocab_size=61,
+        dim=32,
+        n_layers=3,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        ffn_dim=48,
+        max_positions=64,
+        pattern=KINDS,
+        mla=MLAConfig(q_latent=16, kv_latent=12, nope_dim=8, rope_dim=4, v_dim=8),
+        dsa=DSAConfig(dim=8, top_k=5),
+        moe=MoEConfig(sequence_loss=0.1),
+        attention_softcap=3.0,
+        attention_sinks=True,
+    )
+    model, ids = Transformer(config, seed=1), torch.arange(48).view(2, 24) % 61
+    model.memory = MemoryConfig(attention_chunk=8)
+    wanted = gradients(model, ids)
+    model.memory = MemoryConfig(attention_chunk=8, recompute="block", offload=True)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(model, ids), wanted, strict=True))
+
+    moved = 0
+
+    class Counting(Offload):
+        def pack(self, x: torch.Tensor) -> torch.Tensor | Away:
+            nonlocal moved
+            away = super().pack(x)
+            moved += isinstance(away, Away)
+            return away
+
+    for recompute in ("none", "block"):
+        model.memory = MemoryConfig(attention_chunk=8, recompute=recompute)  # type: ignore[arg-type]
+        before = moved
+        with Counting(model, floor_bytes=0):
+            offloaded = gradients(model, ids)
+        assert all(torch.equal(a, b) for a, b in zip(offloaded, wanted, strict=True))
+        assert moved > before + 5, "control: tensors did leave"
+
+
+def test_fresh_weights_are_spread_as_asked() -> None:
+    config = ModelConfig(
+        vocab_size=2000, dim=512, n_layers=2, ffn_dim=2048, attention_bias=True, pattern=(LayerKind(), LayerKind(ffn="moe")),
+        init=InitConfig(std=0.03, cut=2.0, depth_scaled=True, embedding_std=0.02), moe=MoEConfig(dim=512), norm_offset=True,
+    )  # fmt: skip
+    fresh = dict(Transformer(config).named_parameters())
+    for name, parts in (("embedding.token.weight", 0.02), ("blocks.0.ffn.up.weight", 0.03), ("blocks.1.ffn.experts.up", 0.03)):
+        # A normal distribution cut at two sigma keeps 0.8796 of its deviation.
+        wanted = parts if name.startswith("embedding") else parts * 0.8796
+        assert fresh[name].numel() > 1e6 and fresh[name].std().item() == pytest.approx(wanted, rel=0.01), name
+    for name in ("blocks.0.ffn.down.weight", "blocks.1.ffn.experts.down"):
+        assert fresh[name].std().item() == pytest.approx(0.03 / 2 * 0.8796, rel=0.01), name
+        assert fresh[name].abs().max() <= 0.03
+    assert fresh["embedding.token.weight"].abs().max() > 0.06, "the table is not cut"
+    assert not fresh["blocks.0.attention.q.bias"].any() and not fresh["norm.weight"].any()
+
+
+def test_layers_at_both_ends_may_differ() -> None:
+    full, near = LayerKind(), LayerKind(window=8)
+    config = ModelConfig(vocab_size=8, n_layers=6, pattern=(near, near, near, full), last_layers=(full,), first_layers=(full,))
+    assert [kind.window for kind in config.layers] == [None, 8, 8, None, 8, None]
+    with pytest.raises(ValueError, match="must fit into n_layers = 2"):
+        ModelConfig(vocab_size=8, n_layers=2, first_layers=(full, full), last_layers=(full,))
+    with pytest.raises(ValueError, match="position must be one of none, rope, far, got 'near'"):
+        ModelConfig(vocab_size=8, ropes=(RopeConfig(name="far"),), pattern=(LayerKind(position="near"),))

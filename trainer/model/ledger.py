@@ -33,6 +33,13 @@ class Ledger:
         """Add a statistic."""
         self.statistics[name].setdefault(layer, value.detach())
 
+    def take(self, other: Ledger, layer: int) -> None:
+        """Enter what another book holds, as that layer's."""
+        for mine, theirs in ((self.losses, other.losses), (self.statistics, other.statistics)):
+            for name, by_layer in theirs.items():
+                for value in by_layer.values():
+                    mine[name].setdefault(layer, value)
+
 
 @dataclass(slots=True)
 class Outputs:

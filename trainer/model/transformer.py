@@ -7,6 +7,7 @@ with a batch of packed documents. Selecting positions before the head saves the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -16,13 +17,18 @@ from torch.utils.checkpoint import checkpoint
 from trainer.model.attention import Attend
 from trainer.model.block import Block, rope_key
 from trainer.model.config import MemoryConfig, ModelConfig
-from trainer.model.embedding import Embedding, predecessors
+from trainer.model.embedding import NOTHING, Embedding, predecessors
 from trainer.model.initial import initialise
 from trainer.model.ledger import Ledger, Outputs
 from trainer.model.masking import Masked
 from trainer.model.moe import routers
+from trainer.model.mtp import MTP, ahead
 from trainer.model.norm import norm_of
+from trainer.model.offload import Offload
 from trainer.model.rope import Rope
+
+Tables = dict[str, tuple[Tensor | None, Tensor | None]]
+"""Cosines and sines by `rope_key`."""
 
 
 class Transformer(nn.Module):
@@ -45,22 +51,15 @@ class Transformer(nn.Module):
         self.ropes = nn.ModuleDict(
             {key: Rope(config.rope(kind.position), config.rotated(kind), config.max_positions) for key, kind in kinds.items()}
         )
+        separate = 0 if config.mtp is None else 1 if config.mtp.share else config.mtp.depth
+        self.mtp = nn.ModuleList(MTP(config, i) for i in range(separate))
         initialise(self, config, seed)
         if config.tied_head:
             self.head.weight = self.embedding.token.weight
 
     def trunk(self, ids: Tensor, previous: Tensor, positions: Tensor, attend: Attend, ledger: Ledger | None = None) -> Tensor:
         """Hidden states after the final norm (..., dim), for ids (...), previous (..., smear) and positions (...)."""
-        tables: dict[str, tuple[Tensor | None, Tensor | None]] = {key: rope(positions) for key, rope in self.ropes.items()}
-        tables[""] = (None, None)
-        x = self.embedding(ids, previous)
-        for block in cast(Iterable[Block], self.blocks):
-            cos, sin = tables[block.rope]
-            if self.memory.recompute == "block" and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, attend, ledger, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, cos, sin, attend, ledger)
-        return self.norm(x)
+        return self.norm(self._body(ids, previous, self._tables(positions), attend, ledger))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., dim) -> (..., vocab)."""
@@ -70,7 +69,7 @@ class Transformer(nn.Module):
 
     def hidden(self, ids_BT: Tensor, positions_BT: Tensor | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, dim) of packed rows. Without documents, each row is one document from position 0."""
-        return self._run(ids_BT, positions_BT, documents_BT, Ledger())
+        return self._run(ids_BT, positions_BT, documents_BT, Ledger(), 0)[0]
 
     def outputs(
         self,
@@ -82,12 +81,12 @@ class Transformer(nn.Module):
     ) -> Outputs:
         """Everything that a training loss is made of. With `inspect`, layers also measure attention (see `Outputs`)."""
         ledger = Ledger(None if documents_BT is None else documents_BT >= 0, inspect)
-        hidden = self._run(ids_BT, positions_BT, documents_BT, ledger)
-        for layer, router in routers(self).items():
-            if self.training:
-                router.counts += ledger.statistics["expert_counts"][layer].to(router.counts)
+        depth = self.config.mtp.depth if self.config.mtp else 0
+        hidden, mtp = self._run(ids_BT, positions_BT, documents_BT, ledger, depth)
+        if self.training:
+            self._count(ledger.statistics["expert_counts"])
         losses = {name: torch.stack(list(by_layer.values())).sum() for name, by_layer in ledger.losses.items()}
-        return Outputs(hidden, [], losses, dict(ledger.statistics))
+        return Outputs(hidden, mtp, losses, {name: by_layer for name, by_layer in ledger.statistics.items() if by_layer})
 
     def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """Logits (B, T, vocab)."""
@@ -112,9 +111,48 @@ class Transformer(nn.Module):
             if isinstance(module, Rope):
                 module.follow_oracle()
 
-    def _run(self, ids_BT: Tensor, positions_BT: Tensor | None, documents_BT: Tensor | None, ledger: Ledger) -> Tensor:
+    def _run(
+        self, ids_BT: Tensor, positions_BT: Tensor | None, documents_BT: Tensor | None, ledger: Ledger, depth: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states, and those of the first `depth` prediction modules."""
         if positions_BT is None:
             positions_BT = torch.arange(ids_BT.size(1), device=ids_BT.device).expand_as(ids_BT)
         previous = predecessors(ids_BT, positions_BT, self.config.smear)
-        attend = self.masking(documents_BT, self.memory, ledger, self.oracle)
-        return self.trunk(ids_BT, previous, positions_BT, attend, ledger)
+        with Offload(self) if self.memory.offload else nullcontext():
+            tables = self._tables(positions_BT)
+            h = self._body(ids_BT, previous, tables, self.masking(documents_BT, self.memory, ledger, self.oracle), ledger)
+            hidden, mtp = self.norm(h), []
+            for k in range(depth):
+                module = cast(MTP, self.mtp[min(k, len(self.mtp) - 1)])
+                ids_k, valid = ahead(ids_BT, positions_BT, k + 1, NOTHING)
+                tokens = self.embedding(ids_k, ahead(previous, positions_BT, k + 1, NOTHING)[0])
+                apart = Ledger(valid if ledger.live_BT is None else valid & ledger.live_BT, ledger.inspect)
+                attend = self.masking(documents_BT, self.memory, apart, self.oracle)
+                h = self._block(module.block, module.merged(h, tokens), tables, attend, apart)
+                ledger.take(apart, self.config.n_layers + k)
+                mtp.append(module.norm(h))
+        return hidden, mtp
+
+    def _tables(self, positions: Tensor) -> Tables:
+        """Cosines and sines of every encoding in use."""
+        return {"": (None, None)} | {key: rope(positions) for key, rope in self.ropes.items()}
+
+    def _body(self, ids: Tensor, previous: Tensor, tables: Tables, attend: Attend, ledger: Ledger | None) -> Tensor:
+        """Hidden states before the final norm."""
+        x = self.embedding(ids, previous)
+        for block in cast(Iterable[Block], self.blocks):
+            x = self._block(block, x, tables, attend, ledger)
+        return x
+
+    def _block(self, block: Block, x: Tensor, tables: Tables, attend: Attend, ledger: Ledger | None) -> Tensor:
+        if self.memory.recompute == "block" and torch.is_grad_enabled():
+            return checkpoint(block, x, *tables[block.rope], attend, ledger, use_reentrant=False, preserve_rng_state=False)
+        return block(x, *tables[block.rope], attend, ledger)
+
+    @torch.no_grad()
+    def _count(self, counts: dict[int, Tensor]) -> None:
+        """Add a forward pass's load to the routers'; all depths of a shared prediction module have one."""
+        mine = routers(self)
+        for layer, counts_E in counts.items():
+            router = mine[min(layer, max(mine))]
+            router.counts += counts_E.to(router.counts)
