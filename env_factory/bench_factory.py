@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from env_factory import sources, swe_orders, tasks
-from env_factory.synth import mutation, survey
+from env_factory.synth import combination, mutation, survey
 from env_factory.synth.selection import header, reaching
 from gymsmith import taskdir
 from gymsmith.bench import Row
@@ -74,6 +74,7 @@ def measure(settings: Settings, quick: bool) -> list[Row]:
                         _order(settings, store, package, kind, min(n + SLICE, wanted))
         made = _environments(store)
     rows = [*_kinds(settings, made), *_whole(settings, made), *_selection(settings, packages[-1], 4 if quick else 24)]
+    rows += [_groups(settings, package, 6 if quick else 24) for package in packages]
     return rows if quick else [*rows, *_scaling(settings)]
 
 
@@ -250,6 +251,29 @@ def _selection(settings: Settings, package: str, candidates: int) -> list[Row]:
         _pair(f"{candidates} faults of {package}: CPU", "s", ours[1], peer[1], name),
         _pair("all orders: tests run in surveys and screens", "", run, baseline, f"{name}, computed", ">= 5x fewer", 5.0),
     ]
+
+
+def _groups(settings: Settings, package: str, groups: int) -> Row:
+    """Groups of faults, screened by few tests; the peer is computed: one run of the whole suite for each group."""
+    worker = process_worker(settings)
+
+    async def work() -> tuple[int, int, int, int]:
+        python = await tasks._python(worker)
+        source = sources.read(f"pypi:{package}", settings, python=python)
+        assert isinstance(source, sources.Package)
+        async with swe_orders.opened(source, worker) as screen:
+            path = swe_orders.survey_path(source, settings, (await worker.images()).base_digest())
+            known = await survey.kept(source, screen, path, lines=True)
+            before, drafted, seen = screen.executions, 0, 0
+            async for candidate in combination.draft(source, known, screen, SEED):
+                drafted, seen = drafted + (candidate.draft is not None), seen + 1
+                if seen == groups:
+                    break
+            return screen.executions - before, seen, drafted, len(known.passing)
+
+    run, seen, drafted, suite = worker.run(work())
+    metric = f"{seen} groups of {package}, {drafted} drafts: tests run, single faults among them"
+    return _pair(metric, "", run, seen * suite, "whole suite for each group, computed", ">= 5x fewer", 5.0)
 
 
 def _pair(metric: str, unit: str, ours: float, peer: float, name: str, bar: str = "", least: float = 0.0) -> Row:

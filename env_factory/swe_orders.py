@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from env_factory import sources
@@ -71,8 +72,7 @@ async def proposals(
     if kind == "mutation" and not whole:
         known = await survey.survey(package, screen)
     else:
-        path = settings.home / "factory" / "surveys" / f"{_name(package, base_digest)}.json"
-        known = await survey.kept(package, screen, path, lines=True)
+        known = await survey.kept(package, screen, survey_path(package, settings, base_digest), lines=True)
         await screen.widen(min(LANES, os.cpu_count() or 1))
     screen.passing = len(known.passing)
     if kind == "mutation":
@@ -135,7 +135,7 @@ def fixes(uris: Sequence[str], settings: Settings, python: str, ledger: Ledger) 
 
 def package_behind(source: Source, settings: Settings, python: str) -> Package | None:
     """The package that an environment of this source was made of, for its wheels; None where it was made of none."""
-    if source.kind not in ("pypi", "git", "issue", "swebench"):
+    if source.kind not in ("pypi", "git", "archive", "issue", "swebench"):
         return None
     fetched = sources.read(source.uri, settings, python=python)
     if isinstance(fetched, sources.Issue):
@@ -145,8 +145,7 @@ def package_behind(source: Source, settings: Settings, python: str) -> Package |
     return fetched if isinstance(fetched, Package) else None
 
 
-def _name(package: Package, base_digest: str) -> str:
-    """Of a survey's file: everything that it follows from."""
-    return digest(str(SURVEY_FORMAT).encode(), package.source.digest.encode(), repr(package.pins).encode(), base_digest.encode())[
-        :24
-    ]
+def survey_path(package: Package, settings: Settings, base_digest: str) -> Path:
+    """Where a package's survey is kept; the name tells everything that it follows from."""
+    parts = (str(SURVEY_FORMAT), package.source.digest, repr(package.pins), base_digest)
+    return settings.home / "factory" / "surveys" / f"{digest(*(part.encode() for part in parts))[:24]}.json"

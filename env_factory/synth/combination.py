@@ -1,9 +1,13 @@
 """Combinations: two or three faults in different functions of one module, so that one repair is not enough.
 
     groups   functions of a module that tests enter, in seeded groups of two or three; a function is in one group at most
-    single   in each function the first fault, of a seeded few, that tests notice by themselves
+    single   in each function the first fault, of a seeded few, that a sample of the tests notices by itself
     screen   all of them at once: each must have a test that fails and a symptom that can be told
     draft    as a mutation; the attempts that leave one fault in are dishonest ones
+
+Most groups come to nothing, so a fault is looked for with few tests: those that reach its function and no other of the group
+first. What passed there, and cannot reach the other faults, is not run again with all of them; what failed is. At most 2 x 24
+tests become an environment's, so of the hundreds that may reach a parser's fault a sample is enough to choose from.
 
 Functions that `reconstruction.py` would take are left to it, so that both kinds together ask for a function twice at most when
 mutations are limited to one per function. Combining faults is SWE-smith's strategy with the highest yield (arXiv 2504.21798,
@@ -25,7 +29,7 @@ from env_factory.synth.operators import Site
 from env_factory.synth.patch import change_script
 from env_factory.synth.rewriting import other_words
 from env_factory.synth.screening import Screen, tree
-from env_factory.synth.selection import MAX_F2P, MAX_OBSERVED, Judged, beside, header, judge, observed, reaching
+from env_factory.synth.selection import MAX_F2P, MAX_OBSERVED, Judged, beside, header, judge, observed, reaching, sample
 from env_factory.synth.survey import Survey
 from env_factory.synth.swe import Candidate
 from env_factory.synth.symptom import report
@@ -34,6 +38,10 @@ from sandboxes.observations import Observation
 
 TRIES = 4
 """Faults that are tried in one function."""
+FEW = 6
+"""Tests that look for one fault."""
+MOST = 96
+"""Tests that look for all faults of a group."""
 WAVE = 6
 SHOWN = 2
 """Items of the report for one fault."""
@@ -47,6 +55,8 @@ class _Part:
     """Those still to be tried."""
     site: Site | None = None
     judged: Judged = field(default_factory=Judged)
+    passed: frozenset[str] = frozenset()
+    """Tests that the chosen fault leaves alone, and that reach no other function of the group."""
 
 
 @dataclass(slots=True)
@@ -117,15 +127,21 @@ async def draft(
 
 
 async def _singles(wave: Sequence[_Tried], known: Survey, screen: Screen) -> None:
-    """Choose a fault for each function: the first that tests notice, all functions a step at a time."""
+    """Choose a fault for each function: the first that some of FEW tests notice, all functions a step at a time."""
+    alone = {id(part): _alone(known, each, part) for each in wave for part in each.parts}
     for _ in range(TRIES):
-        trying = [(each, part, part.sites.pop(0)) for each in wave for part in each.parts if part.site is None and part.sites]
-        runs = [(each, part, site, _reaching(known, each, [site])) for each, part, site in trying]
-        answers = await screen.run([_run(each, site.apply(each.healthy), tests, known) for each, _, site, tests in runs])
-        for (_, part, site, tests), answer in zip(runs, answers, strict=True):
-            judged = judge(tests, answer, known)
+        hopeful = [each for each in wave if sum(part.site is not None or bool(part.sites) for part in each.parts) >= 2]
+        trying = [(each, part, part.sites.pop(0)) for each in hopeful for part in each.parts if part.site is None and part.sites]
+        reached = [_reaching(known, each, [site]) for each, _, site in trying]
+        some = [sample(tests, FEW, alone[id(part)]) for tests, (_, part, _) in zip(reached, trying, strict=True)]
+        runs = zip(trying, some, strict=True)
+        answers = await screen.run([_run(each, site.apply(each.healthy), tests, known) for (each, _, site), tests in runs])
+        for (_, part, site), tests, every, answer in zip(trying, some, reached, answers, strict=True):
+            judged = judge(tests, answer, known, reached=len(every))
             if not judged.reason and report(judged.described()):
                 part.site, part.judged = site, judged
+                passed = (test for test in tests if answer["outcomes"].get(test) == "passed")
+                part.passed = frozenset(passed) & alone[id(part)]
     for each in wave:
         each.parts = [part for part in each.parts if part.site is not None]
         if len(each.parts) < 2:
@@ -139,10 +155,14 @@ async def _together(wave: Sequence[_Tried], known: Survey, screen: Screen, packa
         each.faulty = each.healthy
         for site in reversed(each.chosen):
             each.faulty = site.apply(each.faulty)
-    tests = [_tests(known, each) for each in left]
+    every = [_tests(known, each) for each in left]
+    tests = [_some(each, tests) for each, tests in zip(left, every, strict=True)]
     answers = await screen.run([_run(each, each.faulty, some, known) for each, some in zip(left, tests, strict=True)])
-    for each, some, answer in zip(left, tests, answers, strict=True):
-        each.judged = judge(some, answer, known)
+    for each, reached, some, answer in zip(left, every, tests, answers, strict=True):
+        spared = sorted(set().union(*(part.passed for part in each.parts)))
+        answer["outcomes"] |= dict.fromkeys(spared, "passed")
+        some += spared
+        each.judged = judge(some, answer, known, reached=len(reached))
         each.reason = each.judged.reason or _keep(each, some, answer, known)
     left = [each for each in left if not each.reason]
     failures = [[*each.judged.described(), *(f for part in each.parts for f in part.judged.described())] for each in left]
@@ -189,6 +209,22 @@ def _tests(known: Survey, each: _Tried) -> list[str]:
     """Tests that reach some fault. Those that fail for one alone come first and in turns, for few failures are described."""
     first = _turns([part.judged.failed for part in each.parts])
     return list(dict.fromkeys([*first, *_reaching(known, each, each.chosen)]))
+
+
+def _some(each: _Tried, tests: Sequence[str]) -> list[str]:
+    """Those to be run with all faults in place: not the ones that passed with a fault that no other can add to."""
+    failed = {test for part in each.parts for test in part.judged.failed}
+    spared = frozenset().union(*(part.passed for part in each.parts))
+    return sample([test for test in tests if test not in spared], MOST, failed)
+
+
+def _alone(known: Survey, each: _Tried, part: _Part) -> frozenset[str]:
+    """Tests that enter the function of this part and of no other part of its group."""
+
+    def entering(one: _Part) -> frozenset[str]:
+        return frozenset(known.touching.get((each.path, one.sites[0].first_line), ()) if one.sites else ())
+
+    return entering(part).difference(*(entering(other) for other in each.parts if other is not part))
 
 
 def _reaching(known: Survey, each: _Tried, sites: Sequence[Site]) -> list[str]:

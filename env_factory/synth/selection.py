@@ -7,7 +7,7 @@ line where that was measured, else by function. What is chosen here is proposed;
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -69,13 +69,33 @@ def header(text: str, line: int) -> range:
     return range(found.lineno, max(last, line, found.lineno) + 1)
 
 
+def sample(tests: Sequence[str], most: int, first: Container[str] = ()) -> list[str]:
+    """At most `most` of the tests, in their order: those in `first` before others, and of each as spread as they stand.
+
+    A fault that many tests reach is seldom told by the one that comes first; neighbours in a suite are alike.
+    """
+    chosen: list[str] = []
+    for some in ([t for t in tests if t in first], [t for t in tests if t not in first]):
+        room = min(most - len(chosen), len(some))
+        chosen += [some[n * len(some) // room] for n in range(room)]
+    kept = set(chosen)
+    return [test for test in tests if test in kept]
+
+
 def judge(
-    tests: Sequence[str], answer: Mapping[str, Any], known: Survey, *, most: float = 0.5, missing_fails: bool = False
+    tests: Sequence[str],
+    answer: Mapping[str, Any],
+    known: Survey,
+    *,
+    most: float = 0.5,
+    missing_fails: bool = False,
+    reached: int = 0,
 ) -> Judged:
     """Sort the tests of a run into those that fail and those that pass, or say why the fault is no good.
 
     most: share of all passing tests that a fault may break. missing_fails: a test that was not run counts as failed, as where
-    its file imports a name that is not there yet; else it means that the run died.
+    its file imports a name that is not there yet; else it means that the run died. reached: how many tests could tell the fault,
+    where `tests` are a sample of them: what the sample says is taken for all.
     """
     outcomes = answer["outcomes"]
     if answer["error"] in ("hang", "died"):
@@ -84,7 +104,7 @@ def judge(
     passed = [t for t in tests if outcomes.get(t) == "passed"]
     if not failed:
         return Judged(reason="survived")
-    if len(failed) > most * len(known.passing):
+    if len(failed) * max(1.0, reached / len(tests)) > most * len(known.passing):
         return Judged(reason="breaks-half")
     if not missing_fails and any(t not in outcomes for t in failed):
         return Judged(reason="died")

@@ -12,7 +12,7 @@ from env_factory.formats import harbor
 from env_factory.labelled import Judged
 from env_factory.reasons import REASONS
 from gymsmith.errors import NotFound, SourceError
-from tests.env_factory import defects
+from tests.env_factory import blind, defects
 
 QUICK = {
     "adds-two-numbers": {""}, "recovers-from-history": {""}, "always-passes": {"noop-passes"},
@@ -70,3 +70,10 @@ def test_a_folder_of_somebody_else_is_read_or_refused_in_words(tmp_path: Path) -
     (tmp_path / "labels.toml").write_text("nothing-there = 'sound'\n")
     with pytest.raises(SourceError, match="name of a folder"):
         labelled.labels(tmp_path)
+
+
+def test_the_blind_half_is_whole(tmp_path: Path) -> None:
+    told = labelled.labels(blind.write(tmp_path))
+    sound = [name for name, label in told.items() if label == labelled.SOUND]
+    assert (len(sound), len(told) - len(sound)) == (33, 37) and len({label for label in told.values()}) >= 20
+    assert all(harbor.read(tmp_path / name).files["solution/solve.sh"] for name in told)
