@@ -36,6 +36,12 @@ CHAT_TEMPLATE = (
 )
 
 
+FORMAT = (
+    "\nFormat: `<|doc|><|task|>INSTRUCTION<|end|><|act|>COMMAND<|end|><|obs|>OUTPUT"
+    "<|end|><|act|>...exit<|end|>`. Text that comes from files or people must be encoded without special tokens "
+    "(`split_special_tokens=True`), or it could forge a turn.\n"
+)
+"""What the README of a model with our special tokens adds."""
 Encode = Callable[[str, Tensor], Mapping[str, Tensor]]
 """(their name, tensor) -> what is written for it: the place where serving formats quantise."""
 
@@ -65,9 +71,9 @@ def export(
     kept = found.meta.get("hf", {})
     family = family_of(found.model, kept.get("family", ""))
     if family is None and not _ours_computes(found.model):
-        names = ", ".join(FAMILIES)
         raise UserError(
-            f"expected a model that one of {names} or our modeling file computes, got a mixture; export needs one of them"
+            f"expected a model that {', '.join(FAMILIES)} or our modeling file computes, got a mixture of them; "
+            "train one of these architectures where transformers must load the result"
         )
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -157,10 +163,8 @@ def readme(found: Checkpoint, family: Family | None) -> str:
         f"# A model trained by Gymsmith\n\n{why}\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"model = AutoModelForCausalLM.from_pretrained(FOLDER{how})\ntokenizer = AutoTokenizer.from_pretrained(FOLDER)\n```\n\n"
         f"Step {found.step}; {sum(t.numel() for t in found.weights.values()):,} parameters; weights digest "
-        f"`{weights_digest(found.weights)}`.\n\nFormat: `<|doc|><|task|>INSTRUCTION<|end|><|act|>COMMAND<|end|><|obs|>OUTPUT"
-        "<|end|><|act|>...exit<|end|>`. Text that comes from files or people must be encoded without special tokens "
-        "(`split_special_tokens=True`), or it could forge a turn.\n"
-    )
+        f"`{weights_digest(found.weights)}`.\n"
+    ) + ("" if _id(found, "<|doc|>") is None else FORMAT)
 
 
 def _id(found: Checkpoint, token: str) -> int | None:

@@ -6,6 +6,7 @@ A child per job, because a training process owns its threads and its memory, and
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from gymsmith import lifeline
 from gymsmith.errors import ConfigError, Fenced, GymsmithError, InfrastructureError, UserError
-from gymsmith.schema import JobContext, State
+from gymsmith.schema import JobContext, State, now
 
 POLL_S = 0.05
 THREADS = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -77,7 +78,7 @@ def serve(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 
 
 def export(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
-    """Write a checkpoint as a Hugging Face folder: {"checkpoint", "folder"} -> {"folder"}.
+    """Write a checkpoint as a Hugging Face folder: {"checkpoint", "folder", "dtype"} -> {"folder"}.
 
     Raises:
         UserError: the folder exists, or the checkpoint does not; the message says which.
@@ -86,13 +87,48 @@ def export(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     _with_torch()
     checkpoint, folder = ctx.settings.home / _needed(payload, "checkpoint"), Path(_needed(payload, "folder"))
     command = [sys.executable, "-m", "trainer.export", "--checkpoint", str(checkpoint), "--out", str(folder), "--lifeline"]
-    log_file = ctx.settings.logs_dir / f"export-{ctx.job.id}.log"
+    command += ["--dtype", payload.get("dtype", "float32")]
+    _heard(command, ctx, ctx.settings.logs_dir / f"export-{ctx.job.id}.log")
+    return {"folder": str(folder)}
+
+
+def import_model(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
+    """Make a Hugging Face folder the checkpoint of a run: {"run_id", "folder", "special", "rule", "multiple", "seed"}.
+
+    Returns:
+        A report: architecture, parameters and the vocabulary's share of them, what was left out.
+
+    Raises:
+        UserError: the folder is not one that we read; the message says why.
+        InfrastructureError: the process died.
+    """
+    _with_torch()
+    run_id, folder = _needed(payload, "run_id"), _needed(payload, "folder")
+    out = ctx.settings.runs_dir / run_id / "checkpoints"
+    command = [sys.executable, "-m", "trainer.hf.importer", "--folder", folder, "--out", str(out), "--lifeline"]
+    command += ["--tokenizers", str(ctx.settings.tokenizers_dir), "--rule", payload.get("rule", "mean")]
+    command += ["--multiple", str(payload.get("multiple", 1)), "--seed", str(payload.get("seed", 0))]
+    command += [word for token in payload.get("special", ()) for word in ("--special", token)]
+    try:
+        report = json.loads(_heard(command, ctx, ctx.settings.logs_dir / f"import-{ctx.job.id}.log"))
+    except GymsmithError as e:
+        if not isinstance(e, InfrastructureError):
+            ctx.store.update_run(run_id, state=State.FAILED, error=str(e))
+        raise
+    checkpoint = str(Path(report["checkpoint"]).relative_to(ctx.settings.home))
+    done = {"state": State.SUCCEEDED, "checkpoint": checkpoint, "policy_version": "0", "finished_at": now()}
+    ctx.store.update_run(run_id, summary=report, **done)
+    return {**report, "checkpoint": checkpoint}
+
+
+def _heard(command: Sequence[str], ctx: JobContext, log_file: Path) -> str:
+    """The last line that a process said. Raises: what it refused with, or InfrastructureError when it died."""
     code = _child(command, ctx, log_file)
+    said = log_file.read_text(errors="replace").strip().rpartition("\n")[2]
     if code == 0:
         log_file.unlink()
-        return {"folder": str(folder)}
-    said = log_file.read_text(errors="replace").strip().rpartition("\n")[2]
-    raise REFUSALS.get(code, InfrastructureError)(said or f"the export ended with code {code}; its log is {log_file}")
+        return said
+    raise REFUSALS.get(code, InfrastructureError)(said or f"the process ended with code {code}; its log is {log_file}")
 
 
 def _child(command: Sequence[str], ctx: JobContext, log_file: Path) -> int:

@@ -178,14 +178,14 @@ class House:
         finally:
             self.store.cancel(job.id)
 
-    def export(self, checkpoint: str, folder: Path, *, quiet: bool = False) -> Path:
+    def export(self, checkpoint: str, folder: Path, *, dtype: str = "float32", quiet: bool = False) -> Path:
         """Write a checkpoint as a Hugging Face folder.
 
         Raises:
             NotFound: there is no such checkpoint.
             UserError: the folder exists.
         """
-        payload = {"checkpoint": self.checkpoint(checkpoint), "folder": str(folder.resolve())}
+        payload = {"checkpoint": self.checkpoint(checkpoint), "folder": str(folder.resolve()), "dtype": dtype}
         return Path(self.run("export", payload, quiet=quiet).result["folder"])
 
     # -------------------------------------------------------- rollouts and evaluation

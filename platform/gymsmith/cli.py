@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from gymsmith.errors import GymsmithError, UserError
-from gymsmith.verbs import environments, evaluation, exchange, hosts, images, learning, packages, sandboxes, upkeep
+from gymsmith.verbs import checkpoints, environments, evaluation, exchange, hosts, images, learning, packages, sandboxes, upkeep
 from gymsmith.verbs.terminal import Home, Json, Seed, can_train, emit, settings_for
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
@@ -160,6 +160,7 @@ for verb in (environments.generate, learning.rollout, learning.train, learning.r
 for name, group in (
     ("env", environments.app),
     ("run", learning.app),
+    ("model", checkpoints.app),
     ("evaluate", evaluation.app),
     ("image", images.app),
     ("sandbox", sandboxes.app),

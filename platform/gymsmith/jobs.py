@@ -55,6 +55,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "train": ("train", "trainer.tasks:train"),
     "serve": ("train", "trainer.tasks:serve"),
     "export": ("train", "trainer.tasks:export"),
+    "import_model": ("train", "trainer.tasks:import_model"),
 }
 """Kind -> (queue, "module:function")."""
 

@@ -9,21 +9,31 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load, load_file, save_file
+from tokenizers import Tokenizer
 
+from gymsmith.config import Settings
 from gymsmith.errors import ConfigError, CorruptCheckpoint, NotFound, UserError
-from trainer import checkpoint
+from gymsmith.ids import ulid
+from gymsmith.schema import Job, Run, State
+from gymsmith.store import Store
+from gymsmith.worker import Context
+from trainer import checkpoint, tasks
 from trainer.data import tokenizer
 from trainer.export import export
 from trainer.hf import importer
 from trainer.hf.document import essence, family_of, read, write
 from trainer.hf.families import FAMILIES
+from trainer.hf.folder import write_weights
+from trainer.hf.vocabulary import add_special_tokens, shares
+from trainer.model.config import LayerKind, ModelConfig
 from trainer.model.rope import Rope, table
+from trainer.model.transformer import Transformer
 
 transformers = pytest.importorskip("transformers", reason="install the dev extra: transformers is the oracle of imports")
 oracles: Any = pytest.importorskip("trainer.hf.oracles")
 IDS = torch.randint(3, 96, (2, 40), generator=torch.Generator().manual_seed(0))
-LANDED = ("Qwen3", "SmolLM3", "Olmo3", "Gemma2")
-each_family = pytest.mark.parametrize("family", LANDED)
+each_family = pytest.mark.parametrize("family", list(FAMILIES))
 
 
 @each_family
@@ -152,8 +162,6 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorruptCheckpoint, match="whole safetensors"):
         importer.bring_in(given)
-    from safetensors.torch import load, save_file
-
     tensors = load(whole)
     gone = "model.layers.2.mlp.up_proj.weight"
     save_file({n: t for n, t in tensors.items() if n != gone}, weights)
@@ -180,3 +188,91 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     (given / "config.json").unlink()
     with pytest.raises(NotFound, match=r"config\.json"):
         importer.bring_in(given)
+
+
+@pytest.mark.parametrize("rule", ["mean", "normal"])
+@pytest.mark.parametrize("family", ["SmolLM3", "Olmo3"], ids=["tied", "untied"])
+def test_new_special_tokens_get_rows(family: str, rule: Any, tmp_path: Path) -> None:
+    found = importer.bring_in(folder_of(family, tmp_path / "given"))
+    old = found.model.config.vocab_size
+    known = WORDS.get_vocab_size()
+    assert old == known + 5, "five spare rows, which the first new tokens take"
+    tokens = ["<|pad|>", *(f"<|new{i}|>" for i in range(8))]
+    grown, words = add_special_tokens(found.model, found.words, tokens, rule, seed=4, multiple=8)
+    again, _ = add_special_tokens(found.model, found.words, tokens, rule, seed=4, multiple=8)
+    assert checkpoint.weights_digest(grown) == checkpoint.weights_digest(again), "the same rows every time"
+    ids = [Tokenizer.from_str(words).token_to_id(t) for t in tokens]
+    assert ids == [WORDS.token_to_id("<|pad|>"), *range(known, known + 8)]
+    assert Tokenizer.from_str(words).encode("a<|new3|>b").ids[1] == known + 3
+    size = grown.config.vocab_size
+    assert size == -(-(known + 8) // 8) * 8 and grown.config.tied_head == (family == "SmolLM3")
+    tables = {"embedding.token.weight"} | ({"head.weight"} if family == "Olmo3" else set())
+    before = checkpoint.own_weights(found.model)
+    for name, tensor in checkpoint.own_weights(grown).items():
+        if name not in tables:
+            assert torch.equal(tensor, before[name]), name
+            continue
+        assert tensor.shape == (size, 64) and torch.equal(tensor[:known], before[name][:known])
+        mean = before[name][:known].double().mean(0).float()
+        assert (rule == "mean") == all(torch.equal(row, mean) for row in tensor[known:])
+    with torch.no_grad():
+        assert torch.equal(grown(IDS)[..., :known], found.model(IDS)[..., :known]), "what was there is as it was"
+    share = shares(grown)
+    held = size * 64 * (1 if grown.config.tied_head else 2)
+    total = sum(p.numel() for p in grown.parameters())
+    assert (share["embedding_parameters"], share["parameters"]) == (held, total)
+    assert share["embedding_share"] == round(held / total, 4)
+    saved = checkpoint.save(tmp_path / "c", 0, grown, tokenizer=words, meta=found.meta)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(export(saved, tmp_path / "out"))
+    assert theirs.config.vocab_size == size
+    with torch.no_grad():
+        assert (theirs(input_ids=torch.tensor([ids])).logits - grown(torch.tensor([ids]))).abs().max() <= 1e-4
+
+
+def test_half_precision_and_shards_lose_nothing(tmp_path: Path) -> None:
+    found = importer.bring_in(folder_of("GptOss", tmp_path / "given"))
+    with torch.no_grad():
+        for p in found.model.parameters():
+            p.copy_(p.bfloat16())
+    saved = checkpoint.save(tmp_path / "c", 0, found.model, tokenizer=found.words, meta=found.meta)
+    out = export(saved, tmp_path / "out", dtype="bfloat16")
+    tensors = load_file(out / "model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    (out / "model.safetensors").unlink()
+    write_weights(out, tensors, shard_bytes=60_000)
+    assert len(list(out.glob("model-*.safetensors"))) > 5
+    again = importer.bring_in(out)
+    assert checkpoint.weights_digest(again.model) == checkpoint.weights_digest(found.model)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    with torch.no_grad():
+        assert (theirs(input_ids=IDS).logits - found.model(IDS)).abs().max() <= 1e-4
+
+
+def test_a_model_of_no_family_is_refused_whole(tmp_path: Path) -> None:
+    mixture = ModelConfig(vocab_size=WORDS.get_vocab_size(), pattern=(LayerKind(ffn="moe", window=9),), attention_softcap=3.0)
+    saved = checkpoint.save(tmp_path / "c", 0, Transformer(mixture), tokenizer=WORDS.to_str(), meta={})
+    with pytest.raises(UserError, match="train one of these architectures"):
+        export(saved, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c"]
+
+
+def test_a_folder_becomes_a_run_and_leaves_again(tmp_path: Path) -> None:
+    given = folder_of("Qwen3", tmp_path / "given")
+    with Store.open(Settings(home=tmp_path / "home")) as store:
+        runs = [Run(id=ulid(), kind="import") for _ in range(2)]
+        for run in runs:
+            store.put_run(run)
+        job, _ = store.put_job(Job(id=ulid(), kind="import_model", queue="train"))
+        claimed = store.claim(job.id, "test")
+        assert claimed is not None
+        ctx = Context(claimed, store)
+        order = {"run_id": runs[0].id, "folder": str(given), "special": ["<|act|>", "<|obs|>"]}
+        told = tasks.import_model(order, ctx)
+        assert (told["architecture"], told["tied"], told["vocab_size"]) == ("Qwen3ForCausalLM", True, WORDS.get_vocab_size() + 5)
+        row = store.run(runs[0].id)
+        assert (row.state, row.checkpoint, row.summary["tokenizer"]) == (State.SUCCEEDED, told["checkpoint"], told["tokenizer"])
+        assert (store.settings.tokenizers_dir / told["tokenizer"]).is_file()
+        (given / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+        with pytest.raises(UserError, match="LlamaForCausalLM"):
+            tasks.import_model(order | {"run_id": runs[1].id}, ctx)
+        assert store.run(runs[1].id).state is State.FAILED

@@ -101,6 +101,8 @@ def moves(names: Iterable[str], family: str, experts: int = 0, layout: Layout = 
     found: list[Move] = []
     for name in names:
         layer, rest = _split(name)
+        if not travels(name, family):
+            continue
         if ".experts." not in name:
             found.append(Move((name,), (_theirs(name, layer, rest, family),), list, list))
             continue
@@ -118,6 +120,12 @@ def moves(names: Iterable[str], family: str, experts: int = 0, layout: Layout = 
             out, back = _PAIRED[layout, part]
             found.append(Move(both, (f"{target}.{part.replace('gate', 'gate_up_proj')}",), out, back))
     return found
+
+
+def travels(name: str, family: str) -> bool:
+    """Whether a tensor has a place at all: training's own state, predictors of further tokens and gpt-oss' selection bias, which
+    that family does not have, stay behind."""
+    return not (name.startswith("mtp.") or name.endswith(".ffn.momentum") or (family == "GptOss" and name.endswith(".ffn.bias")))
 
 
 _PAIRED: dict[tuple[str, str], tuple[Callable[[Many], Many], Callable[[Many], Many]]] = {

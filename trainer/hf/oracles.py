@@ -44,7 +44,9 @@ MLA = {
     "num_key_value_heads": 4,
     "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7, "beta_fast": 8, "beta_slow": 1},
 }
-DSA = {"index_topk": 6, "index_head_dim": 16, "index_n_heads": 3}
+DSA = {"index_topk": 6, "index_head_dim": 16, "index_n_heads": 16}
+"""With few heads all products are negative now and then, scores tie at exactly 0, and which key `topk` takes nobody promises."""
+
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen3": {"head_dim": 16, "tie_word_embeddings": True},

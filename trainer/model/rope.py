@@ -22,12 +22,12 @@ def frequencies(config: RopeConfig, channels: int, dtype: torch.dtype = torch.fl
     if config.yarn is None:
         return plain
     # 1 where a pair keeps its speed, 0 where it slows down by the factor.
-    keep = 1 - ramp(config.yarn, config.theta, channels).to(dtype)
+    keep = 1 - ramp(config.yarn, config.theta, channels, dtype)
     slow = 1.0 / (config.yarn.factor * config.theta ** (even / channels))
     return slow * (1 - keep) + plain * keep
 
 
-def ramp(yarn: YarnConfig, theta: float, channels: int) -> Tensor:
+def ramp(yarn: YarnConfig, theta: float, channels: int, dtype: torch.dtype) -> Tensor:
     """How far each pair is interpolated, 0 to 1 (channels / 2,): YaRN section 3.2 with rotations counted over the old context."""
 
     def pair(rotations: float) -> float:
@@ -38,7 +38,7 @@ def ramp(yarn: YarnConfig, theta: float, channels: int) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, channels - 1)
     high = high + 0.001 if low == high else high
-    return ((torch.arange(channels // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return ((torch.arange(channels // 2, dtype=dtype) - low) / (high - low)).clamp(0, 1)
 
 
 def table(config: RopeConfig, channels: int, max_positions: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

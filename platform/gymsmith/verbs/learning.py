@@ -113,14 +113,16 @@ def rl(
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or a run id (its newest checkpoint).")],
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    dtype: Annotated[str, typer.Option(help="Number format of the weights: float32 or bfloat16.")] = "float32",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Write a model as a Hugging Face folder that `transformers` loads with equal logits."""
     from gymsmith.attach import attached
 
+    one_of("--dtype", dtype, ("float32", "bfloat16"))
     with attached(settings_for(home)) as house:
-        made = house.export(checkpoint, folder, quiet=as_json)
+        made = house.export(checkpoint, folder, dtype=dtype, quiet=as_json)
     emit({"folder": str(made)}) if as_json else print(made)
 
 
