@@ -59,10 +59,10 @@ class HalfRope(Rope):
 
 
 class HalfReLU2(ReLU2):
-    """The square with a derivative in one pass."""
+    """The square with a derivative in two passes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(_Square.apply(F.relu(self.up(x))))  # type: ignore[no-untyped-call]
+        return self.down(_ReLU2.apply(self.up(x)))  # type: ignore[no-untyped-call]
 
 
 class HalfNorm(RMSNorm):
@@ -75,11 +75,12 @@ class HalfNorm(RMSNorm):
         return _Norm.apply(x, weight, self.eps)  # type: ignore[no-untyped-call]
 
 
-class _Square(torch.autograd.Function):
-    """r^2, whose derivative 2 r torch computes as a power."""
+class _ReLU2(torch.autograd.Function):
+    """y = r^2 with r = max(x, 0); dx = 2 r g, which torch computes as a power and a comparison."""
 
     @staticmethod
-    def forward(ctx, r: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        r = x.relu()
         ctx.save_for_backward(r)
         return r * r
 
