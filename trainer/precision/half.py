@@ -1,8 +1,8 @@
-"""bfloat16 computing with float32 masters: parameters, gradients and optimizer state stay float32, everything between is bfloat16.
+"""bfloat16 computing over float32 masters: parameters, gradients and optimizer state stay float32, all between is bfloat16.
 
-A converted layer rounds its weight when it is used, in the graph, so gradients arrive in float32 and add up there over micro-batches.
-Nothing else holds a copy: checkpoints, optimizers and QK-clip see the float32 parameters under their old names. Unlike autocast,
-which rounds at products only, the residual stream is bfloat16 too, and no activation is converted twice.
+A converted layer rounds its weight when it is used, in the graph, so gradients arrive in float32 and add up there over
+micro-batches. Nothing else holds a copy: checkpoints, optimizers and QK-clip see the float32 parameters under their old names.
+Unlike autocast, which rounds at products only, the residual stream is bfloat16 too, and no activation is converted twice.
 
 Conversion changes a module's class in place: hooks, tied parameters and names stay.
 """
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.ffn import ReLU2
+from trainer.model.moe import Experts
 from trainer.model.norm import RMSNorm
 from trainer.model.rope import Rope
 
@@ -65,6 +66,13 @@ class HalfReLU2(ReLU2):
         return self.down(_ReLU2.apply(self.up(x)))  # type: ignore[no-untyped-call]
 
 
+class HalfExperts(Experts):
+    """Grouped products in bfloat16."""
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, counts: Tensor) -> Tensor:
+        return super()._product(x.to(HALF), weight.to(HALF), bias, counts)
+
+
 class HalfNorm(RMSNorm):
     """RMSNorm of bfloat16 with statistics in float32."""
 
@@ -91,11 +99,12 @@ class _ReLU2(torch.autograd.Function):
 
 
 class _Norm(torch.autograd.Function):
-    """y = n w with n = x r, r = (mean x^2 + eps)^-0.5; dx = r (g w - n mean(g w n)). On a CPU torch takes it apart into ten passes."""
+    """y = n w with n = x r, r = (mean x^2 + eps)^-0.5; dx = r (g w - n mean(g w n)). On CPUs torch takes it apart, slowly."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:  # type: ignore[no-untyped-def]
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         r = torch.rsqrt(norm.square_().div_(x.size(-1)).add_(eps))
         n = (x * r).to(x.dtype)
         ctx.save_for_backward(n, r, weight)
@@ -106,7 +115,7 @@ class _Norm(torch.autograd.Function):
         n, r, weight = ctx.saved_tensors
         dw = None
         if weight is not None:
-            dw = (g * n).flatten(0, -2).sum(0, dtype=torch.float32)
+            dw = (g * n).flatten(0, -2).sum(0, dtype=weight.dtype)
             g = g * weight.to(g.dtype)
         mean = torch.linalg.vecdot(g, n).unsqueeze(-1) / n.size(-1)
         return torch.addcmul(g, n, mean, value=-1).mul_(r.to(g.dtype)), dw, None
@@ -119,6 +128,7 @@ SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     RMSNorm: HalfNorm,
     Rope: HalfRope,
     ReLU2: HalfReLU2,
+    Experts: HalfExperts,
 }
 
 
