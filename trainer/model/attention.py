@@ -115,10 +115,10 @@ class GQA(nn.Module):
         y = attend.dense(self.index, q, k, v, Scores(self.scale, self.kind.window, self.softcap, self.sinks)).flatten(-2)
         return self.o(y if self.gate is None else y * torch.sigmoid(self.gate(x)))
 
-    def head_blocks(self) -> dict[str, int]:
-        """Matrices whose rows are grouped by head -> the number of heads."""
+    def head_blocks(self) -> dict[str, tuple[int, ...]]:
+        """Matrices whose rows are grouped by head -> the number of heads, then the rows of each projection in a head."""
         heads = {"q.weight": self.q, "k.weight": self.k, "v.weight": self.v}
-        return {name: linear.weight.size(0) // self.head_dim for name, linear in heads.items()}
+        return {name: (linear.weight.size(0) // self.head_dim, self.head_dim) for name, linear in heads.items()}
 
     @torch.no_grad()
     def clip_heads(self, gamma_H: Tensor) -> None:

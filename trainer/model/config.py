@@ -220,7 +220,7 @@ class MemoryConfig(Strict):
     """`block`: a block keeps its input and runs again in the backward pass."""
     offload: bool = False
     """What the backward pass needs waits in host memory."""
-    attention_chunk: int = Field(default=1024, gt=0)
+    attention_chunk: int = Field(default=512, gt=0)
     """Rows up to this long use one mask for the whole row; longer ones are attended piece by piece."""
     head_chunk: int = Field(default=0, ge=0)
     """Positions per piece of the output head, whose logits never exist all at once; 0 computes them together."""

@@ -69,10 +69,11 @@ class MLA(nn.Module):
         """What the heads read (..., H, V)."""
         return attend.latent(self.index, q_nope, q_rope, c, k_rope, self.kv_up, self.scores)
 
-    def head_blocks(self) -> dict[str, int]:
-        """Matrices whose rows are grouped by head -> the number of heads."""
+    def head_blocks(self) -> dict[str, tuple[int, ...]]:
+        """Matrices whose rows are grouped by head -> the number of heads, then the rows of each projection in a head."""
         heads = self.kv_up.weight.size(0) // (self.nope_dim + self.v_dim)
-        return {"q_up.weight" if self.has_q_latent else "q.weight": heads, "kv_up.weight": heads}
+        q = "q_up.weight" if self.has_q_latent else "q.weight"
+        return {q: (heads, self.nope_dim + self.rope_dim), "kv_up.weight": (heads, self.nope_dim, self.v_dim)}
 
     @torch.no_grad()
     def clip_heads(self, gamma_H: Tensor) -> None:
