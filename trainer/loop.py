@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,8 @@ from gymsmith.errors import CorruptCheckpoint, GymsmithError
 from trainer import checkpoint
 from trainer.checkpoint import Draft, Writer, own_weights
 from trainer.config import SaveConfig, ScheduleConfig
+from trainer.dist.mesh import World
+from trainer.dist.parallel import Parallel, parallelise
 from trainer.model.transformer import Transformer
 from trainer.monitor import Facts
 from trainer.optim.groups import Optimizers
@@ -105,6 +107,9 @@ class Trainer:
     precision: torch.dtype = torch.float32
     """Of matrix products; weights and optimizer state are float32."""
     callbacks: Sequence[Callback] = ()
+    parallel: Parallel = None  # type: ignore[assignment]
+    """The model's other half over several processes; by itself the model is whole in this one. The optimizers know it too. Pieces
+    then hold this process's share of an update's loss, and only the main process saves; reporting is the report's own matter."""
     until: int | None = None
     """Stop, with a checkpoint, after so many of the steps."""
     path: Path | None = None
@@ -113,6 +118,10 @@ class Trainer:
     """Steps done."""
     tokens: int = 0
     """Tokens trained on."""
+
+    def __post_init__(self) -> None:
+        if self.parallel is None:
+            self.parallel = parallelise(self.model, World())
 
     def resume(self, feed: Feed) -> bool:
         """Continue from the newest good checkpoint of this run, if there is one.
@@ -138,13 +147,21 @@ class Trainer:
         Raises:
             CorruptCheckpoint: it is of another model.
         """
-        checkpoint.load_weights(self.model, found.weights)
+        self.load(found.weights)
         optimizer = dict(found.optimizer)
         random = optimizer.pop(RNG, None)
-        self.optimizers.load(optimizer)
+        self.optimizers.load({name: self.parallel.part(name, whole) for name, whole in optimizer.items()})
         if random is not None:
             torch.set_rng_state(random)
         self.step, self.tokens = found.step, int(found.meta["tokens"])
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Whole weights into the model, however it lies.
+
+        Raises:
+            CorruptCheckpoint: they are of another model.
+        """
+        checkpoint.load_weights(self.model, {name: self.parallel.part(name, whole) for name, whole in weights.items()})
 
     def run(self, feed: Feed) -> Path:
         """Train to `steps` (or `until`), saving on the way and at the end.
@@ -190,10 +207,13 @@ class Trainer:
         return self.path
 
     def _save(self, writer: Writer, feed: Feed) -> None:
-        optimizer = {**self.optimizers.state(), RNG: torch.get_rng_state()}
+        weights = self.parallel.collect(own_weights(self.model))
+        optimizer = self.parallel.collect({**self.optimizers.state(), RNG: torch.get_rng_state()})
         meta = {"run": self.meta, "feed": feed.state(), "tokens": self.tokens}
-        writer.save(Draft(self.step, self.model.config, own_weights(self.model), optimizer, self.tokenizer, meta))
         self.path = self.folder / f"{self.step:08d}"
+        if not self.parallel.world.main:
+            return
+        writer.save(Draft(self.step, self.model.config, weights, optimizer, self.tokenizer, meta))
         if not self.save.background:
             writer.wait()
 
@@ -211,15 +231,16 @@ class Trainer:
             documents += piece.documents
         if not pieces:
             return update.metrics
+        self.parallel.reduce_gradients()
         # One look at the device for all pieces.
-        values = torch.stack(losses).tolist()
+        values = self.parallel.world.sum(torch.stack(losses)).tolist()
         for value, piece in zip(values, pieces, strict=True):
             if not math.isfinite(value):
                 raise NotFinite(f"expected a finite loss at step {self.step}, got {value}; {_blame(piece)}")
         rate = scale(self.schedule, self.step, self.steps) * update.rate
         total = sum(values)
         norm = self.optimizers.step(rate, total)
-        self.model.after_step()
+        self.model.after_step(self.parallel.world.sum)
         self.tokens += sum(piece.tokens for piece in pieces)
         found = {**update.metrics, "loss": total, "gradient_norm": norm, "rate": rate}
         return {**found, "skipped": 1.0} if self.optimizers.skipped else found

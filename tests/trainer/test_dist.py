@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ from torch import Tensor
 
 from gymsmith.errors import ConfigError
 from trainer.checkpoint import load_weights, own_weights, weights_digest
-from trainer.config import OptimConfig, ParallelConfig
+from trainer.config import OptimConfig, ParallelConfig, SaveConfig, ScheduleConfig
 from trainer.data.packing import IGNORE, Batch
 from trainer.dist import limits, seeds
 from trainer.dist.mesh import World
 from trainer.dist.muon import muon
 from trainer.dist.parallel import parallelise
+from trainer.loop import Piece, Trainer, Update
 from trainer.model.config import InitConfig, MLAConfig, ModelConfig, MoEConfig
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
 from trainer.optim.muon import Muon
+from trainer.stages.pretrain import language_loss
 
 DENSE = ModelConfig(
     vocab_size=60, dim=32, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48, max_positions=32, init=InitConfig(std=0.3)
@@ -76,9 +79,9 @@ def name_of(split: dict[str, int]) -> str:
 NAMES = [(n, f"{model} {name_of(split)}") for n, split, models in CASES for model in models.split()]
 
 
-def texts(rows: int = 4, length: int = 16, padded: bool = True) -> Batch:
+def texts(rows: int = 4, length: int = 16, padded: bool = True, seed: int = 7) -> Batch:
     """Rows of three documents that end at different places."""
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 60, (rows, length), generator=generator)
     ends = torch.tensor([[5 + b % 3, 11 + b % 2] for b in range(rows)])
     at = torch.arange(length).expand(rows, length)
@@ -119,7 +122,8 @@ def loss_and_gradients(config: ModelConfig, world: World) -> dict[str, Any]:
     loss.backward()
     parallel.reduce_gradients()
     total = world.sum(loss.detach().clone())
-    gradients = parallel.collect({name: p.grad for name, p in parallel.model.named_parameters() if p.grad is not None})
+    found = parallel.collect({name: p.grad for name, p in parallel.model.named_parameters() if p.grad is not None})
+    gradients = {name: g.clone() for name, g in found.items()}
     grad = {name: p.grad.clone() for name, p in one.named_parameters() if p.grad is not None}
     norm = Optimizers(one, options).step(1.0)
     got = Optimizers(parallel.model, options, parallel.norm, muon(parallel)).step(1.0)
@@ -192,7 +196,56 @@ def seeding(world: World) -> dict[str, str]:
     return said
 
 
-def checks(processes: int) -> dict[str, Any]:
+class Rows:
+    """A feed of three micro-batches a step, of which each process takes its share."""
+
+    def __init__(self, share: Callable[[Batch], Batch]) -> None:
+        self.share, self.number = share, 0
+
+    def updates(self, step: int) -> Iterator[Update]:
+        batches = [texts(seed=10 * self.number + i) for i in range(3)]
+        self.number += 1
+        total = float(sum(b.weights.sum() for b in batches))
+        yield Update(Piece(lambda model, b=b: language_loss(model, self.share(b), total), b.tokens) for b in batches)
+
+    def state(self) -> dict[str, Any]:
+        return {"number": self.number}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.number = state["number"]
+
+
+def trained(folder: Path, world: World, until: int) -> tuple[Trainer, dict[int, float]]:
+    """Train to a step of six, from the newest checkpoint in the folder; losses by step."""
+    model, losses = exact(MODELS["mixed"]), dict[int, float]()
+    parallel = parallelise(model, world)
+    optimizers = Optimizers(model, OptimConfig(), parallel.norm, muon(parallel))
+    trainer = Trainer(
+        model,
+        optimizers,
+        ScheduleConfig(warmup_steps=2),
+        6,
+        folder,
+        SaveConfig(every_steps=2, keep=9),
+        "{}",
+        {},
+        lambda step, metrics: losses.update({step: metrics["loss"]}),
+        parallel=parallel,
+        until=until,
+    )
+    feed = Rows(parallel.share)
+    trainer.resume(feed)
+    trainer.run(feed)
+    return trainer, losses
+
+
+def relay(folder: Path) -> dict[int, float]:
+    """Two steps with sharded data, two with tensor parallelism, from one checkpoint to the next."""
+    first = trained(folder, World(ParallelConfig(fsdp=2)), 2)[1]
+    return first | trained(folder, World(ParallelConfig(tp=2)), 4)[1]
+
+
+def checks(processes: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for _, split, models in (case for case in CASES if case[0] == processes):
         world = World(ParallelConfig(**split))
@@ -201,14 +254,16 @@ def checks(processes: int) -> dict[str, Any]:
             found[f"{model} {name_of(split)} bits"] = bits(MODELS[model], world)
         if split == {"tp": 2}:
             found["seeding"] = seeding(world)
+    if processes == 2:
+        found["relay"] = relay(folder / "relay")
     return found
 
 
-def child(rank: int, processes: int, store: Path, answer: Connection) -> None:
+def child(rank: int, processes: int, folder: Path, answer: Connection) -> None:
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
-        answer.send(checks(processes))
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store{processes}", rank=rank, world_size=processes)
+        answer.send(checks(processes, folder))
         dist.destroy_process_group()
     except BaseException:
         answer.send(traceback.format_exc())
@@ -219,8 +274,7 @@ def together(processes: int, folder: Path) -> list[dict[str, Any]]:
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(processes)]
     started = [
-        context.Process(target=child, args=(rank, processes, folder / f"store{processes}", pipe[1]), daemon=True)
-        for rank, pipe in enumerate(pipes)
+        context.Process(target=child, args=(rank, processes, folder, pipe[1]), daemon=True) for rank, pipe in enumerate(pipes)
     ]
     for process in started:
         process.start()
@@ -235,9 +289,13 @@ def together(processes: int, folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, list[dict[str, Any]]]]:
-    folder = tmp_path_factory.mktemp("dist")
-    yield {n: together(n, folder) for n in (2, 4)}
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("dist")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    return {n: together(n, folder) for n in (2, 4)}
 
 
 @pytest.mark.parametrize(("processes", "case"), NAMES)
@@ -252,6 +310,18 @@ def test_a_split_keeps_every_bit(found: dict[int, Any], processes: int, case: st
     first, *others = (answer[f"{case} bits"] for answer in found[processes])
     assert first == {"init": True, "muon": True, "load": True}
     assert all(other == {"quiet": True} for other in others), "only the main process gathers"
+
+
+def test_any_number_of_processes_takes_up_a_checkpoint(found: dict[int, Any], folder: Path, tmp_path: Path) -> None:
+    whole, expected = trained(tmp_path / "whole", World(), 6)
+    shutil.copytree(folder / "relay", tmp_path / "relay")
+    last, losses = trained(tmp_path / "relay", World(), 6)
+    assert sorted(losses) == [5, 6], "one process did the rest alone"
+    assert found[2][0]["relay"] == found[2][1]["relay"], "every process reports the whole loss"
+    losses |= found[2][0]["relay"]
+    assert max(abs(losses[step] - loss) for step, loss in expected.items()) <= 1e-10, (losses, expected)
+    apart = [float((p - q).detach().abs().max()) for p, q in zip(last.model.parameters(), whole.model.parameters(), strict=True)]
+    assert max(apart) <= 1e-9 and last.tokens == whole.tokens, apart
 
 
 def test_wrong_seeds_are_caught(found: dict[int, Any]) -> None:

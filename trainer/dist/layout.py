@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from trainer.dist.mesh import DATA, World
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's piece as a plain tensor that shares memory with it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    # A DTensor; importing its class takes half a second, which one process need not spend.
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Layout:
 
     def whole(self, tensor: Tensor, world: World) -> Tensor:
         """The full tensor, on every process that shares it."""
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         if full.ndim != len(self.shape):
             return full
         for axis, dim in reversed(self.cuts):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from trainer.data.packing import Batch
 from trainer.dist import context, expert, seeds, tensor
@@ -83,21 +82,23 @@ class Parallel:
         """Whole tensors on the CPU of the main process, nothing elsewhere. Every process must call it, with the same names.
 
         Names are those of parameters, or PARAMETER/KEY for optimizer state; under any other name every rank has the same, as with
-        buffers. Always copies, so that a checkpoint can be written while training goes on.
+        buffers. Copies, except in one process.
         """
+        if self.world.mesh is None:
+            return {name: value.detach() for name, value in tensors.items()}
         out = {}
         for name, value in tensors.items():
-            layout = self.layouts.get(name.split("/")[0])
-            full = value.detach() if layout is None else layout.whole(value.detach(), self.world)
+            layout = self.layouts.get(name.split("/")[0], Layout(()))
+            full = layout.whole(value.detach(), self.world)
             if self.world.main:
                 out[name] = full.to("cpu", copy=True)
         return out
 
     def part(self, name: str, full: Tensor) -> Tensor:
-        """What this process holds of a whole tensor of that name (as in `collect`)."""
+        """What this process holds of a whole tensor of that name (as in `collect`); the tensor itself where that is all of it."""
         base = name.split("/")[0]
         if self.world.mesh is None or base not in self.layouts:
-            return full.clone()
+            return full
         like = self.model.get_parameter(base)
         return self.layouts[base].part(full.to(like.device), like, self.world)
 
@@ -140,6 +141,8 @@ def _cut(model: nn.Module, layouts: Mapping[str, Layout], world: World) -> None:
 
 def _shard(model: Transformer, layouts: Mapping[str, Layout], world: World) -> dict[str, Layout]:
     """Blocks one by one, then the rest. Single numbers are too small to be sharded."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
     assert world.mesh is not None
     mesh = world.mesh["fsdp"]
     for module in model.modules():
