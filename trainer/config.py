@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -500,7 +501,7 @@ def parse_train(stage: str, data: Mapping[str, Any]) -> TrainConfig:
     if isinstance(data["recipe"], str):
         data["recipe"] = load_recipe(data["recipe"], overrides)
     else:
-        data["recipe"] = parse(Recipe, override(dict(data["recipe"]), overrides), "recipe")
+        data["recipe"] = parse(Recipe, override(deepcopy(dict(data["recipe"])), overrides), "recipe")
     return parse(TrainConfig, data, f"{stage} config")
 
 

@@ -17,7 +17,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 # Spinning OpenMP threads steal the core that the sandboxes need; torch reads this when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -33,17 +33,20 @@ from gymsmith.errors import ConfigError, GymsmithError, NotFound
 from gymsmith.schema import Metric, Run, State, Status, now
 from gymsmith.store import Store
 from trainer import checkpoint
-from trainer.checkpoint import own_weights, weights_digest
-from trainer.config import DPOConfig, OptimConfig, SaveConfig, ScheduleConfig, TrainConfig, parse_train
+from trainer.checkpoint import load_weights, own_weights, weights_digest
+from trainer.config import DPOConfig, OptimConfig, PretrainConfig, SaveConfig, ScheduleConfig, Stage, TrainConfig, parse_train
 from trainer.data import documents, tokenizer
+from trainer.data.deck import Deck
 from trainer.data.loader import Loader
+from trainer.data.shards import Shards
 from trainer.engine.scheduler import Engine
 from trainer.loop import Feed, Trainer
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
 from trainer.precision.formats import resolve
+from trainer.rl.batches import valid
 from trainer.rl.collect import Collector
-from trainer.stages import dpo, sft
+from trainer.stages import anneal, dpo, phases, sft
 from trainer.stages.pretrain import TextFeed
 from trainer.stages.rl import RolloutFeed
 
@@ -62,9 +65,13 @@ class Learner:
         self.folder = store.settings.runs_dir / run.id / "checkpoints"
         self.metrics: list[Metric] = []
         self.written = 0.0
-        self.total = 0
+        self.total = self.until = 0
         self.save = SaveConfig()
         self.checkpoint: Path | None = None
+        self.branches = self.folder.parent / "branches"
+        """Checkpoints of anneal candidates."""
+        self.prefix = ""
+        """Of metric names: the candidate that they are of."""
 
     def learn(self) -> dict[str, Any]:
         """Do the whole stage.
@@ -76,10 +83,12 @@ class Learner:
         """
         started = time.monotonic()
         torch.set_num_threads(self.config.recipe.threads)
-        identity = self.config.model_dump_json(exclude={"recipe": {"parallel"}})
+        reading = {"workers", "ahead"}
+        apart: Any = {"recipe": {"parallel": True, "pretrain": reading, "midtrain": reading}}
+        identity = self.config.model_dump_json(exclude=apart)
         digest = hashlib.sha256(identity.encode()).hexdigest()
         self.store.update_run(self.run.id, state=State.RUNNING, config_hash=digest, seed=self.config.seed, error="")
-        stage = {"pretrain": self._pretrain, "sft": self._sft, "dpo": self._dpo, "rl": self._rl}[self.config.stage]
+        stage = getattr(self, f"_{self.config.stage}")
         facts = stage({"stage": self.config.stage, "seed": self.config.seed, "config": digest})
         self._flush(force=True)
         summary = {**self.store.run(self.run.id).summary, **facts, "seconds": round(time.monotonic() - started, 2)}
@@ -97,6 +106,8 @@ class Learner:
 
     def _pretrain(self, meta: dict[str, Any]) -> dict[str, Any]:
         recipe = self.config.recipe
+        if self.config.sources:
+            return self._phases(recipe.pretrain, meta)
         texts = documents.read_documents(self._path(self.config.corpus))
         if self.config.tokenizer:
             name = self.config.tokenizer
@@ -113,9 +124,78 @@ class Learner:
         trainer.precision = resolve(stage.precision)
         return self._finish(trainer, TextFeed(loader), {"tokenizer": name, "documents": len(texts)})
 
+    def _midtrain(self, meta: dict[str, Any]) -> dict[str, Any]:
+        assert self.config.recipe.midtrain is not None
+        return self._phases(self.config.recipe.midtrain, meta)
+
+    def _phases(self, stage: PretrainConfig, meta: dict[str, Any]) -> dict[str, Any]:
+        """Pre-training or mid-training on tokenised sources."""
+        found = checkpoint.load(self._path(self.config.start)) if self.config.start else None
+        chat, sources = self._sources("" if found is None else found.tokenizer)
+        base = self.config.recipe.model.model_copy(update={"vocab_size": chat.vocab_size}) if found is None else found.model
+        sizes = {name: deck.shards.tokens for name, deck in sources.items()}
+        parts = phases.stretches(stage, base, sizes)
+        feed = phases.StreamFeed(stage, parts, sources, self.config.seed)
+        kept = phases.held_out(sources, stage.held_out_rows, parts[-1].length)
+
+        def begin(trainer: Trainer) -> None:
+            if found is not None:
+                load_weights(trainer.model, found.weights)
+
+        trainer, resumed = phases.train(parts, feed, self._maker(stage, stage.steps, chat, meta), begin, self.config.seed)
+        facts = {"tokenizer": chat.name, "held_out": phases.losses_on(trainer.model, kept), "epochs": feed.stream.epochs}
+        return {**facts, **self._summary(trainer, resumed)}
+
+    def _anneal(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """Each candidate from the same checkpoint, then all of them side by side."""
+        recipe, stage = self.config.recipe, self.config.recipe.anneal
+        assert stage is not None
+        found = checkpoint.load(self._path(self.config.start))
+        chat, sources = self._sources(found.tokenizer)
+        kept = phases.held_out(sources, stage.held_out_rows, recipe.pretrain.length)
+        results: dict[str, dict[str, Any]] = {}
+        steps = tokens = 0
+        for name, mix in stage.candidates.items():
+            self.prefix = f"{name}/"
+            self.folder = self.branches / name / "anneal"
+            table = anneal.branch(recipe.pretrain, stage, found, mix)
+            parts = phases.stretches(table, found.model, {}, found.step)
+            feed = phases.StreamFeed(table, parts, sources, self.config.seed)
+            make = self._maker(table, found.step + stage.steps, chat, {**meta, "candidate": name})
+            trainer, _ = phases.train(parts, feed, make, lambda trainer: trainer.take(found), self.config.seed)
+            losses = phases.losses_on(trainer.model, kept)
+            results[name] = {"mix": mix, "held_out": losses, "checkpoint": self._relative(trainer.path)}
+            steps, tokens = steps + stage.steps, tokens + trainer.tokens - int(found.meta["tokens"])
+            if self.config.demonstrations or self.config.demonstrations_run:
+                results[name] |= self._integrated(trainer.model, chat, {**meta, "candidate": name}, stage.attempts)
+            log.info("candidate=%s held_out=%s", name, losses)
+        table_of = anneal.compared(results)
+        self.checkpoint = self.home / table_of["candidates"][table_of["best"]]["checkpoint"]
+        return {**table_of, "tokenizer": chat.name, "steps": steps, "tokens": tokens}
+
+    def _integrated(self, model: Transformer, chat: Chat, meta: dict[str, Any], attempts: int) -> dict[str, Any]:
+        """What a branch is worth after SFT: its pass rate over the config's environments, if there are any."""
+        name = meta["candidate"]
+        self.folder, self.prefix = self.branches / name / "sft", f"{name}/sft/"
+        feed, trainer = self._teacher(model, chat, meta)
+        trainer.resume(feed)
+        out: dict[str, Any] = {"sft_checkpoint": self._relative(trainer.run(feed))}
+        if self.config.environments:
+            with self._collector(model, chat) as collector:
+                collector.serve(own_weights(model), name)
+                groups = collector.collect(f"anneal-{name}", 0, self.config.environments, attempts)
+            rewards = [t.reward.value for group in groups for t in group if t.reward is not None and valid(t)]
+            out |= {"pass_rate": sum(r >= 1 for r in rewards) / max(1, len(rewards)), "episodes": len(rewards)}
+        return out
+
     def _sft(self, meta: dict[str, Any]) -> dict[str, Any]:
-        recipe, stage = self.config.recipe, self.config.recipe.sft
         model, chat = self._start()
+        feed, trainer = self._teacher(model, chat, meta)
+        return self._finish(trainer, feed, {"tokenizer": chat.name, "demonstrations": len(feed.demonstrations)})
+
+    def _teacher(self, model: Transformer, chat: Chat, meta: dict[str, Any]) -> tuple[sft.DemonstrationFeed, Trainer]:
+        """Demonstrations and the trainer that shows them."""
+        recipe, stage = self.config.recipe, self.config.recipe.sft
         if self.config.demonstrations_run:
             shown = sft.from_run(self.store, self.config.demonstrations_run)
         else:
@@ -125,7 +205,7 @@ class Learner:
         steps = stage.epochs * feed.per_epoch
         trainer = self._trainer(model, stage.optim, stage.schedule, steps, stage.save, chat.tokenizer.to_str(), meta)
         trainer.finish = partial(sft.shift_gain, by=stage.gain_shift)
-        return self._finish(trainer, feed, {"tokenizer": chat.name, "demonstrations": len(shown)})
+        return feed, trainer
 
     def _dpo(self, meta: dict[str, Any]) -> dict[str, Any]:
         stage = self.config.recipe.dpo or DPOConfig()
@@ -169,6 +249,31 @@ class Learner:
             )
         return found.build(), chat
 
+    def _sources(self, words: str) -> tuple[Chat, dict[str, Deck]]:
+        """The chat and a deck for each source. `words`: JSON of the tokenizer of the checkpoint to start from, if there is one.
+
+        Raises:
+            ConfigError: the sources were made with other tokenizers than the model's, or nobody says which it is.
+        """
+        opened = {name: Shards(self._path(source.path)) for name, source in self.config.sources.items()}
+        named = {shards.tokenizer for shards in opened.values()} - {""}
+        name = tokenizer.store(Tokenizer.from_str(words), self.store.settings.tokenizers_dir) if words else self.config.tokenizer
+        name = name or next(iter(named), "")
+        if named - {name} or not name:
+            got = ", ".join(f"{source}: {shards.tokenizer or 'unnamed'}" for source, shards in sorted(opened.items()))
+            expected = f"sources made with tokenizer {name or '(none is named)'}"
+            raise ConfigError(f"expected {expected}, got {got}; tokenise them with it, or name it")
+        chat = Chat.load(self.store.settings.tokenizers_dir / name)
+        for source, shards in opened.items():
+            if shards.vocab_size > chat.vocab_size:
+                above = f"expected ids below {chat.vocab_size}, got {shards.vocab_size}"
+                raise ConfigError(f"source {source}: {above}; tokenise it with the model's tokenizer")
+        limits = self.config.sources
+        return chat, {
+            source: Deck(source, shards, self.config.seed, limits[source].min_tokens, limits[source].max_tokens)
+            for source, shards in opened.items()
+        }
+
     def _cells(self) -> dict[str, str]:
         """Environment id -> family/level, for everything that DPO and RL may draw."""
         given = self.config.environments
@@ -182,6 +287,19 @@ class Learner:
         recipe = self.config.recipe
         engine = Engine(model.config, recipe.engine)
         return Collector(self.store, self.run.id, engine, recipe, chat.name, self.config.seed, self._check, self.job_id)
+
+    def _maker(self, stage: PretrainConfig, steps: int, chat: Chat, meta: dict[str, Any]) -> phases.Make:
+        """Makes the trainer of a phase."""
+
+        def make(model: Transformer, until: int) -> Trainer:
+            model.memory = stage.memory
+            words = chat.tokenizer.to_str()
+            trainer = self._trainer(model, stage.optim, stage.schedule, steps, stage.save, words, meta)
+            trainer.precision, trainer.until = resolve(stage.precision), until
+            self.until = until
+            return trainer
+
+        return make
 
     def _trainer(
         self,
@@ -199,10 +317,12 @@ class Learner:
     def _finish(self, trainer: Trainer, feed: Feed, facts: dict[str, Any]) -> dict[str, Any]:
         """Resume, run to the end, and say what came out."""
         resumed = trainer.resume(feed)
-        path = trainer.run(feed)
-        self.checkpoint = path
+        trainer.run(feed)
+        return {**facts, **self._summary(trainer, resumed)}
+
+    def _summary(self, trainer: Trainer, resumed: bool) -> dict[str, Any]:
+        self.checkpoint = trainer.path
         return {
-            **facts,
             "steps": trainer.step,
             "tokens": trainer.tokens,
             "resumed": resumed,
@@ -213,11 +333,13 @@ class Learner:
     # -------------------------------------------------------- reporting
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
-        self.metrics += [Metric(run_id=self.run.id, step=step, name=name, value=value) for name, value in metrics.items()]
+        self.metrics += [
+            Metric(run_id=self.run.id, step=step, name=self.prefix + name, value=value) for name, value in metrics.items()
+        ]
         shown = " ".join(f"{name}={metrics[name]:.3g}" for name in ("loss", "reward", "entropy") if name in metrics)
         log.info("step=%d/%d %s seconds=%.3f", step, self.total, shown, metrics["seconds"])
         # What a checkpoint leaves behind must be in the store before it.
-        self._flush(step=step, note=shown, force=step % self.save.every_steps == 0)
+        self._flush(step=step, note=shown, force=step % self.save.every_steps == 0 or step == self.until)
 
     def _flush(self, step: int = 0, note: str = "", force: bool = False) -> None:
         """Write metrics and progress that are due. Raises Fenced when the job is no longer ours."""
@@ -255,7 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a stage; the exit code."""
     parser = argparse.ArgumentParser(description="Run one training stage of one run.")
     parser.add_argument("run_id")
-    parser.add_argument("--stage", required=True, choices=("pretrain", "sft", "dpo", "rl"))
+    parser.add_argument("--stage", required=True, choices=get_args(Stage))
     parser.add_argument("--job", default="", help="job whose progress is written")
     parser.add_argument("--attempt", type=int, default=0, help="fencing token of that job")
     parser.add_argument("--lifeline", action="store_true", help="end when standard input closes")

@@ -19,7 +19,9 @@ class Loader:
     """Endless batches of `rows` rows; the last batch of an epoch may have fewer, so that every token is seen once."""
 
     def __init__(self, documents: Sequence[Document], rows: int, length: int, seed: int) -> None:
-        self.items = [piece for d in documents for piece in cut(Item(d.ids, d.weights), length) if len(piece.ids) > 1]
+        pieces = [(n, piece) for n, d in enumerate(documents, 1) for piece in cut(Item(d.ids, d.weights), length)]
+        self.items = [piece for _, piece in pieces if len(piece.ids) > 1]
+        self.names = [f"document {n}" for n, piece in pieces if len(piece.ids) > 1]
         if not self.items:
             raise ValueError("a loader needs at least one document of two tokens, got none; check the corpus")
         self.rows, self.length, self.seed = rows, length, seed
@@ -33,7 +35,9 @@ class Loader:
             self.order = self._shuffle()
         rows = self.order[self.cursor : self.cursor + self.rows]
         self.cursor += len(rows)
-        return pack([[self.items[i] for i in row] for row in rows], self.length)
+        batch = pack([[self.items[i] for i in row] for row in rows], self.length)
+        batch.names = tuple(self.names[i] for row in rows for i in row)
+        return batch
 
     def state(self) -> dict[str, Any]:
         """Where it stands."""

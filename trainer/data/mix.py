@@ -3,7 +3,8 @@
 A window is so many rows planned together: each source deals documents up to its share of the tokens (what one window gives too
 much, the next gives less), documents longer than a row are cut, all are packed best fit, the fullest rows are shuffled and dealt
 as micro-batches, and what the emptiest rows hold is packed again with the next window. A phase ends on its last row. A plan is
-a function of the state before it, which is a few integers; nothing here depends on workers, prefetching or the number of ranks.
+a function of the state before it, which is a few integers; nothing here depends on workers, prefetching or the number of
+processes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Phase:
     """A stretch of a run with one mix and one row length."""
 
     batches: int
-    """Micro-batches, over all ranks."""
+    """Micro-batches."""
     rows: int
     """Rows of a micro-batch."""
     length: int

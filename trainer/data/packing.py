@@ -8,7 +8,7 @@ other: positions restart and the attention mask follows `documents`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -49,6 +49,12 @@ class Batch:
     """Aligned with `targets`: the value that belongs to the predicted token."""
     names: tuple[str, ...] = ()
     """What document i is called, for messages."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch there."""
+        names = ("ids", "targets", "weights", "positions", "documents")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, **moved, extra={name: t.to(device) for name, t in self.extra.items()})
 
     @property
     def tokens(self) -> int:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 from gymsmith.errors import ConfigError
@@ -21,15 +22,15 @@ Slot = tuple[Window, int]
 
 
 class Stream:
-    """Batches in order. Of `world` equal streams each takes one of every `world` micro-batches, that of its rank.
+    """Batches in order.
 
     Args:
         workers: threads that read.
         ahead: batches that are kept ready.
     """
 
-    def __init__(self, mix: Mix, rank: int = 0, world: int = 1, workers: int = 1, ahead: int = 4) -> None:
-        self.mix, self.rank, self.world = mix, rank, world
+    def __init__(self, mix: Mix, workers: int = 1, ahead: int = 4) -> None:
+        self.mix = mix
         self.workers, self.ahead = max(1, workers), max(1, ahead)
         self.waited_s = 0.0
         """Seconds that `next` has waited for data."""
@@ -37,7 +38,7 @@ class Stream:
         self._begin(Place(), 0)
 
     def next(self) -> Batch:
-        """The next micro-batch of this rank.
+        """The next micro-batch.
 
         Raises:
             CorruptData: a document is damaged; the message names it.
@@ -55,23 +56,18 @@ class Stream:
         return found
 
     @property
-    def phase(self) -> int:
-        """Number of the phase that the last batch was of."""
-        return self._last[0].start.phase
-
-    @property
     def epochs(self) -> dict[str, float]:
         """How often each source has been dealt, the current window included."""
         dealt = self._last[0].after.dealt
         return {deck.name: deck.epoch(dealt[deck.name]) for deck in self.mix.decks if deck.name in dealt}
 
     def state(self) -> dict[str, Any]:
-        """Where the next batches lie; JSON-able, and the same on every rank after equally many batches of each."""
+        """Where the next batch lies; JSON-able."""
         window, index = self._last
         return {"window": window.start.dump(), "index": index + 1}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go where `state` was taken, by a stream of any number of workers, depth or ranks."""
+        """Go where `state` was taken, by a stream of any number of workers and any depth."""
         self.close()
         self._begin(Place(**state["window"]), int(state["index"]))
 
@@ -99,8 +95,5 @@ class Stream:
             window, index = coming.result(), 0
 
     def _fill(self) -> None:
-        while len(self._coming) < self.ahead:
-            group = [slot for _, slot in zip(range(self.world), self._slots, strict=False)]
-            if len(group) < self.world:
-                return
-            self._coming.append((self._pool.submit(self.mix.read, *group[self.rank]), group[-1]))
+        for slot in islice(self._slots, self.ahead - len(self._coming)):
+            self._coming.append((self._pool.submit(self.mix.read, *slot), slot))

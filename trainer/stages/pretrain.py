@@ -23,7 +23,7 @@ class TextFeed:
 
     def updates(self, step: int) -> Iterator[Update]:
         batch = self.loader.next()
-        piece = Piece(lambda model: language_loss(model, batch, float(batch.weights.sum())), batch.tokens)
+        piece = Piece(lambda model: language_loss(model, batch, float(batch.weights.sum())), batch.tokens, batch.names)
         yield Update(iter([piece]), {"epoch": float(self.loader.epoch)})
 
     def state(self) -> dict[str, Any]:
@@ -44,5 +44,7 @@ def language_loss(model: Transformer, batch: Batch, denominator: float) -> Tenso
 @torch.no_grad()
 def validate(model: Transformer, batches: list[Batch]) -> float:
     """Mean loss per target over held-out batches, in nats."""
+    model.eval()
     total = sum(float(language_loss(model, b, 1.0)) for b in batches)
+    model.train()
     return total / max(1.0, sum(float(b.weights.sum()) for b in batches))
