@@ -26,6 +26,7 @@ from trainer.checkpoint import Draft, Writer, own_weights
 from trainer.config import SaveConfig, ScheduleConfig
 from trainer.dist.mesh import World
 from trainer.dist.parallel import Parallel, parallelise
+from trainer.model.moe import routers
 from trainer.model.transformer import Transformer
 from trainer.monitor import Facts
 from trainer.optim.groups import Optimizers
@@ -36,6 +37,8 @@ Report = Callable[[int, dict[str, float]], None]
 """Called with (step, metrics) after each step."""
 Callback = Callable[[int, dict[str, float], Facts], object]
 """Called with (step, metrics, facts) before the report, once a step; may add to the metrics. What it returns is ignored."""
+Statistics = dict[str, dict[int, Tensor]]
+"""name -> layer -> values, as in `Outputs.statistics`."""
 RNG = "loop/rng"
 
 
@@ -64,6 +67,8 @@ class Update:
     """Filled while the pieces are consumed; the loop adds loss, gradient norm, rate and tokens."""
     rate: float = 1.0
     """Multiplier of the learning rate beside the schedule's."""
+    statistics: Statistics = field(default_factory=dict)
+    """Of the forward passes, filled while the pieces are consumed."""
 
 
 class Feed(Protocol):
@@ -180,9 +185,9 @@ class Trainer:
             while self.step < end:
                 writer.check()
                 seen: dict[str, list[float]] = defaultdict(list)
-                documents: list[str] = []
+                facts = Facts()
                 for update in feed.updates(self.step):
-                    for name, value in self._apply(update, documents).items():
+                    for name, value in self._apply(update, facts).items():
                         seen[name].append(value)
                 metrics = {name: sum(values) / len(values) for name, values in seen.items()}
                 self.step += 1
@@ -193,7 +198,7 @@ class Trainer:
                 metrics |= {"seconds": ended - started, "cpu_seconds": used - cpu, "save_seconds": save_s}
                 started, cpu, save_s = ended, used, 0.0
                 for callback in self.callbacks:
-                    callback(self.step, metrics, Facts(documents))
+                    callback(self.step, metrics, facts)
                 # Told before it is saved: a run that goes on from this checkpoint never comes by this step again.
                 self.report(self.step, metrics)
                 if self.step % self.save.every_steps == 0 or self.step == end:
@@ -217,8 +222,8 @@ class Trainer:
         if not self.save.background:
             writer.wait()
 
-    def _apply(self, update: Update, documents: list[str]) -> dict[str, float]:
-        """One optimizer update; without pieces there is nothing to learn, and the weights stay. Appends what it learned from."""
+    def _apply(self, update: Update, facts: Facts) -> dict[str, float]:
+        """One optimizer update; without pieces there is nothing to learn, and the weights stay. Adds to the facts."""
         losses: list[Tensor] = []
         pieces: list[Piece] = []
         device = next(self.model.parameters()).device.type
@@ -228,7 +233,6 @@ class Trainer:
             loss.backward()
             losses.append(loss.detach().double())
             pieces.append(piece)
-            documents += piece.documents
         if not pieces:
             return update.metrics
         self.parallel.reduce_gradients()
@@ -240,10 +244,24 @@ class Trainer:
         rate = scale(self.schedule, self.step, self.steps) * update.rate
         total = sum(values)
         norm = self.optimizers.step(rate, total)
-        self.model.after_step(self.parallel.world.sum)
         self.tokens += sum(piece.tokens for piece in pieces)
         found = {**update.metrics, "loss": total, "gradient_norm": norm, "rate": rate}
-        return {**found, "skipped": 1.0} if self.optimizers.skipped else found
+        if self.optimizers.skipped:
+            # Routers are part of what a skipped update must not move.
+            for router in routers(self.model).values():
+                router.counts.zero_()
+            found["skipped"] = 1.0
+        else:
+            self.model.after_step(self.parallel.world.sum)
+        if self.callbacks:
+            facts.documents = [*facts.documents, *(name for piece in pieces for name in piece.documents)]
+            facts.loads = _by_layer(update.statistics.get("expert_counts", {}))
+            facts.logits = _by_layer(update.statistics.get("max_logit", {}))
+        return found
+
+
+def _by_layer(values: Mapping[int, Tensor]) -> dict[str, list[float]]:
+    return {f"blocks.{layer}": tensor.tolist() for layer, tensor in sorted(values.items())}
 
 
 def _blame(piece: Piece) -> str:

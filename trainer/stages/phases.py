@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gymsmith.errors import ConfigError
@@ -23,11 +22,11 @@ from trainer.data.deck import HELD_OUT, Deck
 from trainer.data.mix import Mix, Phase, Place
 from trainer.data.packing import Batch
 from trainer.data.stream import Stream
-from trainer.loop import Piece, Trainer, Update
+from trainer.loop import Piece, Statistics, Trainer, Update
 from trainer.model.config import ModelConfig
 from trainer.model.transformer import Transformer
 from trainer.optim.schedule import batch_scale, pieces
-from trainer.stages.pretrain import language_loss, validate
+from trainer.stages.pretrain import Share, language_loss, validate, whole
 
 log = logging.getLogger(__name__)
 Make = Callable[[Transformer, int], Trainer]
@@ -77,11 +76,10 @@ class StreamFeed:
         sources: Mapping[str, Deck],
         seed: int,
         tokens: int = 0,
-        share: Callable[[Batch], Batch] = lambda batch: batch,
-        device: torch.device | None = None,
+        share: Share = whole,
     ) -> None:
-        """`tokens`: already seen when the stage begins. `share`: what of a batch this process computes."""
-        self.first, self.share, self.device = parts[0].first, share, device or torch.device("cpu")
+        """`tokens`: already seen when the stage begins."""
+        self.first, self.share, self.inspect = parts[0].first, share, stage.optim.qk_clip is not None
         self.counts: list[int] = []
         self.rates: list[float] = []
         phases = []
@@ -96,15 +94,15 @@ class StreamFeed:
 
     def updates(self, step: int) -> Iterator[Update]:
         number, waited = step - self.first, self.stream.waited_s
-        whole = [self.stream.next() for _ in range(self.counts[number])]
-        metrics = {"loader_seconds": self.stream.waited_s - waited, "pieces": float(len(whole))}
+        batches = [self.stream.next() for _ in range(self.counts[number])]
+        metrics = {"loader_seconds": self.stream.waited_s - waited, "pieces": float(len(batches))}
         metrics |= {f"epoch/{name}": epoch for name, epoch in self.stream.epochs.items()}
-        total = float(sum(b.weights.sum() for b in whole)) or 1.0
-        made = (Piece(self._loss(batch, total), batch.tokens, batch.names) for batch in whole)
-        yield Update(made, metrics, self.rates[number])
+        total, seen = float(sum(b.weights.sum() for b in batches)) or 1.0, Statistics()
+        made = (Piece(self._loss(batch, total, seen), batch.tokens, batch.names) for batch in batches)
+        yield Update(made, metrics, self.rates[number], seen)
 
-    def _loss(self, batch: Batch, total: float) -> Callable[[Transformer], Tensor]:
-        return lambda model: language_loss(model, self.share(batch).to(self.device), total)
+    def _loss(self, batch: Batch, total: float, seen: Statistics) -> Callable[[Transformer], Tensor]:
+        return lambda model: language_loss(model, self.share(batch), total, seen, self.inspect)
 
     def state(self) -> dict[str, Any]:
         return self.stream.state()
