@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from gymsmith.errors import ConfigError
@@ -25,7 +24,9 @@ from trainer.dist.mesh import World
 from trainer.dist.muon import muon
 from trainer.dist.parallel import parallelise
 from trainer.loop import Piece, Trainer, Update
-from trainer.model.config import InitConfig, MLAConfig, ModelConfig, MoEConfig
+from trainer.model.config import InitConfig, MemoryConfig, MLAConfig, ModelConfig, MoEConfig, MTPConfig
+from trainer.model.head import head_loss
+from trainer.model.mtp import ahead, targets_ahead
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
 from trainer.optim.muon import Muon
@@ -53,9 +54,11 @@ MODELS = {
         attention_bias=True,
         output_bias=True,
         ffn_bias=True,
+        logit_softcap=6.0,
+        z_loss=1e-3,
     ),
     "latent": like(pattern=({"attention": "mla"},), mla=MLAConfig(q_latent=24, kv_latent=16, nope_dim=8, rope_dim=4, v_dim=8)),
-    "experts": like(first_layers=({},), pattern=({"ffn": "moe"},), moe=EXPERTS),
+    "experts": like(first_layers=({},), pattern=({"ffn": "moe"},), moe=EXPERTS, mtp=MTPConfig(depth=2)),
 }
 CASES = [
     (2, dict(dp=2), "dense experts"),
@@ -97,15 +100,20 @@ def texts(rows: int = 4, length: int = 16, padded: bool = True, seed: int = 7) -
 
 
 def exact(config: ModelConfig) -> Transformer:
-    return Transformer(config, seed=1).double()
+    model = Transformer(config, seed=1).double()
+    # Models with a capped head also compute it in pieces.
+    model.memory = MemoryConfig(head_chunk=5 if config.logit_softcap else 0, attention_chunk=7, recompute="block")
+    return model
 
 
 def objective(model: Transformer, batch: Batch, denominator: float, share: float) -> Tensor:
     """Cross entropy and auxiliary losses, of which this batch is a share."""
     out = model.outputs(batch.ids, batch.positions, batch.documents)
-    live = batch.targets != IGNORE
-    losses = F.cross_entropy(model.logits(out.hidden[live]), batch.targets[live], reduction="none") * batch.weights[live]
-    return losses.sum() / denominator + share * sum(out.losses.values(), torch.zeros(()))
+    total = head_loss(model, out.hidden, batch.targets, batch.weights).total
+    for k, hidden in enumerate(out.mtp):
+        weights = ahead(batch.weights, batch.positions, k + 1, 0)[0]
+        total = total + 0.3 * head_loss(model, hidden, targets_ahead(batch.targets, batch.positions, k), weights).total
+    return total / denominator + share * sum(out.losses.values(), torch.zeros(()))
 
 
 def loss_and_gradients(config: ModelConfig, world: World) -> dict[str, Any]:
@@ -114,7 +122,7 @@ def loss_and_gradients(config: ModelConfig, world: World) -> dict[str, Any]:
     routed = any(kind.ffn == "moe" for kind in config.layers)
     # Three rows do not divide: the last rank gets padding.
     batch = texts(3 if world.config.dp == 2 and not routed else 4, padded=not routed)
-    denominator, options = float(batch.weights.sum()), OptimConfig(lr=0.1, clip=0.5)
+    denominator, options = float(batch.weights.sum()), OptimConfig(lr=0.1, clip=0.5, muon_split="heads")
     expected = objective(one, batch, denominator, 1.0)
     expected.backward()
     share = 1 / world.size(("dp", "fsdp", "ep"))

@@ -12,17 +12,18 @@ all ranks; experts are shared out by `expert` instead.
 from __future__ import annotations
 
 import re
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.dist.collective import columns, enter, leave
+from trainer.dist import vocabulary
+from trainer.dist.collective import enter, leave
 from trainer.dist.layout import Layout
 from trainer.dist.mesh import World
 from trainer.model.config import ModelConfig
 from trainer.model.norm import RMSNorm
+from trainer.model.transformer import Transformer
 
 CUTS = (
     (re.compile(r"(^|\.)attention\.(q|k|v|gate|q_up|kv_up)\.(weight|bias)$"), 0),
@@ -51,7 +52,7 @@ def layout(name: str, parameter: Tensor, config: ModelConfig) -> Layout:
     return Layout(shape, partial=bool(PARTIAL.search(name)))
 
 
-def share_out(model: nn.Module, world: World) -> None:
+def share_out(model: Transformer, world: World) -> None:
     """Hooks and head counts; the weights themselves are cut by `parallelise`."""
     group = world.group(("tp",))
 
@@ -68,10 +69,7 @@ def share_out(model: nn.Module, world: World) -> None:
         elif name.endswith(("ffn", "ffn.shared")) and isinstance(getattr(module, "down", None), nn.Linear):
             module.register_forward_pre_hook(entering)
             _leaving(module.down, group)
-    head = model.get_submodule("head")
-    head.register_forward_pre_hook(entering)
-    head.register_forward_hook(lambda module, args, out: columns(out, group))
-    _words(cast(nn.Embedding, model.get_submodule("embedding.token")), world)
+    vocabulary.share_out(model, world)
 
 
 def _leaving(linear: nn.Module, group: Any) -> None:
@@ -107,16 +105,3 @@ def _wide(norm: RMSNorm, world: World) -> None:
         return y * (1 + norm.weight if norm.offset else norm.weight)
 
     norm.forward = forward  # type: ignore[method-assign, assignment]
-
-
-def _words(table: nn.Embedding, world: World) -> None:
-    """An embedding of which this rank holds some rows: others' words are zero here, and the sum finds each."""
-    group, number = world.group(("tp",)), world.rank(("tp",))
-
-    def forward(ids: Tensor) -> Tensor:
-        weight = table.weight
-        own = ids - number * weight.size(0)
-        mine = (own >= 0) & (own < weight.size(0))
-        return leave(F.embedding(own.where(mine, 0), weight) * mine[..., None], group)
-
-    table.forward = forward  # type: ignore[method-assign, assignment]

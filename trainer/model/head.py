@@ -49,7 +49,7 @@ def head_loss(model: Transformer, hidden: Tensor, targets: Tensor, weights: Tens
     if chunk:
         h = h if model.gain is None else h * model.gain.exp()
         w = weights[live].float()
-        total, parts = _Pieces.apply(h, model.head.weight, y, w, z, model.config.logit_softcap, chunk)
+        total, parts = (model.head_pieces or _Pieces.apply)(h, model.head.weight, y, w, z, model.config.logit_softcap, chunk)
         return HeadLoss(total, parts[0], parts[1])
     logits = model.logits(h)
     losses = F.cross_entropy(logits, y, reduction="none")

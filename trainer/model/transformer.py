@@ -37,6 +37,8 @@ class Transformer(nn.Module):
     oracle = False
     masking: Callable[..., Attend] = Masked
     """Makes the `Attend` of one pass over packed rows; context parallelism has its own."""
+    head_pieces: Callable[..., tuple[Tensor, Tensor]] | None = None
+    """The head's loss in pieces, where processes share the vocabulary; None: `head` has it all."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
