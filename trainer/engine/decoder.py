@@ -1,25 +1,26 @@
-"""Runs the model for the engine: a static cache of keys and values per slot, prefill in chunks, decode for all slots.
+"""Runs the model for the engine: a static cache per slot, prefill in chunks, decode for all slots.
 
 The decoder owns a copy of the weights, so that training may change its own while a version is being served. Both passes run
-the model's own code with an `Attend` that writes to and reads from the cache, in the shapes that `geometry` allows.
+the model's own code with an `Attend` that writes to and reads from the cache (`cache.py`), in the shapes that `geometry` allows.
 
 Shapes: R rows, C chunk tokens, H query heads, K key/value heads, G = H / K, D channels, S keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.checkpoint import load_weights
 from trainer.config import EngineConfig
+from trainer.engine.cache import Cache, Kept
 from trainer.engine.geometry import KEYS, ROWS, Geometry, attention, key_bias, probe
-from trainer.model.attention import Attend, Lookup, Scores
+from trainer.model.attention import Attend
 from trainer.model.config import ModelConfig
 from trainer.model.embedding import NOTHING
 from trainer.model.transformer import Transformer
@@ -37,42 +38,16 @@ class Chunk:
     stop: int
 
 
-@dataclass(slots=True)
-class Cached:
-    """An `Attend` over the cache of keys and values: plain grouped-query attention."""
-
-    attend: Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
-
-    def dense(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
-        if scores.window is not None or scores.softcap is not None or scores.sinks is not None:
-            raise ValueError(f"expected attention without window, soft cap and sinks, got {scores}; the engine cannot decode it")
-        return self.attend(index, q, k, v, scores.scale)
-
-    def latent(
-        self,
-        index: int,
-        q_nope: Tensor,
-        q_rope: Tensor,
-        c: Tensor,
-        k_rope: Tensor,
-        up: nn.Module,
-        scores: Scores,
-        keep: Lookup | None = None,
-    ) -> Tensor:
-        raise ValueError("expected grouped-query attention, got latent attention; the engine cannot decode it")
-
-
 class Decoder:
     """Weights, caches, and the two forward passes."""
 
-    def __init__(self, model: ModelConfig, engine: EngineConfig, geometry: Geometry | None = None) -> None:
+    def __init__(
+        self, model: ModelConfig, engine: EngineConfig, geometry: Geometry | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.config, self.engine = model, engine
         self.geometry = geometry or probe(model, engine)
-        self.model = Transformer(model).requires_grad_(False).eval()
-        scratch = max(engine.chunk, KEYS)
-        shape = (model.n_layers, engine.slots, model.n_kv_heads, engine.context + scratch, model.head_dim)
-        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
-        self.columns = torch.arange(engine.context + scratch)
+        self.model = Transformer(model).requires_grad_(False).eval().to(dtype)
+        self.cache = Cache(model, engine.slots, engine.context + max(engine.chunk, KEYS), dtype)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy weights in. What the caches hold was computed with the old ones."""
@@ -80,8 +55,7 @@ class Decoder:
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give one slot the first `length` cached tokens of another."""
-        for cache in (self.keys, self.values):
-            cache[:, target, :, :length] = cache[:, source, :, :length]
+        self.cache.copy(source, target, length)
 
     @torch.inference_mode()
     def prefill(self, tokens: Tokens, chunks: Sequence[Chunk]) -> Tensor:
@@ -155,22 +129,22 @@ class Decoder:
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             R, C = positions_RC.shape
-            k_cache, v_cache = self.keys[index], self.values[index]
+            k_cache, v_cache = self.cache.layers[index]
             k_cache[slots[:, None], :, positions_RC] = k
             v_cache[slots[:, None], :, positions_RC] = v
             grouped = q.view(R, C, K, G, D).permute(0, 2, 1, 3, 4).reshape(R, K, C * G, D)
             y = attention(grouped, k_cache[slots, :, :keys], v_cache[slots, :, :keys], bias, scale)
             return y.view(R, K, C, G, D).permute(0, 2, 1, 3, 4).reshape(R, C, K * G, D)
 
-        return Cached(attend)
+        return Kept(self.cache, slots, positions_RC, keys, attend)
 
     def _decode_attend(self, slots: Tensor, gather: bool, positions_R: Tensor, bias: Tensor, keys: int) -> Attend:
         K, D, rows = self.config.n_kv_heads, self.config.head_dim, len(slots)
         G, M = self.config.n_heads // K, self.geometry.query_rows
-        padded = torch.zeros(rows, K, M, D)
+        padded = torch.zeros(rows, K, M, D, dtype=self.model.head.weight.dtype)
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            k_cache, v_cache = self.keys[index], self.values[index]
+            k_cache, v_cache = self.cache.layers[index]
             k_cache[slots, :, positions_R] = k
             v_cache[slots, :, positions_R] = v
             padded[:, :, :G] = q.view(rows, K, G, D)
@@ -178,7 +152,7 @@ class Decoder:
             y = attention(padded, k_cache[of, :, :keys], v_cache[of, :, :keys], bias, scale)
             return y[:, :, :G].reshape(rows, K * G, D)
 
-        return Cached(attend)
+        return Kept(self.cache, slots, positions_R[:, None], keys, attend)
 
 
 def _up(n: int, multiple: int) -> int:
