@@ -4,7 +4,7 @@ Every arm runs every seed, and equal seeds see equal data in equal order, so arm
 interval). `effect` divides the mean difference by the standard deviation that seeds alone cause. Results are lines of a JSONL
 file, written as each run ends; the same command after a kill runs only what is missing.
 
-Deliberately not here: how a run is trained. `Train` is handed in: a function of (overrides, seed) that returns the metric.
+How a run is trained is handed in as a `Train`; `score` is the one of the command line.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gymsmith.errors import ConfigError, Conflict
+from gymsmith.errors import ConfigError, Conflict, GymsmithError
 from trainer.config import override
 from trainer.model.config import Strict
+
+if TYPE_CHECKING:
+    from gymsmith.attach import House
 
 Train = Callable[[Sequence[str], int], float]
 """(overrides, seed) -> the metric, lower is better. NaN or infinite: the run diverged, which is a result."""
@@ -98,6 +101,26 @@ def run(ablation: Ablation, train: Train, file: Path, told: Told = lambda done, 
             _append(file, {"ablation": ablation.digest, "value": value, "seed": seed, ablation.metric: done[value, seed]})
             told(len(done), total, f"{ablation.key}={value} seed {seed}: {done[value, seed]:.4f}")
     return effects({value: tuple(done[value, seed] for seed in ablation.seeds) for value in ablation.values})
+
+
+def score(house: House, ablation: Ablation, corpus: str, overrides: Sequence[str], seed: int, quiet: bool) -> float:
+    """Pre-train once as a run of the store: the metric's mean over the last tenth of its steps, NaN when it diverged."""
+    name = f"ablation {ablation.key} seed {seed}"
+    try:
+        run = house.train(
+            "pretrain", recipe=ablation.recipe, seed=seed, inputs={"corpus": corpus}, overrides=overrides, name=name, quiet=quiet
+        )
+    except GymsmithError as error:
+        if "expected a finite loss" in str(error):
+            return math.nan
+        raise
+    values = [(m.step, m.value) for m in house.store.metrics(run.id) if m.name == ablation.metric]
+    if not values:
+        known = ", ".join(sorted({m.name for m in house.store.metrics(run.id)}))
+        raise ConfigError(f"expected a metric {ablation.metric!r}, the run has {known}; use one of these")
+    last = max(step for step, _ in values)
+    tail = [value for step, value in values if step > 0.9 * last]
+    return sum(tail) / len(tail)
 
 
 def effects(scores: dict[str, tuple[float, ...]]) -> list[Effect]:

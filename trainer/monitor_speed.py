@@ -72,11 +72,14 @@ class Meter:
     """FLOP/s of all devices together."""
     measured: float = math.nan
     """Likewise, from `matmul_ceiling`."""
-    tokens: float = 0.0
-    """Seen at the last step."""
+    tokens: float | None = None
+    """Seen at the last step; None before the first, whose own tokens a resumed run cannot know."""
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        trained, self.tokens = metrics["tokens"] - self.tokens, metrics["tokens"]
+        before, self.tokens = self.tokens, metrics["tokens"]
+        if before is None:
+            return {}
+        trained = self.tokens - before
         speed = trained / metrics["seconds"] if metrics["seconds"] > 0 else 0.0
         out = {"tokens_per_second": speed}
         for peak, at in (("datasheet", self.datasheet), ("measured", self.measured)):
@@ -102,10 +105,11 @@ class Watchdog:
     """Seconds per token of whole steps and of their parts, slow steps left out."""
     since: int = 0
     """Slow steps in a row."""
-    tokens: float = 0.0
+    tokens: float | None = None
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> Alert | None:
-        trained, self.tokens = metrics["tokens"] - self.tokens, metrics["tokens"]
+        before, self.tokens = self.tokens, metrics["tokens"]
+        trained = 0.0 if before is None else self.tokens - before
         if trained <= 0:
             return None
         parts = {name: metrics.get(name, 0.0) / trained for name in ("seconds", *PARTS)}

@@ -1,7 +1,9 @@
-"""`gymsmith rollout`, `gymsmith train`, `gymsmith rl`, `gymsmith export`, `gymsmith run ...`."""
+"""`gymsmith rollout`, `gymsmith train`, `gymsmith ablate`, `gymsmith rl`, `gymsmith export`, `gymsmith run ...`."""
 
 from __future__ import annotations
 
+import importlib
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ from gymsmith.errors import UserError
 from gymsmith.verbs.terminal import Home, Json, Seed, can_train, emit, listed, one_of, settings_for
 
 app = typer.Typer(no_args_is_help=True, help="Look at runs: trainings, rollouts, evaluations, demos.")
+STAGES = ("pretrain", "midtrain", "anneal", "sft", "dpo")
 SESSIONS = 2000
 """Shell sessions in a corpus that nobody gave."""
 Override = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change one knob of the recipe.")]
@@ -53,10 +56,16 @@ def rollout(
 
 
 def train(
-    stage: Annotated[str, typer.Argument(help="pretrain, sft or dpo.")],
+    stage: Annotated[str, typer.Argument(help="pretrain, midtrain, anneal, sft or dpo.")] = "",
+    plan: Annotated[
+        str, typer.Option("--plan", metavar="RECIPE", help="Train nothing: print parameters, memory, FLOPs and throughput.")
+    ] = "",
     recipe: Annotated[str, typer.Option(help="A recipe of trainer/recipes or a TOML file.")] = "demo",
-    start: Annotated[str, typer.Option("--from", help="Run whose newest checkpoint to start from (sft, dpo).")] = "",
+    start: Annotated[str, typer.Option("--from", help="Run whose newest checkpoint to start from (not pretrain).")] = "",
     corpus: Annotated[str, typer.Option(help="pretrain: a corpus file; empty makes one.")] = "",
+    source: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FOLDER", help="A tokenised corpus under the name that mixes use.")
+    ] = None,
     data: Annotated[str, typer.Option(help="sft: run with demonstrations; dpo: run with attempts.")] = "",
     run_id: Annotated[str, typer.Option("--run", help="Continue this run from its newest checkpoint.")] = "",
     overrides: Override = None,
@@ -67,10 +76,16 @@ def train(
     """Train a model by one stage. Interrupted, it resumes exactly with --run."""
     from gymsmith.attach import attached
 
-    one_of("STAGE", stage, ("pretrain", "sft", "dpo"))
+    if plan:
+        document = importlib.import_module("trainer.plan").door(plan, overrides or [], as_json)
+        if as_json:
+            emit(document)
+        return
+    one_of("STAGE", stage, STAGES)
     if corpus and not Path(corpus).is_file():
         raise UserError(f"expected a corpus file at {corpus}, there is none; leave --corpus out to have one made")
-    inputs = {
+    inputs: dict[str, Any] = {
+        "sources": sources(source or []) or "",
         "corpus": str(Path(corpus).resolve()) if corpus else "",
         "demonstrations_run": data if stage == "sft" else "",
         "pairs_run": data if stage == "dpo" else "",
@@ -78,13 +93,77 @@ def train(
     settings = settings_for(home)
     can_train(settings)
     with attached(settings) as house:
-        if stage == "pretrain" and not corpus and not run_id:
+        if stage == "pretrain" and not corpus and not source and not run_id:
             order = {"seed": seed, "sessions": SESSIONS, "drills": 2.5}
             inputs["corpus"] = house.run("corpus", order, label="corpus", quiet=as_json).result["path"]
         run = house.train(
             stage, recipe=recipe, seed=seed, start=start, inputs=inputs, overrides=overrides or [], run_id=run_id, quiet=as_json
         )
     report_run(run, as_json)
+
+
+def sources(given: list[str]) -> dict[str, str]:
+    """NAME=FOLDER words as a table of absolute folders.
+
+    Raises:
+        UserError: no `=`, or no such folder.
+    """
+    found = {}
+    for word in given:
+        name, equals, folder = word.partition("=")
+        if not equals or not Path(folder).is_dir():
+            raise UserError(
+                f"expected --source NAME=FOLDER with a folder of shards, got {word!r}; tokenise a corpus into one first"
+            )
+        found[name] = str(Path(folder).resolve())
+    return found
+
+
+def ablate(
+    vary: Annotated[str, typer.Option(metavar="KEY=A,B,...", help="The one knob and its values; the first is the baseline.")],
+    corpus: Annotated[str, typer.Option(help="A corpus file; empty makes one.")] = "",
+    recipe: Annotated[str, typer.Option(help="A recipe of trainer/recipes or a TOML file.")] = "demo",
+    seeds: Annotated[str, typer.Option(help="Comma-separated; every value runs every seed.")] = "1,2,3",
+    metric: Annotated[str, typer.Option(help="Averaged over the last tenth of the steps; lower is better.")] = "loss",
+    file: Annotated[Path | None, typer.Option(help="Results; the same command after a kill does what is missing.")] = None,
+    overrides: Override = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Change one knob of pre-training, over several seeds, and tell its effect from seed noise."""
+    from gymsmith.attach import attached
+
+    ablation: Any = importlib.import_module("trainer.ablation")
+    key, _, values = vary.partition("=")
+    wrong = [seed for seed in seeds.split(",") if not seed.strip().isdigit()]
+    if wrong or not values:
+        raise UserError(f"expected --vary KEY=A,B and --seeds 1,2,3, got {vary!r} and {seeds!r}")
+    order = ablation.Ablation(
+        recipe=recipe,
+        key=key.strip(),
+        values=tuple(v.strip() for v in values.split(",")),
+        seeds=tuple(int(seed) for seed in seeds.split(",")),
+        fixed=tuple(overrides or ()),
+        metric=metric,
+    )
+    order.check()
+    if corpus and not Path(corpus).is_file():
+        raise UserError(f"expected a corpus file at {corpus}, there is none; leave --corpus out to have one made")
+    settings = settings_for(home)
+    can_train(settings)
+    with attached(settings) as house:
+        if corpus:
+            path = str(Path(corpus).resolve())
+        else:
+            made = {"seed": 1, "sessions": SESSIONS, "drills": 2.5}
+            path = house.run("corpus", made, label="corpus", quiet=as_json, key=f"ablation-corpus-{SESSIONS}").result["path"]
+        score = partial(ablation.score, house, order, path, quiet=as_json)
+        rows = ablation.run(order, score, file or settings.home / "ablations" / f"{order.digest}.jsonl")
+    if as_json:
+        emit([{name: getattr(row, name) for name in row.__slots__} for row in rows])
+        return
+    for line in ablation.lines(order, rows):
+        print(line)
 
 
 def rl(
