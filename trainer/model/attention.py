@@ -122,17 +122,18 @@ class GQA(nn.Module):
 
     @torch.no_grad()
     def clip_heads(self, gamma_H: Tensor) -> None:
-        """Scale each head's logits by gamma (QK-clip; Kimi K2, 2025): halves on q and k, or all on q where heads share a k.
+        """Scale each head's logits by gamma (QK-clip; Kimi K2, 2025): gamma^0.5 on k and on q. A k that heads share takes the
+        least of them, and each q the rest of its own gamma.
 
         Raises:
             ValueError: q and k are normed, so scaling their projections changes nothing.
         """
         if not isinstance(self.q_norm, nn.Identity):
             raise ValueError("expected attention without qk_norm, got one with it; drop either qk_norm or QK-clip")
-        shared = self.q.weight.size(0) != self.k.weight.size(0)
-        scale_rows(self.q, gamma_H if shared else gamma_H.sqrt())
-        if not shared:
-            scale_rows(self.k, gamma_H.sqrt())
+        shared_KG = gamma_H.view(self.k.weight.size(0) // self.head_dim, -1)
+        root_K1 = shared_KG.amin(1, keepdim=True).sqrt()
+        scale_rows(self.k, root_K1.flatten())
+        scale_rows(self.q, (shared_KG / root_K1).flatten())
 
 
 def scale_rows(linear: nn.Linear, factor_H: Tensor) -> None:

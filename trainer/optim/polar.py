@@ -3,8 +3,8 @@
     X <- G / |G|_F;   X <- a X + (b A + c A^2) X  with  A = X X^T        a few times
 
 Each round applies the odd polynomial a s + b s^3 + c s^5 to every singular value s. `quintic` (Jordan et al., 2024) repeats one
-polynomial that pushes small values up fast and never settles: Gaussian matrices of aspect 4 end within 0.75 to 1.14.
-`polar_express` (Amsel et al., 2025, arXiv 2505.16932, section 3) takes the best next polynomial in each round: 0.86 to 1.15.
+polynomial that pushes small values up fast and never settles: a Gaussian 384 x 1536 ends within 0.75 to 1.14. `polar_express`
+(Amsel et al., 2025, arXiv 2505.16932, section 3) takes the best next polynomial in each round: 0.86 to 1.15.
 Values below about 1e-3 of the norm, which square matrices have, stay small in either.
 
 A stack of small matrices is iterated together, which saves calls; large ones one by one, which stays in the cache and keeps the
