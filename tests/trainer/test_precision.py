@@ -13,7 +13,7 @@ from trainer.config import OptimConfig, PrecisionConfig
 from trainer.model.config import LayerKind, ModelConfig, MoEConfig
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
-from trainer.precision import fp8, int4
+from trainer.precision import fp8, int4, serve
 from trainer.precision.convert import convert
 from trainer.precision.half import HalfNorm, HalfReLU2
 
@@ -205,3 +205,57 @@ def test_a_layer_of_int4_computes_with_its_export() -> None:
                 p.copy_(int4.dequantise(*int4.quantise(p, 32)))
     convert(frozen, PrecisionConfig())
     assert torch.equal(model(IDS), frozen(IDS))
+
+
+def hugging_face() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    shapes = {
+        "model.embed_tokens.weight": (64, 128),
+        "model.layers.0.self_attn.q_proj.weight": (256, 128),
+        "model.layers.0.self_attn.gate_proj.weight": (64, 128),
+        "model.layers.0.mlp.down_proj.weight": (128, 384),
+        "model.layers.0.mlp.gate.weight": (8, 128),
+        "model.layers.0.mlp.experts.0.up_proj.weight": (192, 128),
+        "model.layers.0.input_layernorm.weight": (128,),
+        "lm_head.weight": (64, 128),
+    }
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+CONVERTED = {n for n in hugging_face() if "proj" in n}
+
+
+def test_int4_is_served_as_it_was_trained() -> None:
+    weights = hugging_face()
+    done = serve.packed_int4(weights, 128)
+    back = serve.restored(done.tensors)
+    assert back.keys() == weights.keys() and done.config["ignore"] == ["model.layers.0.mlp.gate", "lm_head"]
+    for name, w in weights.items():
+        assert torch.equal(back[name], int4.fake(w, 128) if name in CONVERTED else w), name
+    packed = done.tensors["model.layers.0.mlp.down_proj.weight_packed"]
+    assert packed.dtype == torch.int32 and packed.shape == (128, 384 // 8)
+    q, _ = int4.quantise(weights["model.layers.0.mlp.down_proj.weight"], 128)
+    assert [(int(packed[3, 5]) >> 4 * i & 15) - 8 for i in range(8)] == q[3, 40:48].tolist()
+
+
+@pytest.mark.parametrize("layout", ["block", "channel"])
+def test_fp8_round_trip(layout: str) -> None:
+    weights = hugging_face()
+    done = serve.fp8(weights, layout)
+    back = serve.restored(done.tensors)
+    odd = {"model.layers.0.mlp.experts.0.up_proj.weight"} if layout == "block" else set()
+    assert back.keys() == weights.keys() and set(done.reasons) == odd
+    for name, w in weights.items():
+        if name not in CONVERTED - odd:
+            assert torch.equal(back[name], w), name
+            continue
+        assert done.tensors[name].dtype == torch.float8_e4m3fn and 0.005 < distance(back[name], w) < 0.04
+        again = serve.fp8(back, layout).tensors
+        assert torch.equal(again[name].view(torch.uint8), done.tensors[name].view(torch.uint8)), name
+        if layout == "block":
+            theirs = pytest.importorskip("transformers.integrations.finegrained_fp8").Fp8Dequantize(None)
+            read = theirs._dequantize_one(done.tensors[name], done.tensors[f"{name}_scale_inv"], torch.float32)
+            assert torch.equal(read, back[name])
+    if layout == "block":
+        assert done.tensors["model.layers.0.self_attn.q_proj.weight_scale_inv"].shape == (2, 1)
+        assert done.config["modules_to_not_convert"][0] == "model.layers.0.mlp.gate"
