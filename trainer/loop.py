@@ -245,6 +245,7 @@ class Trainer:
         total = sum(values)
         norm = self.optimizers.step(rate, total)
         self.tokens += sum(piece.tokens for piece in pieces)
+        statistics = self.parallel.statistics(update.statistics)
         found = {**update.metrics, "loss": total, "gradient_norm": norm, "rate": rate}
         if self.optimizers.skipped:
             # Routers are part of what a skipped update must not move.
@@ -253,10 +254,12 @@ class Trainer:
             found["skipped"] = 1.0
         else:
             self.model.after_step(self.parallel.world.sum)
+            if (tau := self.optimizers.config.qk_clip) and "max_logit" in update.statistics:
+                found |= self.parallel.clip_heads(update.statistics["max_logit"], tau)
         if self.callbacks:
             facts.documents = [*facts.documents, *(name for piece in pieces for name in piece.documents)]
-            facts.loads = _by_layer(update.statistics.get("expert_counts", {}))
-            facts.logits = _by_layer(update.statistics.get("max_logit", {}))
+            facts.loads = _by_layer(statistics.get("expert_counts", {}))
+            facts.logits = _by_layer(statistics.get("max_logit", {}))
         return found
 
 

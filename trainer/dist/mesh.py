@@ -102,7 +102,7 @@ class World:
             dist.all_reduce(tensor, group=self.group(axes))
         return tensor
 
-    def max(self, tensor: Tensor, axes: Sequence[str] = AXES) -> Tensor:
+    def max(self, tensor: Tensor, axes: Sequence[str] = DATA) -> Tensor:
         """Elementwise largest over the processes along these axes, in place."""
         if self.size(axes) > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group(axes))

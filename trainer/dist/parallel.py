@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,10 @@ from trainer.dist import context, expert, seeds, tensor
 from trainer.dist.layout import Layout, local
 from trainer.dist.mesh import World
 from trainer.model.transformer import Block, Transformer
+from trainer.optim.clip import qk_clip
 
+Statistics = Mapping[str, Mapping[int, Tensor]]
+"""name -> layer -> values, as in `Outputs.statistics`."""
 BUCKET = 1 << 24
 """Values of one message of gradients."""
 
@@ -77,6 +81,32 @@ class Parallel:
             square = torch.stack(torch._foreach_norm(groups[axes])).double().square().sum()
             total += self.world.sum(square, axes)
         return total.sqrt()
+
+    @torch.no_grad()
+    def clip_heads(self, max_logit: Mapping[int, Tensor], tau: float) -> dict[str, float]:
+        """QK-clip (`optim.clip`) by the largest logits that any rank saw of a head; a rank clips the heads that it holds."""
+        with self._mixing():
+            return qk_clip(self.model, max_logit, tau, self.world.max)
+
+    def statistics(self, found: Statistics) -> Statistics:
+        """Expert counts and largest logits of a forward pass, over all ranks' tokens and heads; other values as they are here."""
+        out = dict(found)
+        if self.world.mesh is not None:
+            sums, tops = found.get("expert_counts", {}), found.get("max_logit", {})
+            out["expert_counts"] = {layer: self.world.sum(counts.clone()) for layer, counts in sorted(sums.items())}
+            heads = Layout((1,), (("tp", 0),)) if self.world.sizes["tp"] > 1 else Layout((1,))
+            out["max_logit"] = {
+                layer: heads.whole(self.world.max(top.clone()), self.world) for layer, top in sorted(tops.items())
+            }
+        return out
+
+    def _mixing(self) -> AbstractContextManager[None]:
+        """Plain tensors count as copies beside sharded ones."""
+        if self.world.sizes["fsdp"] == 1:
+            return nullcontext()
+        from torch.distributed.tensor.experimental import implicit_replication
+
+        return implicit_replication()
 
     def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors on the CPU of the main process, nothing elsewhere. Every process must call it, with the same names.

@@ -52,7 +52,7 @@ def check(parameters: Iterator[tuple[str, Tensor]], layouts: Mapping[str, Layout
                 verdict[row, column] = 1
             elif axis in layouts[name].axes and not constant and len(set(seen)) < len(seen):
                 verdict[row, column] = 2
-    for row, column in world.max(verdict).nonzero().tolist():
+    for row, column in world.max(verdict, AXES).nonzero().tolist():
         axis, name = AXES[row], names[column]
         if int(verdict[row, column]) == 1:
             raise SplitError(f"{name}: expected the same values on all {axis} ranks, got different ones; seed them alike")

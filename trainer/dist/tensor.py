@@ -66,7 +66,7 @@ def share_out(model: Transformer, world: World) -> None:
             if getattr(module, "norm_first", False):
                 _wide(module.q_norm, world)
                 _wide(module.k_norm, world)
-        elif name.endswith(("ffn", "ffn.shared")) and isinstance(getattr(module, "down", None), nn.Linear):
+        elif name.endswith(("ffn", "ffn.shared")) and isinstance(getattr(module, "down", None), nn.Module):
             module.register_forward_pre_hook(entering)
             _leaving(module.down, group)
     vocabulary.share_out(model, world)
@@ -102,6 +102,6 @@ def _wide(norm: RMSNorm, world: World) -> None:
         y = x * torch.rsqrt(square + norm.eps).to(x.dtype)
         if norm.weight is None:
             return y
-        return y * (1 + norm.weight if norm.offset else norm.weight)
+        return y * (1 + norm.weight if norm.offset else norm.weight).to(x.dtype)
 
     norm.forward = forward  # type: ignore[method-assign, assignment]
