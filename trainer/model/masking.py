@@ -21,6 +21,9 @@ from trainer.model.config import MemoryConfig
 from trainer.model.dsa import best_keys, divergence, index_scores
 from trainer.model.ledger import Ledger
 
+NARROW = 64
+"""Channels per head below which bfloat16 attention is lifted to float32 on CPUs (see `_lifted`)."""
+
 
 class Masked:
     """Attention within documents, for one forward pass.
@@ -149,7 +152,8 @@ class Masked:
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor, scores: Scores) -> Tensor:
         """Attention weights written out: (B, H, C, S)."""
         logits = logits_of(q, k, scores).masked_fill(~mask, float("-inf"))
-        dtype = torch.float32 if self.oracle and scores.sinks is None else logits.dtype
+        narrow = self.oracle and scores.sinks is None
+        dtype = torch.float32 if narrow else torch.promote_types(logits.dtype, torch.float32)
         return softmax(logits, scores.sinks, dtype).to(q.dtype)
 
     def _whole(self, window: int | None, T: int, device: torch.device) -> Tensor:
@@ -223,8 +227,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -
 
 
 def _lifted(x: Tensor) -> Tensor:
-    """Half precision becomes float32 on CPUs, where the fused kernel's backward is several times slower in bfloat16."""
-    return x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
+    """Narrow heads in bfloat16 become float32 on CPUs, where the fused kernel's backward is more than twice as slow otherwise."""
+    return x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.size(-1) < NARROW else x
 
 
 def _padded(v: Tensor, channels: int) -> Tensor:
