@@ -268,3 +268,11 @@ def test_equal_scores_go_to_earlier_keys() -> None:
     assert kept[scores[0] > 0].all()
     zeros = kept[scores[0] == 0]
     assert zeros[:10].all() and not zeros[10:].any()
+
+
+@pytest.mark.parametrize(("channels", "v_channels"), [(32, 32), (96, 32)])
+def test_bfloat16_stays_close_whatever_the_width(channels: int, v_channels: int) -> None:
+    q, k, v = (torch.randn(1, 40, 2, n, generator=torch.Generator().manual_seed(n)) for n in (channels, channels, v_channels))
+    for scores in (Scores(0.1), Scores(0.1, softcap=3.0)):
+        half = Masked(DOCUMENTS[:1], MemoryConfig()).dense(0, q.bfloat16(), k.bfloat16(), v.bfloat16(), scores).float()
+        assert (half - by_hand(q, k, v, scores, DOCUMENTS[:1])).norm() < 2e-2 * half.norm()

@@ -43,7 +43,7 @@ class Masked:
         self._spans: list[list[tuple[int, int]]] | None = None
 
     def dense(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
-        q, k, v = (_lifted(x.transpose(1, 2)) for x in (q, k, v))
+        q, k, v = _lifted(q, k, v)
         with torch.autocast(q.device.type, enabled=False):
             if self.ledger.inspect:
                 self._measure(index, q, k, scores)
@@ -68,7 +68,7 @@ class Masked:
         k = torch.cat((k_nope, k_rope.unsqueeze(-2).expand(*k_nope.shape[:-1], -1)), -1)
         if keep is None:
             return self.dense(index, q, k, v, scores)
-        q, k, v = (_lifted(x.transpose(1, 2)) for x in (q, k, v))
+        q, k, v = _lifted(q, k, v)
         with torch.autocast(q.device.type, enabled=False):
             if self.ledger.inspect:
                 self._measure(index, q, k, scores)
@@ -226,9 +226,13 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -
     )
 
 
-def _lifted(x: Tensor) -> Tensor:
-    """Narrow heads in bfloat16 become float32 on CPUs, where the fused kernel's backward is more than twice as slow otherwise."""
-    return x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.size(-1) < NARROW else x
+def _lifted(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, heads, D) to (B, heads, T, D). Narrow heads in bfloat16 become float32 on CPUs, where the fused kernel's backward is
+    more than twice as slow otherwise."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.size(-1) < NARROW:
+        return q.float(), k.float(), v.float()
+    return q, k, v
 
 
 def _padded(v: Tensor, channels: int) -> Tensor:
