@@ -145,3 +145,21 @@ def test_layers_at_both_ends_may_differ() -> None:
         ModelConfig(vocab_size=8, n_layers=2, first_layers=(full, full), last_layers=(full,))
     with pytest.raises(ValueError, match="position must be one of none, rope, far, got 'near'"):
         ModelConfig(vocab_size=8, ropes=(RopeConfig(name="far"),), pattern=(LayerKind(position="near"),))
+
+
+@pytest.mark.parametrize("head_dim", [8, 64])
+@pytest.mark.parametrize("attention", ["gqa", "dsa"])
+def test_autocast_stays_close_and_trains(head_dim: int, attention: str) -> None:
+    config = ModelConfig(
+        vocab_size=61, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=head_dim, ffn_dim=48, max_positions=64,
+        pattern=(LayerKind(attention=attention), LayerKind(ffn="moe")),  # type: ignore[arg-type]
+        mla=MLAConfig(q_latent=16, kv_latent=12, nope_dim=head_dim, rope_dim=4, v_dim=8), dsa=DSAConfig(dim=8, top_k=30),
+    )  # fmt: skip
+    model, ids = Transformer(config, seed=1), torch.arange(48).view(2, 24) % 61
+    wanted = model(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.outputs(ids, inspect=True)
+        logits = model.logits(out.hidden)
+        (logits.square().mean() + sum(out.losses.values())).backward()
+    assert (logits - wanted).norm() < 3e-2 * wanted.norm()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())

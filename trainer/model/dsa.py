@@ -66,8 +66,8 @@ class DSA(MLA):
 
 def index_scores(q: Tensor, k: Tensor, weights: Tensor, oracle: bool = False) -> Tensor:
     """I (B, C, S) of index queries q (B, C, J, d), keys k (B, S, d) and weights (B, C, J), at least in float32."""
-    if oracle or q.dtype in (torch.bfloat16, torch.float16):
-        q, k, weights = q.float(), k.float(), weights.float()
+    dtype = torch.float32 if oracle else torch.promote_types(q.dtype, torch.float32)
+    q, k, weights = q.to(dtype), k.to(dtype), weights.to(dtype)
     products = torch.relu(q @ k.mT.unsqueeze(1) * q.size(-1) ** -0.5)
     return (weights.unsqueeze(-2) @ products).squeeze(-2)
 

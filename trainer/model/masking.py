@@ -227,12 +227,11 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -
 
 
 def _lifted(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T, heads, D) to (B, heads, T, D). Narrow heads in bfloat16 become float32 on CPUs, where the fused kernel's backward is
-    more than twice as slow otherwise."""
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.size(-1) < NARROW:
-        return q.float(), k.float(), v.float()
-    return q, k, v
+    """(B, T, heads, D) to (B, heads, T, D), all of the values' type: norms and rotation leave q and k in float32 under autocast.
+    Narrow heads in bfloat16 become float32 on CPUs, where the fused kernel's backward is more than twice as slow otherwise."""
+    lift = v.dtype == torch.bfloat16 and v.device.type == "cpu" and q.size(-1) < NARROW
+    dtype = torch.float32 if lift else v.dtype
+    return q.transpose(1, 2).to(dtype), k.transpose(1, 2).to(dtype), v.transpose(1, 2).to(dtype)
 
 
 def _padded(v: Tensor, channels: int) -> Tensor:
