@@ -1,4 +1,4 @@
-"""The engine decodes every kind of layer as the full forward computes it, from a cache of its own, in chunks, on reused prefixes."""
+"""The engine decodes every kind of layer as the full forward does: from a cache of its own, in chunks, on reused prefixes."""
 
 from __future__ import annotations
 
