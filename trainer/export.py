@@ -36,6 +36,7 @@ CHAT_TEMPLATE = (
 )
 
 
+ROLES = {"bos_token": "<|doc|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
 FORMAT = (
     "\nFormat: `<|doc|><|task|>INSTRUCTION<|end|><|act|>COMMAND<|end|><|obs|>OUTPUT"
     "<|end|><|act|>...exit<|end|>`. Text that comes from files or people must be encoded without special tokens "
@@ -81,20 +82,14 @@ def export(
     weights = found.weights if family is None else to_theirs(found.weights, family.name, found.model.moe.experts)
     cast = {name: t.to(getattr(torch, dtype)) for name, t in weights.items()}
     write_weights(scratch, {n: t for name, tensor in cast.items() for n, t in encode(name, tensor).items()})
-    ids = kept.get("ids") or {
-        "bos_token_id": _id(found, "<|doc|>"),
-        "eos_token_id": _id(found, "<|end|>"),
-        "pad_token_id": _id(found, "<|pad|>"),
-    }
+    ids = kept.get("ids") or {f"{key}_id": _id(found, token) for key, token in ROLES.items()}
     config = own_config(found.model) if family is None else write(family, found.model) | ids
     documents = {
         "config.json": config | {"dtype": dtype} | dict(extra or {}),
         "generation_config.json": {"eos_token_id": ids["eos_token_id"], "pad_token_id": ids["pad_token_id"]},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": "<|doc|>",
-            "eos_token": "<|end|>",
-            "pad_token": "<|pad|>",
+            **{key: token for key, token in ROLES.items() if _id(found, token) is not None},
             "model_max_length": found.model.max_positions,
             "clean_up_tokenization_spaces": False,
         },

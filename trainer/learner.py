@@ -243,9 +243,10 @@ class Learner:
         if not name:
             name = tokenizer.store(Tokenizer.from_str(found.tokenizer), self.store.settings.tokenizers_dir)
         chat = Chat.load(self.store.settings.tokenizers_dir / name)
-        if chat.vocab_size != found.model.vocab_size:
+        if chat.vocab_size > found.model.vocab_size:
+            # Fewer are fine: tables of imported models are often padded.
             raise ConfigError(
-                f"expected a tokenizer of {found.model.vocab_size} entries, got {chat.vocab_size}; use the checkpoint's"
+                f"expected a tokenizer of at most {found.model.vocab_size} entries, got {chat.vocab_size}; use the checkpoint's"
             )
         return found.build(), chat
 

@@ -93,7 +93,7 @@ def export(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 
 
 def import_model(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
-    """Make a Hugging Face folder the checkpoint of a run: {"run_id", "folder", "special", "rule", "multiple", "seed"}.
+    """Make a Hugging Face folder the checkpoint of a run: {"run_id", "folder", "chat", "special", "rule", "multiple", "seed"}.
 
     Returns:
         A report: architecture, parameters and the vocabulary's share of them, what was left out.
@@ -108,6 +108,7 @@ def import_model(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     command = [sys.executable, "-m", "trainer.hf.importer", "--folder", folder, "--out", str(out), "--lifeline"]
     command += ["--tokenizers", str(ctx.settings.tokenizers_dir), "--rule", payload.get("rule", "mean")]
     command += ["--multiple", str(payload.get("multiple", 1)), "--seed", str(payload.get("seed", 0))]
+    command += ["--chat"] if payload.get("chat") else []
     command += [word for token in payload.get("special", ()) for word in ("--special", token)]
     try:
         report = json.loads(_heard(command, ctx, ctx.settings.logs_dir / f"import-{ctx.job.id}.log"))

@@ -19,6 +19,7 @@ from gymsmith.schema import Job, Run, State
 from gymsmith.store import Store
 from gymsmith.worker import Context
 from trainer import checkpoint, tasks
+from trainer.config import parse_train
 from trainer.data import tokenizer
 from trainer.export import export
 from trainer.hf import importer
@@ -26,6 +27,7 @@ from trainer.hf.document import essence, family_of, read, write
 from trainer.hf.families import FAMILIES
 from trainer.hf.folder import write_weights
 from trainer.hf.vocabulary import add_special_tokens, shares
+from trainer.learner import Learner
 from trainer.model.config import LayerKind, ModelConfig
 from trainer.model.rope import Rope, table
 from trainer.model.transformer import Transformer
@@ -266,12 +268,23 @@ def test_a_folder_becomes_a_run_and_leaves_again(tmp_path: Path) -> None:
         claimed = store.claim(job.id, "test")
         assert claimed is not None
         ctx = Context(claimed, store)
-        order = {"run_id": runs[0].id, "folder": str(given), "special": ["<|act|>", "<|obs|>"]}
+        order = {"run_id": runs[0].id, "folder": str(given), "chat": True, "multiple": 16}
         told = tasks.import_model(order, ctx)
-        assert (told["architecture"], told["tied"], told["vocab_size"]) == ("Qwen3ForCausalLM", True, WORDS.get_vocab_size() + 5)
+        assert (told["architecture"], told["tied"], told["vocab_size"]) == ("Qwen3ForCausalLM", True, 272)
         row = store.run(runs[0].id)
         assert (row.state, row.checkpoint, row.summary["tokenizer"]) == (State.SUCCEEDED, told["checkpoint"], told["tokenizer"])
         assert (store.settings.tokenizers_dir / told["tokenizer"]).is_file()
+        shown = tmp_path / "demonstrations.jsonl"
+        shown.write_text(json.dumps({"instruction": "show a", "steps": [["cat a", "b"], ["exit", ""]]}) + "\n")
+        recipe = {"name": "test", "model": {"max_positions": 384}, "sft": {"epochs": 2}, "engine": {"slots": 8}}
+        taught = Run(id=ulid(), kind="sft", config={"recipe": recipe, "start": row.checkpoint, "demonstrations": str(shown)})
+        store.put_run(taught)
+        Learner(store, taught, parse_train("sft", taught.config)).learn()
+        out = export(store.settings.home / store.run(taught.id).checkpoint, tmp_path / "taught")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
+        assert type(theirs).__name__ == "Qwen3ForCausalLM" and theirs.config.vocab_size == 272
+        words = transformers.AutoTokenizer.from_pretrained(out)
+        assert words.eos_token_id == theirs.config.eos_token_id == words.convert_tokens_to_ids("<|end|>")
         (given / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
         with pytest.raises(UserError, match="LlamaForCausalLM"):
             tasks.import_model(order | {"run_id": runs[1].id}, ctx)

@@ -19,6 +19,7 @@ from typing import Any, get_args
 import torch
 from tokenizers import Tokenizer
 
+from context_mgmt.chat import SPECIALS
 from gymsmith import lifeline
 from gymsmith.errors import ConfigError, CorruptCheckpoint, GymsmithError, UserError
 from trainer import checkpoint
@@ -154,6 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints to make")
     parser.add_argument("--tokenizers", type=Path, help="folder where the tokenizer is filed under its hash")
     parser.add_argument("--special", action="append", default=[], help="special token to add; may be repeated")
+    parser.add_argument("--chat", action="store_true", help="add the special tokens of our chat format")
     parser.add_argument("--rule", choices=get_args(Rule), default="mean", help="how the rows of new tokens begin")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--multiple", type=int, default=1, help="round the vocabulary up to a multiple of this")
@@ -163,16 +165,17 @@ def main(arguments: list[str] | None = None) -> int:
         lifeline.hold_on(grace_s=1.0)
     try:
         found = bring_in(given.folder)
-        if given.special or given.multiple > 1:
+        special = [*(SPECIALS if given.chat else ()), *given.special]
+        if special or given.multiple > 1:
             found.model, found.words = add_special_tokens(
-                found.model, found.words, given.special, given.rule, given.seed, given.multiple
+                found.model, found.words, special, given.rule, given.seed, given.multiple
             )
         path = checkpoint.save(given.out, 0, found.model, tokenizer=found.words, meta={"stage": "import", **found.meta})
         name = tokenizers.store(Tokenizer.from_str(found.words), given.tokenizers) if given.tokenizers else ""
     except GymsmithError as e:
         print(e, file=sys.stderr)
         return e.exit_code
-    print(json.dumps(report(found, given.special, path, name)))
+    print(json.dumps(report(found, special, path, name)))
     return 0
 
 

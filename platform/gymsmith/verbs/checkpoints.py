@@ -22,6 +22,7 @@ def models() -> None:
 def model_import(
     folder: Annotated[Path, typer.Argument(help="A Hugging Face folder: config.json, safetensors, tokenizer.json.")],
     special: Annotated[list[str] | None, typer.Option(metavar="TOKEN", help="Special token to add; may be repeated.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Add the special tokens of our chat format.")] = False,
     rule: Annotated[str, typer.Option(help="Rows of new tokens: mean of those in use, or normal as fresh weights.")] = "mean",
     multiple: Annotated[int, typer.Option(min=1, help="Round the vocabulary up to a multiple of this.")] = 1,
     seed: Seed = 0,
@@ -32,7 +33,7 @@ def model_import(
 
     Olmo3, SmolLM3, Qwen3, Gemma2, DeepseekV3, DeepseekV32, GlmMoeDsa, Glm4Moe, GptOss, Afmoe. Nothing in the folder is executed.
 
-    Example: gymsmith model import ./SmolLM3-3B --special '<|act|>' --special '<|obs|>'
+    Example: gymsmith model import ./SmolLM3-3B --chat
     """
     from gymsmith.attach import attached
 
@@ -44,6 +45,7 @@ def model_import(
         payload = {
             "run_id": run.id,
             "folder": str(folder.resolve()),
+            "chat": chat,
             "special": special or [],
             "rule": rule,
             "multiple": multiple,
