@@ -26,7 +26,7 @@ from trainer.checkpoint import Checkpoint, load, weights_digest
 from trainer.hf.document import essence, family_of, write
 from trainer.hf.families import FAMILIES, Family
 from trainer.hf.folder import write_weights
-from trainer.hf.names import to_theirs
+from trainer.hf.names import to_theirs, travels
 from trainer.model.config import ModelConfig
 
 CHAT_TEMPLATE = (
@@ -154,11 +154,13 @@ def readme(found: Checkpoint, family: Family | None) -> str:
         else "This model has parts that no stock architecture has (see `modeling_gymsmith.py`, which is loaded with it), so "
         "`trust_remote_code=True` is needed. Read the file first: it is 150 lines."
     )
+    behind = sum(t.numel() for name, t in found.weights.items() if family and not travels(name, family.name))
+    left = f" {behind:,} of them stayed behind: no place for modules that predict further tokens." if behind else ""
     return (
         f"# A model trained by Gymsmith\n\n{why}\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"model = AutoModelForCausalLM.from_pretrained(FOLDER{how})\ntokenizer = AutoTokenizer.from_pretrained(FOLDER)\n```\n\n"
         f"Step {found.step}; {sum(t.numel() for t in found.weights.values()):,} parameters; weights digest "
-        f"`{weights_digest(found.weights)}`.\n"
+        f"`{weights_digest(found.weights)}`.{left}\n"
     ) + ("" if _id(found, "<|doc|>") is None else FORMAT)
 
 

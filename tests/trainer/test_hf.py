@@ -42,10 +42,11 @@ each_family = pytest.mark.parametrize("family", list(FAMILIES))
 def test_logits_in_float64_follow_the_oracles_casts(family: str) -> None:
     theirs = oracles.oracle(family, torch.float64)
     ours = oracles.mirror(theirs, torch.float64)
-    ours.follow_oracle()
     with torch.no_grad():
-        difference = (ours(IDS) - theirs(input_ids=IDS).logits).abs().max()
-    assert difference <= 1e-10
+        expected = theirs(input_ids=IDS).logits
+        assert (ours(IDS) - expected).abs().max() > 1e-8, "control: the casts show"
+        ours.follow_oracle()
+        assert (ours(IDS) - expected).abs().max() <= 1e-10
 
 
 @each_family
@@ -132,6 +133,26 @@ def test_every_family_takes_its_own_models_and_no_other() -> None:
         assert family_of(model) is family
         assert essence(read(write(family, model), name)[1]) == essence(model)
     assert family_of(model.model_copy(update={"attention_softcap": 9.0})) is None
+
+
+OLD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Qwen3": ({"rope_theta": 5e5}, {}),
+    "SmolLM3": ({"rope_theta": 2e6, "rope_scaling": None, "num_key_value_heads": None}, {}),
+    "Olmo3": ({"rope_theta": 5e5}, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}),
+    "Glm4Moe": ({"rope_theta": 1e6, "partial_rotary_factor": 0.25}, {}),
+    "DeepseekV3": ({"rope_theta": 1000.0}, {"type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 8}),
+}
+
+
+@pytest.mark.parametrize("family", list(OLD))
+def test_older_files_mean_what_transformers_takes_them_for(family: str) -> None:
+    keys, scaling = OLD[family]
+    older = oracles.SMALL | oracles.CONFIGS[family] | keys | ({"rope_scaling": scaling} if scaling else {})
+    older.pop("rope_parameters", None)
+    theirs = getattr(transformers, f"{family}Config")(**json.loads(json.dumps(older)))
+    named = {"architectures": [f"{family}ForCausalLM"]}
+    newer = json.loads(theirs.to_json_string(use_diff=False)) | named
+    assert essence(read(older | named, family)[1]) == essence(read(newer, family)[1])
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,8 @@ def _sparse(layout: str) -> Callable[[Document], Document]:
     """DeepSeek-V3.2 and GLM-5 differ in how their indexers turn."""
 
     def read(c: Document) -> Document:
-        if "shared" in (c.get("indexer_types") or ()):
+        schedule = c.get("index_topk_freq", 1) > 1 or "S" in c.get("index_topk_pattern", "")
+        if schedule or "shared" in c.get("indexer_types", ()):
             raise ConfigError("expected indexer_types to be all 'full', got 'shared' ones; no layer here borrows another's keys")
         return _latent(c, "dsa", "interleaved") | {"dsa": read_table(c, DSA) | {"layout": layout}}
 
