@@ -1,6 +1,7 @@
 """The learner: one process that runs one training stage of one run, from its row in the store to its last checkpoint.
 
     python -m trainer.learner RUN_ID --stage rl [--job JOB --attempt N]
+    torchrun --nproc-per-node 8 -m trainer.learner RUN_ID --stage pretrain    where the recipe has a [parallel] table
 
 It reads the run's config, resumes from the run's newest good checkpoint if there is one, trains, and writes metrics, progress and
 checkpoints. It may be killed at any moment and started again. Exit codes are those of the error family (`gymsmith.errors`): 0
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import math
 import os
 import sys
 import time
@@ -33,14 +35,18 @@ from gymsmith.errors import ConfigError, GymsmithError, NotFound
 from gymsmith.schema import Metric, Run, State, Status, now
 from gymsmith.store import Store
 from trainer import checkpoint
-from trainer.checkpoint import load_weights, own_weights, weights_digest
+from trainer.checkpoint import own_weights, weights_digest
 from trainer.config import DPOConfig, OptimConfig, PretrainConfig, SaveConfig, ScheduleConfig, Stage, TrainConfig, parse_train
 from trainer.data import documents, tokenizer
 from trainer.data.deck import Deck
 from trainer.data.loader import Loader
+from trainer.data.packing import Batch
 from trainer.data.shards import Shards
+from trainer.dist.mesh import World
+from trainer.dist.muon import muon
+from trainer.dist.parallel import Parallel, parallelise
 from trainer.engine.scheduler import Engine
-from trainer.loop import Feed, Trainer
+from trainer.loop import Callback, Feed, Trainer
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
 from trainer.precision.formats import resolve
@@ -51,6 +57,8 @@ from trainer.stages.pretrain import TextFeed
 from trainer.stages.rl import RolloutFeed
 
 log = logging.getLogger(__name__)
+SPLIT = ("pretrain", "midtrain", "anneal")
+"""Stages that run on as many processes and devices as there are; the others share one with the engine."""
 REPORT_S = 0.5
 """Metrics and progress are written at most this often."""
 
@@ -61,9 +69,17 @@ class Learner:
     def __init__(self, store: Store, run: Run, config: TrainConfig, job_id: str = "", attempt: int = 0) -> None:
         self.store, self.run, self.config = store, run, config
         self.job_id, self.attempt = job_id, attempt
+        split = config.stage in SPLIT
+        if not split and config.recipe.parallel.world > 1:
+            processes = config.recipe.parallel.world
+            raise ConfigError(f"{config.stage} runs in one process, got {processes} by recipe.parallel; leave that table out")
+        self.world = World(config.recipe.parallel, "cuda" if split and torch.cuda.is_available() else "cpu")
+        self.parallel: Parallel | None = None
         self.home = store.settings.home
         self.folder = store.settings.runs_dir / run.id / "checkpoints"
         self.metrics: list[Metric] = []
+        self.callbacks: list[Callback] = []
+        """Watch every step of every trainer."""
         self.written = 0.0
         self.total = self.until = 0
         self.save = SaveConfig()
@@ -87,9 +103,12 @@ class Learner:
         apart: Any = {"recipe": {"parallel": True, "pretrain": reading, "midtrain": reading}}
         identity = self.config.model_dump_json(exclude=apart)
         digest = hashlib.sha256(identity.encode()).hexdigest()
-        self.store.update_run(self.run.id, state=State.RUNNING, config_hash=digest, seed=self.config.seed, error="")
+        if self.world.main:
+            self.store.update_run(self.run.id, state=State.RUNNING, config_hash=digest, seed=self.config.seed, error="")
         stage = getattr(self, f"_{self.config.stage}")
         facts = stage({"stage": self.config.stage, "seed": self.config.seed, "config": digest})
+        if not self.world.main:
+            return facts
         self._flush(force=True)
         summary = {**self.store.run(self.run.id).summary, **facts, "seconds": round(time.monotonic() - started, 2)}
         self.store.update_run(
@@ -122,7 +141,8 @@ class Learner:
         stage = recipe.pretrain
         trainer = self._trainer(model, stage.optim, stage.schedule, stage.steps, stage.save, chat.tokenizer.to_str(), meta)
         trainer.precision = resolve(stage.precision)
-        return self._finish(trainer, TextFeed(loader), {"tokenizer": name, "documents": len(texts)})
+        feed = TextFeed(loader, self._share, stage.optim.qk_clip is not None)
+        return self._finish(trainer, feed, {"tokenizer": name, "documents": len(texts)})
 
     def _midtrain(self, meta: dict[str, Any]) -> dict[str, Any]:
         assert self.config.recipe.midtrain is not None
@@ -135,15 +155,15 @@ class Learner:
         base = self.config.recipe.model.model_copy(update={"vocab_size": chat.vocab_size}) if found is None else found.model
         sizes = {name: deck.shards.tokens for name, deck in sources.items()}
         parts = phases.stretches(stage, base, sizes)
-        feed = phases.StreamFeed(stage, parts, sources, self.config.seed)
+        feed = phases.StreamFeed(stage, parts, sources, self.config.seed, share=self._share)
         kept = phases.held_out(sources, stage.held_out_rows, parts[-1].length)
 
         def begin(trainer: Trainer) -> None:
             if found is not None:
-                load_weights(trainer.model, found.weights)
+                trainer.load(found.weights)
 
         trainer, resumed = phases.train(parts, feed, self._maker(stage, stage.steps, chat, meta), begin, self.config.seed)
-        facts = {"tokenizer": chat.name, "held_out": phases.losses_on(trainer.model, kept), "epochs": feed.stream.epochs}
+        facts = {"tokenizer": chat.name, "held_out": phases.losses_on(trainer, kept, self._share), "epochs": feed.stream.epochs}
         return {**facts, **self._summary(trainer, resumed)}
 
     def _anneal(self, meta: dict[str, Any]) -> dict[str, Any]:
@@ -160,10 +180,10 @@ class Learner:
             self.folder = self.branches / name / "anneal"
             table = anneal.branch(recipe.pretrain, stage, found, mix)
             parts = phases.stretches(table, found.model, {}, found.step)
-            feed = phases.StreamFeed(table, parts, sources, self.config.seed)
+            feed = phases.StreamFeed(table, parts, sources, self.config.seed, share=self._share)
             make = self._maker(table, found.step + stage.steps, chat, {**meta, "candidate": name})
             trainer, _ = phases.train(parts, feed, make, lambda trainer: trainer.take(found), self.config.seed)
-            losses = phases.losses_on(trainer.model, kept)
+            losses = phases.losses_on(trainer, kept, self._share)
             results[name] = {"mix": mix, "held_out": losses, "checkpoint": self._relative(trainer.path)}
             steps, tokens = steps + stage.steps, tokens + trainer.tokens - int(found.meta["tokens"])
             if self.config.demonstrations or self.config.demonstrations_run:
@@ -176,6 +196,8 @@ class Learner:
     def _integrated(self, model: Transformer, chat: Chat, meta: dict[str, Any], attempts: int) -> dict[str, Any]:
         """What a branch is worth after SFT: its pass rate over the config's environments, if there are any."""
         name = meta["candidate"]
+        if self.world.mesh is not None:
+            raise ConfigError("SFT of a branch runs in one process, got several by recipe.parallel; leave that table out")
         self.folder, self.prefix = self.branches / name / "sft", f"{name}/sft/"
         feed, trainer = self._teacher(model, chat, meta)
         trainer.resume(feed)
@@ -313,7 +335,15 @@ class Learner:
         meta: dict[str, Any],
     ) -> Trainer:
         self.total, self.save = steps, save
-        return Trainer(model, Optimizers(model, optim), schedule, steps, self.folder, save, words, meta, self._report)
+        self.parallel = parallelise(model.to(self.world.device), self.world)
+        optimizers = Optimizers(model, optim, self.parallel.norm, muon(self.parallel))
+        where = self.folder, save, words, meta, self._report
+        return Trainer(model, optimizers, schedule, steps, *where, callbacks=self.callbacks, parallel=self.parallel)
+
+    def _share(self, batch: Batch) -> Batch:
+        """What of a batch this process computes, on its device."""
+        mine = batch if self.parallel is None else self.parallel.share(batch)
+        return mine if self.world.device.type == "cpu" else mine.to(self.world.device)
 
     def _finish(self, trainer: Trainer, feed: Feed, facts: dict[str, Any]) -> dict[str, Any]:
         """Resume, run to the end, and say what came out."""
@@ -327,13 +357,15 @@ class Learner:
             "steps": trainer.step,
             "tokens": trainer.tokens,
             "resumed": resumed,
-            "parameters": sum(p.numel() for p in trainer.model.parameters()),
-            "weights_digest": weights_digest(trainer.model),
+            "parameters": sum(math.prod(layout.shape) for layout in trainer.parallel.layouts.values()),
+            "weights_digest": weights_digest(trainer.parallel.collect(own_weights(trainer.model))),
         }
 
     # -------------------------------------------------------- reporting
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
+        if not self.world.main:
+            return
         self.metrics += [
             Metric(run_id=self.run.id, step=step, name=self.prefix + name, value=value) for name, value in metrics.items()
         ]
@@ -389,7 +421,9 @@ def main(arguments: list[str] | None = None) -> int:
     with Store.open(settings()) as store:
         try:
             run = store.run(given.run_id)
-            Learner(store, run, parse_train(given.stage, run.config), given.job, given.attempt).learn()
+            learner = Learner(store, run, parse_train(given.stage, run.config), given.job, given.attempt)
+            learner.learn()
+            learner.world.close()
         except GymsmithError as e:
             log.error("stage=%s run=%s failed: %s", given.stage, given.run_id, e)
             store.update_run(given.run_id, error=f"{type(e).__name__}: {e}")

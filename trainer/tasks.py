@@ -39,9 +39,11 @@ def train(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     _with_torch()
     stage, run_id = _needed(payload, "stage"), _needed(payload, "run_id")
     config = payload.get("config") or {}
-    parse_train(stage, config)
+    processes = parse_train(stage, config).recipe.parallel.world
     ctx.store.update_run(run_id, config=config, kind=stage)
-    command = [sys.executable, "-m", "trainer.learner", run_id, "--stage", stage, "--lifeline"]
+    # Several processes of one machine; over several machines torchrun is started by whoever owns them.
+    spread = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *spread, "-m", "trainer.learner", run_id, "--stage", stage, "--lifeline"]
     command += ["--job", ctx.job.id, "--attempt", str(ctx.job.attempt)]
     log_file = ctx.settings.logs_dir / f"learner-{run_id}.log"
     try:

@@ -162,7 +162,9 @@ def held_out(sources: Mapping[str, Deck], rows: int, length: int) -> dict[str, l
     return out
 
 
-def losses_on(model: Transformer, rows: Mapping[str, list[Batch]]) -> dict[str, float]:
+def losses_on(trainer: Trainer, rows: Mapping[str, list[Batch]], share: Share) -> dict[str, float]:
     """Mean loss per token, in nats, by source."""
-    device = next(model.parameters()).device
-    return {name: validate(model, [batch.to(device) for batch in batches]) for name, batches in rows.items()}
+    world = trainer.parallel.world
+    return {
+        name: validate(trainer.model, batches, share, lambda x: world.sum(x.to(world.device))) for name, batches in rows.items()
+    }

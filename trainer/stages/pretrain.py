@@ -90,13 +90,15 @@ def merge(seen: Statistics, more: Statistics) -> None:
 
 
 @torch.no_grad()
-def validate(model: Transformer, batches: list[Batch]) -> float:
-    """Mean cross entropy per target over held-out batches, in nats."""
+def validate(
+    model: Transformer, batches: list[Batch], share: Share = whole, add: Callable[[Tensor], Tensor] = lambda x: x
+) -> float:
+    """Mean cross entropy per target over held-out batches, in nats. `add` sums over processes, of which each does its share."""
     training = model.training
     model.eval()
-    total = 0.0
-    for b in batches:
+    sums = [torch.zeros((), dtype=torch.float64)]
+    for b in map(share, batches):
         hidden = model.hidden(b.ids, b.positions, b.documents)
-        total += float(head_loss(model, hidden, b.targets, b.weights).cross_entropy)
+        sums.append(head_loss(model, hidden, b.targets, b.weights).cross_entropy.double().cpu())
     model.train(training)
-    return total / max(1.0, sum(float(b.weights.sum()) for b in batches))
+    return float(add(torch.stack(sums).sum())) / max(1.0, sum(float(b.weights.sum()) for b in batches))
