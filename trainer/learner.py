@@ -48,6 +48,7 @@ from trainer.dist.parallel import Parallel, parallelise
 from trainer.engine.scheduler import Engine
 from trainer.loop import Callback, Feed, Trainer
 from trainer.model.transformer import Transformer
+from trainer.monitor_run import callbacks
 from trainer.optim.groups import Optimizers
 from trainer.precision.formats import resolve
 from trainer.rl.batches import valid
@@ -80,6 +81,8 @@ class Learner:
         self.metrics: list[Metric] = []
         self.callbacks: list[Callback] = []
         """Watch every step of every trainer."""
+        self.watched: dict[Path, list[Callback]] = {}
+        """What watches the steps of one folder, through all phases."""
         self.written = 0.0
         self.total = self.until = 0
         self.save = SaveConfig()
@@ -140,7 +143,7 @@ class Learner:
         model = Transformer(recipe.model.model_copy(update={"vocab_size": chat.vocab_size}), self.config.seed)
         stage = recipe.pretrain
         trainer = self._trainer(model, stage.optim, stage.schedule, stage.steps, stage.save, chat.tokenizer.to_str(), meta)
-        trainer.precision = resolve(stage.precision)
+        trainer.precision, trainer.callbacks = resolve(stage.precision), self._watch(stage.length)
         feed = TextFeed(loader, self._share, stage.optim.qk_clip is not None)
         return self._finish(trainer, feed, {"tokenizer": name, "documents": len(texts)})
 
@@ -319,6 +322,7 @@ class Learner:
             words = chat.tokenizer.to_str()
             trainer = self._trainer(model, stage.optim, stage.schedule, steps, stage.save, words, meta)
             trainer.precision, trainer.until = resolve(stage.precision), until
+            trainer.callbacks = self._watch(stage.length)
             self.until = until
             return trainer
 
@@ -339,6 +343,16 @@ class Learner:
         optimizers = Optimizers(model, optim, self.parallel.norm, muon(self.parallel))
         where = self.folder, save, words, meta, self._report
         return Trainer(model, optimizers, schedule, steps, *where, callbacks=self.callbacks, parallel=self.parallel)
+
+    def _watch(self, length: int) -> list[Callback]:
+        """Monitor, meters and exporters of the run or branch whose checkpoints are being written."""
+        if not self.world.main:
+            return []
+        folder, name = self.folder.parent, self.run.name or self.run.id
+        if folder not in self.watched:
+            world = self.world
+            self.watched[folder] = callbacks(folder, name, self.config.recipe, length, world.device, world.config.world)
+        return [*self.watched[folder], *self.callbacks]
 
     def _share(self, batch: Batch) -> Batch:
         """What of a batch this process computes, on its device."""
