@@ -155,7 +155,15 @@ def bench(
 environments.app.command("import")(exchange.env_import)
 environments.app.command("export")(exchange.env_export)
 environments.app.command("diff")(exchange.env_diff)
-for verb in (environments.generate, learning.rollout, learning.train, learning.ablate, learning.rl, learning.export):
+for verb in (
+    environments.generate,
+    learning.rollout,
+    learning.train,
+    learning.ablate,
+    learning.rl,
+    learning.tokenise,
+    learning.export,
+):
     app.command()(verb)
 for name, group in (
     ("env", environments.app),

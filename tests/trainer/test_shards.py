@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from context_mgmt.chat import Chat
 from gymsmith.errors import ConfigError, Conflict, CorruptData, NotFound
+from trainer.data.documents import encode, read_documents, tokenise
 from trainer.data.shards import Shards, ShardWriter
 
 
@@ -83,3 +86,20 @@ def test_an_unfinished_writer_leaves_no_corpus_and_bad_documents_are_refused(tmp
     write(tmp_path)
     with pytest.raises(Conflict, match="holds a corpus"):
         ShardWriter(tmp_path, 10)
+
+
+def test_a_corpus_becomes_shards_with_its_weights(tmp_path: Path) -> None:
+    rows = [{"segments": [["task", f"do {i}", i % 2 == 0], ["act", "ls"]]} for i in range(20)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = tokenise(tmp_path / "c.jsonl", tmp_path / "shards", tmp_path / "words", vocab_size=300)
+    shards = Shards(tmp_path / "shards")
+    chat = Chat.load(tmp_path / "words" / made["tokenizer"])
+    expected = encode(chat, read_documents(tmp_path / "c.jsonl"))
+    assert (len(shards), shards.tokens, shards.tokenizer) == (20, made["tokens"], made["tokenizer"])
+    for number, document in enumerate(expected):
+        ids, weights = shards.read(number)
+        assert (
+            weights is not None
+            and ids.tolist() == document.ids.tolist()
+            and (weights / 255).tolist() == document.weights.tolist()
+        )

@@ -19,9 +19,13 @@ from numpy.typing import NDArray
 
 from context_mgmt.chat import Chat
 from gymsmith.errors import ConfigError, NotFound
+from trainer.data import tokenizer
+from trainer.data.shards import ShardWriter
 
 Segments = Sequence[tuple[str, str, bool]]
 """(kind, text, learn) of one document."""
+TOGETHER = 4096
+"""Documents encoded in one parallel call."""
 KINDS = ("doc", "task", "act", "obs")
 
 
@@ -98,3 +102,26 @@ def encode(
             weights += [weight] * len(body)
         out.append(Document(np.asarray(ids, np.int32), np.asarray(weights, np.float32)))
     return out
+
+
+def tokenise(
+    corpus: Path, folder: Path, tokenizers: Path, name: str = "", vocab_size: int = 2048, observation_weight: float = 1.0
+) -> dict[str, Any]:
+    """Write a corpus as shards, with the tokenizer of that name or one trained on it.
+
+    Raises:
+        ConfigError: a document in another shape. Conflict: the folder holds a corpus.
+    """
+    texts = read_documents(corpus)
+    if not name:
+        trained = tokenizer.train((text for segments in texts for _, text, _ in segments), vocab_size)
+        name = tokenizer.store(trained, tokenizers)
+    chat = Chat.load(tokenizers / name)
+    weighted = observation_weight != 1 or not all(learn for segments in texts for _, _, learn in segments)
+    tokens = 0
+    with ShardWriter(folder, chat.vocab_size, name, weighted) as writer:
+        for at in range(0, len(texts), TOGETHER):
+            for document in encode(chat, texts[at : at + TOGETHER], observation_weight):
+                writer.add(document.ids, document.weights if weighted else None)
+                tokens += len(document.ids)
+    return {"folder": str(folder), "tokenizer": name, "documents": len(texts), "tokens": tokens}

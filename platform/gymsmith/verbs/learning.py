@@ -1,4 +1,4 @@
-"""`gymsmith rollout`, `gymsmith train`, `gymsmith ablate`, `gymsmith rl`, `gymsmith export`, `gymsmith run ...`."""
+"""`gymsmith rollout`, `gymsmith train`, `gymsmith ablate`, `gymsmith tokenise`, `gymsmith rl`, `gymsmith export`, `run ...`."""
 
 from __future__ import annotations
 
@@ -117,6 +117,23 @@ def sources(given: list[str]) -> dict[str, str]:
             )
         found[name] = str(Path(folder).resolve())
     return found
+
+
+def tokenise(
+    corpus: Annotated[Path, typer.Argument(help="Documents as JSONL, gzip allowed.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of shards to make; a mix calls it by a name (train --source).")],
+    tokenizer: Annotated[str, typer.Option(help="Name under the tokenizers folder; empty trains one on the corpus.")] = "",
+    vocab_size: Annotated[int, typer.Option(min=300, help="Of a tokenizer that is trained.")] = 2048,
+    observation_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the loss on observations.")] = 1.0,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Write a corpus as memory-mapped shards of token ids, which pre-training and mid-training read in any mix."""
+    settings = settings_for(home)
+    can_train(settings)
+    write = importlib.import_module("trainer.data.documents").tokenise
+    made = write(corpus, folder.resolve(), settings.tokenizers_dir, tokenizer, vocab_size, observation_weight)
+    emit(made) if as_json else print("  ".join(f"{key} {value}" for key, value in made.items()))
 
 
 def ablate(
