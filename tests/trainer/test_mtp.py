@@ -9,6 +9,7 @@ from trainer.data.packing import IGNORE
 from trainer.model.config import LayerKind, ModelConfig, MTPConfig
 from trainer.model.mtp import ahead, targets_ahead
 from trainer.model.transformer import Transformer
+from trainer.optim.clip import qk_clip
 
 CONFIG = ModelConfig(
     vocab_size=29, dim=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, ffn_dim=24, max_positions=32, smear=1
@@ -84,3 +85,19 @@ def test_names_and_kind_of_a_module() -> None:
     names = {name for name, _ in Transformer(config).named_parameters() if name.startswith("mtp.")}
     assert {"mtp.0.hidden_norm.weight", "mtp.0.token_norm.weight", "mtp.0.merge.weight", "mtp.0.norm.weight"} < names
     assert "mtp.0.block.ffn.experts.gate" in names
+
+
+def test_clipping_finds_the_layer_of_every_depth() -> None:
+    config = CONFIG.model_copy(update={"mtp": MTPConfig(depth=3, share=True), "qk_norm": False, "n_kv_heads": 2})
+    model = Transformer(config, seed=3)
+    seen = model.outputs(packed()[0], inspect=True).statistics["max_logit"]
+    assert set(seen) == {0, 1, 2, 3, 4}
+    before = model.mtp[0].block.attention.q.weight.clone()
+    told = qk_clip(model, {4: torch.tensor([200.0, 1.0])}, 100.0)
+    changed = (model.mtp[0].block.attention.q.weight != before).any(1)
+    assert told["clipped_heads"] == 1 and changed[:8].all() and not changed[8:].any()
+
+
+def test_rows_beyond_the_positions_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_positions = 32 tokens, got 33"):
+        Transformer(CONFIG)(torch.zeros(1, 33, dtype=torch.long))

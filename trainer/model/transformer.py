@@ -118,6 +118,9 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Hidden states, and those of the first `depth` prediction modules."""
         if positions_BT is None:
+            if ids_BT.size(1) > self.config.max_positions:
+                have = f"expected rows of at most max_positions = {self.config.max_positions} tokens, got {ids_BT.size(1)}"
+                raise ValueError(f"{have}; raise max_positions or pass positions that restart with each document")
             positions_BT = torch.arange(ids_BT.size(1), device=ids_BT.device).expand_as(ids_BT)
         previous = predecessors(ids_BT, positions_BT, self.config.smear)
         with Offload(self) if self.memory.offload else nullcontext():

@@ -34,6 +34,7 @@ def qk_clip(
         over = S_H.gt(tau)
         most = max(most, float(S_H.max()))
         if over.any():
-            layers[index].clip_heads(torch.where(over, tau / S_H, torch.ones_like(S_H)))
+            # All depths of a shared prediction module run the same layer, the last.
+            layers[min(index, max(layers))].clip_heads(torch.where(over, tau / S_H, torch.ones_like(S_H)))
             clipped += int(over.sum())
     return {"max_logit": most, "clipped_heads": float(clipped)}
