@@ -502,7 +502,20 @@ def parse_train(stage: str, data: Mapping[str, Any]) -> TrainConfig:
         data["recipe"] = load_recipe(data["recipe"], overrides)
     else:
         data["recipe"] = parse(Recipe, override(deepcopy(dict(data["recipe"])), overrides), "recipe")
-    return parse(TrainConfig, data, f"{stage} config")
+    config = parse(TrainConfig, data, f"{stage} config")
+    _divide(config.recipe)
+    return config
+
+
+def _divide(recipe: Recipe) -> None:
+    """Raises: ConfigError: what language modelling trains on does not divide as `parallel` says."""
+    # It reads this module.
+    from trainer.dist import limits
+
+    limits.check_model(recipe.parallel, recipe.model)
+    for stage in (recipe.pretrain, recipe.midtrain or recipe.pretrain):
+        for part in stage.phases or (stage,):
+            limits.check_rows(recipe.parallel, part.rows or stage.rows, part.length or stage.length)
 
 
 def parse(kind: type[T], data: Mapping[str, Any], where: str) -> T:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from gymsmith.errors import ConfigError
 from trainer.checkpoint import load_weights, own_weights, weights_digest
-from trainer.config import OptimConfig, ParallelConfig, SaveConfig, ScheduleConfig
+from trainer.config import OptimConfig, ParallelConfig, SaveConfig, ScheduleConfig, parse_train
 from trainer.data.packing import IGNORE, Batch
-from trainer.dist import limits, seeds
+from trainer.dist import seeds
 from trainer.dist.mesh import World
 from trainer.dist.muon import muon
 from trainer.dist.parallel import parallelise
@@ -340,20 +340,26 @@ def test_wrong_seeds_are_caught(found: dict[int, Any]) -> None:
 
 
 REFUSED = [
-    (dict(tp=3), 3, "tp must divide model.n_heads, got 3 and 4"),
-    (dict(tp=4), 4, "tp must divide model.n_kv_heads, got 4 and 2"),
-    (dict(dp=3), 3, "must divide the rows of a batch, got 3 and 4"),
-    (dict(cp=3), 3, "2 x cp must divide the tokens of a row, got 6 and 16"),
-    (dict(ep=2), 2, "the model has none, got ep = 2"),
-    (dict(dp=2, tp=2), 2, "expected 4 processes .* got 2"),
+    (dict(tp=3), {}, "tp must divide model.n_heads, got 3 and 4"),
+    (dict(tp=4), {}, "tp must divide model.n_kv_heads, got 4 and 2"),
+    (dict(dp=3), {}, "must divide the rows of a batch, got 3 and 4"),
+    (dict(cp=3), {}, "2 x cp must divide the tokens of a row, got 6 and 16"),
+    (dict(ep=2), {}, "the model has none, got ep = 2"),
+    (dict(ep=3), dict(pattern=[{"ffn": "moe"}]), "ep must divide model.moe.experts, got 3 and 8"),
+    (dict(cp=2), dict(smear=1), "smear = 1 needs them whole"),
+    (dict(cp=2), dict(mtp={}), "mtp needs them whole"),
 ]
 
 
-@pytest.mark.parametrize(("split", "processes", "message"), REFUSED)
-def test_what_does_not_divide_is_refused_before_it_starts(split: dict[str, int], processes: int, message: str) -> None:
+@pytest.mark.parametrize(("split", "model", "message"), REFUSED)
+def test_what_does_not_divide_is_refused_before_it_starts(split: dict[str, int], model: dict[str, Any], message: str) -> None:
+    tables = {"model": {**DENSE.model_dump(), **model}, "pretrain": {"rows": 4, "length": 16}, "engine": {"context": 64}}
+    tables["rollout"] = {"context": {"limit_tokens": 64}}
+    tables["model"] |= {"max_positions": 64, "n_layers": 2}
+    recipe = {"name": "x", "tokenizer": {"vocab_size": 300}, **tables}
+    parse_train("pretrain", {"recipe": recipe, "corpus": "x"})
     with pytest.raises(ConfigError, match=message):
-        limits.check(ParallelConfig(**split), DENSE, 4, 16, processes)
-    limits.check(ParallelConfig(dp=2, tp=2), DENSE, 4, 16, 4)
+        parse_train("pretrain", {"recipe": {**recipe, "parallel": split}, "corpus": "x"})
 
 
 def test_one_process_is_plain_torch() -> None:

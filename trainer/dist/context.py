@@ -1,6 +1,6 @@
 """Context parallelism: each rank holds two pieces of every row, head and tail, and all keys and values are gathered.
 
-A row of T positions is cut into 2c pieces; rank r holds pieces r and 2c - 1 - r, so that causal attention costs every rank the same
+A row of T positions is cut into 2c pieces; rank r holds pieces r and 2c - 1 - r, so causal attention costs every rank the same
 (Llama 3, 2024, section 3.3.2: all-gather, because keys and values are small under grouped queries). Queries stay. A piece attends
 to the keys up to its own end, and the document mask is made from gathered documents at true positions, so it survives the cut.
 The backward pass sums the ranks' gradients of a key and sends them home.

@@ -11,22 +11,26 @@ from trainer.config import ParallelConfig
 from trainer.model.config import ModelConfig
 
 
-def check(parallel: ParallelConfig, model: ModelConfig, rows: int, length: int, processes: int) -> None:
-    """Whether `processes` can train `model` on batches of `rows` rows of `length` tokens as `parallel` says.
+def check_rows(parallel: ParallelConfig, rows: int, length: int) -> None:
+    """Whether batches of `rows` rows of `length` tokens can be shared out.
 
     Raises:
         ConfigError: names the axis, what it must divide, and both numbers.
     """
-    if parallel.world != processes:
-        raise ConfigError(
-            f"expected {parallel.world} processes (dp {parallel.dp} x fsdp {parallel.fsdp} x ep {parallel.ep} x cp {parallel.cp}"
-            f" x tp {parallel.tp}), got {processes}; start that many, or change [parallel]"
-        )
     _divides("dp x fsdp x ep", parallel.data, "the rows of a batch", rows)
+    if parallel.cp > 1:
+        _divides("2 x cp", 2 * parallel.cp, "the tokens of a row", length)
+
+
+def check_model(parallel: ParallelConfig, model: ModelConfig) -> None:
+    """Whether the model can be shared out.
+
+    Raises:
+        ConfigError: names the axis, what it must divide, and both numbers; or what of the model cannot be split that way.
+    """
     if parallel.tp > 1:
         _tensor(parallel.tp, model)
     if parallel.cp > 1:
-        _divides("2 x cp", 2 * parallel.cp, "the tokens of a row", length)
         _context(parallel.cp, model)
     if parallel.ep > 1:
         if not any(kind.ffn == "moe" for kind in model.layers):

@@ -2,8 +2,8 @@
 
 Every matrix has one owner, chosen by cost so that all ranks finish together. Where matrices lie in slices, slices travel to the
 owner and slices of the update travel back: two all-to-alls for all matrices together. Where every rank holds everything, owners
-share their updates in one all-gather. So the costly iteration runs once per matrix and copy of the model, on the same bits as in one
-process (as in nanochat's DistMuon and in Liu et al., 2025, arXiv 2502.16982, section 2.3, without their redundancy).
+share their updates in one all-gather. So the costly iteration runs once per matrix and copy of the model, on the same bits as in
+one process (as in nanochat's DistMuon and in Liu et al., 2025, arXiv 2502.16982, section 2.3, without their redundancy).
 
 Expert tensors cut by experts hold whole matrices already.
 """
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.dist.layout import Layout, local
-from trainer.dist.mesh import DATA, World
+from trainer.dist.mesh import DATA
 from trainer.dist.parallel import Parallel
 from trainer.optim.muon import Blocks, Direction, Muon, size_of
 

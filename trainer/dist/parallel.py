@@ -1,8 +1,8 @@
 """One model made to train over all processes of a `World`, and everything a loop must ask of them.
 
 Order: experts and tensors are cut, then attention looks across the context axis, then FSDP2 (`fully_shard`, Zhao et al., 2023)
-takes what is left. Gradients are sums over all ranks, never means: a rank's loss is its share of the update's loss, divided by the
-update's denominator and not by its own. With one process every method is what plain torch does.
+takes what is left. Gradients are sums over all ranks, never means: a rank's loss is its share of the update's loss, divided by
+the update's denominator and not by its own. With one process every method is what plain torch does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.packing import Batch
-from trainer.dist import context, expert, seeds, tensor
+from trainer.dist import context, expert, limits, seeds, tensor
 from trainer.dist.layout import Layout, local
 from trainer.dist.mesh import World
 from trainer.model.transformer import Block, Transformer
@@ -137,8 +137,9 @@ def parallelise(model: Transformer, world: World) -> Parallel:
     """Split a whole model, in place. Optimizers are built afterwards: parameters are new objects.
 
     Raises:
-        ConfigError: see `limits.check`, which is asked before anything starts.
+        ConfigError: the model cannot be split that way; on every process, before anything is.
     """
+    limits.check_model(world.config, model.config)
     layouts = {name: Layout(tuple(p.shape)) for name, p in model.named_parameters()}
     if world.mesh is None:
         return Parallel(model, world, layouts)
