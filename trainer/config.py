@@ -180,6 +180,8 @@ class PretrainConfig(Strict):
     """Weight of the loss on observation tokens; 1 is a plain language model."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Of matrix products; `auto` is bfloat16 where the CPU has instructions for it."""
+    format: PrecisionConfig | None = None
+    """Of everything between float32 parameters and float32 gradients, instead of `precision`: bfloat16, FP8 or INT4."""
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     save: SaveConfig = SaveConfig()

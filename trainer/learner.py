@@ -50,6 +50,7 @@ from trainer.loop import Callback, Feed, Trainer
 from trainer.model.transformer import Transformer
 from trainer.monitor_run import callbacks
 from trainer.optim.groups import Optimizers
+from trainer.precision.convert import convert
 from trainer.precision.formats import resolve
 from trainer.rl.batches import valid
 from trainer.rl.collect import Collector
@@ -142,8 +143,7 @@ class Learner:
         loader = Loader(encoded, recipe.pretrain.rows, recipe.pretrain.length, self.config.seed)
         model = Transformer(recipe.model.model_copy(update={"vocab_size": chat.vocab_size}), self.config.seed)
         stage = recipe.pretrain
-        trainer = self._trainer(model, stage.optim, stage.schedule, stage.steps, stage.save, chat.tokenizer.to_str(), meta)
-        trainer.precision, trainer.callbacks = resolve(stage.precision), self._watch(stage.length)
+        trainer = self._pretrainer(model, stage, stage.steps, chat, meta)
         feed = TextFeed(loader, self._share, stage.optim.qk_clip is not None)
         return self._finish(trainer, feed, {"tokenizer": name, "documents": len(texts)})
 
@@ -318,15 +318,21 @@ class Learner:
         """Makes the trainer of a phase."""
 
         def make(model: Transformer, until: int) -> Trainer:
-            model.memory = stage.memory
-            words = chat.tokenizer.to_str()
-            trainer = self._trainer(model, stage.optim, stage.schedule, steps, stage.save, words, meta)
-            trainer.precision, trainer.until = resolve(stage.precision), until
-            trainer.callbacks = self._watch(stage.length)
-            self.until = until
+            trainer = self._pretrainer(model, stage, steps, chat, meta)
+            trainer.until = self.until = until
             return trainer
 
         return make
+
+    def _pretrainer(self, model: Transformer, stage: PretrainConfig, steps: int, chat: Chat, meta: dict[str, Any]) -> Trainer:
+        """A trainer that computes as the stage says, watched."""
+        model.memory = stage.memory
+        if stage.format is not None:
+            convert(model, stage.format)
+        trainer = self._trainer(model, stage.optim, stage.schedule, steps, stage.save, chat.tokenizer.to_str(), meta)
+        trainer.precision = resolve(stage.precision) if stage.format is None else torch.float32
+        trainer.callbacks = self._watch(stage.length)
+        return trainer
 
     def _trainer(
         self,

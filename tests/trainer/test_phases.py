@@ -183,6 +183,15 @@ def test_branches_of_a_plateau_are_compared_and_carried_through_sft(
         learner(store, "anneal", sources, start=str(first.checkpoint)).learn()
 
 
+def test_a_stage_computes_in_the_format_it_names(store: Store, sources: dict[str, Any]) -> None:
+    losses = []
+    for change in ("pretrain.rows=4", 'pretrain.format={linear="fp8",backend="reference"}'):
+        one = learner(store, "pretrain", sources, overrides=["pretrain.steps=3", change])
+        one.learn()
+        losses.append([value for _, _, value in curve(store, one, "loss")])
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
 def test_what_does_not_fit_is_said(store: Store, sources: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="got none for long"):
         learner(store, "midtrain", {"web": sources["web"], "code": sources["code"]}, start="x")
