@@ -20,7 +20,7 @@ import torch
 from trainer.config import Recipe
 from trainer.loop import Callback
 from trainer.monitor import Alert, Facts, Monitor
-from trainer.monitor_speed import Meter, Watchdog, datasheet
+from trainer.monitor_speed import Meter, Watchdog, datasheet, matmul_ceiling
 from trainer.plan_flops import flops
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,9 @@ def callbacks(
         length: tokens of a row, which attention's FLOPs depend on.
         tell: hears every alert, beside the log and the file.
     """
-    peak = datasheet(torch.cuda.get_device_name(device)) if device.type == "cuda" else float("nan")
+    sheet = measured = float("nan")
+    if device.type == "cuda":
+        sheet, measured = datasheet(torch.cuda.get_device_name(device)), matmul_ceiling(device, torch.bfloat16)
     palm, causal = (flops(recipe.model, length, count).total for count in ("palm", "causal"))  # type: ignore[arg-type]
     alerts = Lines(folder / "alerts.jsonl")
 
@@ -50,7 +52,7 @@ def callbacks(
         alerts.write(alert.step, asdict(alert))
         tell(alert)
 
-    meter, watchdog = Meter(palm, causal, peak * processes), Watchdog()
+    meter, watchdog = Meter(palm, causal, sheet * processes, measured * processes), Watchdog()
     sinks: list[Sink] = [Lines(folder / "metrics.jsonl").metrics, *installed(folder, name, recipe)]
 
     def speed(step: int, metrics: dict[str, float], facts: Facts) -> None:

@@ -82,6 +82,8 @@ def expected_memory(recipe: Recipe) -> Memory:
         rows=max(1, stage.rows // split.data),
         length=stage.length,
         optimizer=stage.optim.hidden,
+        recompute=stage.memory.recompute == "block",
+        head_chunk=stage.memory.head_chunk,
         formats=Formats(compute=4 if stage.precision == "float32" else 2),
     )
 

@@ -90,7 +90,8 @@ def memory(
     if recompute:
         # Every block keeps its input alone; one block at a time is whole.
         kept = config.n_layers * config.dim + max(activation_numbers(config, kind, split.tp) for kind in config.layers)
-    at_once = min(tokens, rows * head_chunk) if head_chunk else tokens
+    # In pieces the logits are worked on in place; together they, their softmax and their gradient exist at once.
+    logits = min(tokens, head_chunk) * 4 if head_chunk else tokens * 12
     return Memory(
         masters=own * f.master,
         copies=own * f.compute if f.compute != f.master else 0.0,
@@ -98,8 +99,7 @@ def memory(
         optimizer=moments * f.moment,
         gathered=2 * largest * f.compute if split.fsdp > 1 else 0.0,
         activations=tokens * (kept + 2 * config.dim) * f.compute,
-        # Logits and their gradient, in float32 for the softmax.
-        logits=at_once * config.vocab_size / split.tp * 8,
+        logits=logits * config.vocab_size / split.tp,
     )
 
 

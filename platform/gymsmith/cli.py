@@ -139,8 +139,9 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="loop: the RL loop; sandboxes; render; factory: environments.")] = "loop",
+    name: Annotated[str, typer.Argument(help="loop: the RL loop; sandboxes; render; factory; trainer.")] = "loop",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="trainer: what this machine's GPU does.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the table to this file.")] = None,
     keep: Annotated[Path | None, typer.Option(help="State folder of a long one, so that an interrupted run goes on.")] = None,
     home: Home = None,
@@ -148,7 +149,7 @@ def bench(
     """Measure, with the peer in the same run."""
     from gymsmith import bench as stopwatch
 
-    rows = stopwatch.run(name, settings_for(home), quick=quick, json_file=json_file, keep=keep)
+    rows = stopwatch.run(f"{name}-gpu" if gpu else name, settings_for(home), quick=quick, json_file=json_file, keep=keep)
     raise typer.Exit(0 if all(row.ok is not False for row in rows) else 1)
 
 

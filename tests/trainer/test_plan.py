@@ -174,7 +174,7 @@ def test_a_layout_divides_what_it_says() -> None:
     assert plain.masters - experts.masters == parameters(config).routed / 2 * 4
     assert memory(config, ParallelConfig(cp=2), rows=2, length=64, optimizer="muon").activations == one.activations / 2
     assert memory(config, ParallelConfig(), rows=2, length=64, optimizer="muon", recompute=True).activations < one.activations
-    assert memory(config, ParallelConfig(), rows=2, length=64, optimizer="muon", head_chunk=16).logits == one.logits / 4
+    assert memory(config, ParallelConfig(), rows=2, length=64, optimizer="muon", head_chunk=16).logits == one.logits / 24
 
 
 def test_every_recipe_can_be_planned_without_torch() -> None:
