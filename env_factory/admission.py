@@ -1,9 +1,10 @@
 """The stages of the level "admission" that look at what the solution does: is it given away, and would less of it do?
 
     leak-image  neither the solution nor the hidden tests can be found in the image (`leaks.py`)
-    consistency text, solution and tests do not contradict one another (`consistency.py`)
+    consistency text, solution and tests do not contradict one another (`consistency.py`, `clues.py`)
     halves      parts of the solution fail
     mutants     the solution with one thing wrong fails (`mutants.py`)
+    cheat:NAME  shortcuts that follow from the task itself score 0 (`shortcuts.py`)
     restyled    the solution's programs without comments and blank lines pass: tests look at what is done
 
 All read the effects of one more run of the solution, so they hold whatever language it is written in.
@@ -18,7 +19,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from env_factory import consistency, leaks, mutants
+from env_factory import clues, consistency, leaks, mutants, shortcuts
 from env_factory.effects import Effects, effects_of
 from env_factory.mutants import Variant
 from env_factory.trial import DETAIL_CHARS, Trial, gate_of
@@ -50,6 +51,8 @@ async def inspect(trial: Trial) -> None:
             trial.gates.append(await _fail(trial, effects, "halves", mutants.halves(effects, task, rules), rules.halves))
         if not trial.failed and by_files:
             trial.gates.append(await _fail(trial, effects, "mutants", mutants.mutants(effects, task, rules), rules.mutants))
+        if not trial.failed and by_files:
+            trial.gates += await shortcuts.tried(trial, effects)
         if not trial.failed and by_files and "tests/run.py" not in task.files:
             for variant in mutants.restyled(effects, task):
                 trial.gates.append(gate_of("restyled", [await _reward(trial, effects, variant)], 1.0))
@@ -87,6 +90,7 @@ async def _consistent(trial: Trial, effects: Effects, by_files: bool) -> Gate:
     """Text, solution and tests speak of the same thing (`consistency.py`)."""
     task = trial.task
     found = await asyncio.to_thread(consistency.contradictions, task, effects.found)
+    found += await asyncio.to_thread(clues.clues, task, effects.found)
     if not found and by_files:
         variants = consistency.unnamed(task, effects.found)
         rewards = await asyncio.gather(*(_reward(trial, effects, variant) for variant in variants))

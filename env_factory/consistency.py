@@ -27,7 +27,7 @@ MAX_ENVIRONMENT_BYTES = 8_000_000
 _PATH = r"`?((?:/|\./)?(?:[\w.@-]+/)*[\w@-]+\.[A-Za-z][\w]{0,5})`?"
 _MAKES = re.compile(r"\b(write|save|store|put|create|produce|output|export|generate|copy|append)s?\b", re.IGNORECASE)
 _INTO = re.compile(
-    rf"\b(?:to|into|in|as|called|named|file|creates?|produces?)\s+(?:the\s+|a\s+)?(?:file\s+)?(?:called\s+|named\s+)?{_PATH}",
+    rf"\b(?:to|into|in|as|called|named|file|writes?|creates?|produces?|generates?)\s+(?:the\s+|a\s+)?(?:file\s+)?(?:called\s+|named\s+)?{_PATH}",
     re.I,
 )
 _FORBIDS = re.compile(
@@ -40,8 +40,9 @@ _SETTING = re.compile(
 )
 _NUMBER = re.compile(r"(?<![\w.-])\d{3,}(?![\w.-])")
 _ARCHIVED = re.compile(
-    r"\.(tar|tgz|zip|gz|bz2|xz|7z|cpio|deb|rpm|whl|patch|diff|bundle)\b|\b(extract|unpack|clone|archive|split)\b", re.I
+    r"\.(tar|tgz|zip|gz|bz2|xz|7z|cpio|deb|rpm|whl|patch|diff|bundle)\b|\b(extract|unpack|clone|archive)\b", re.I
 )
+_SPLITS = re.compile(r"\bsplit\b", re.I)
 _OPPOSITES = (
     (r"largest|maximum|highest|greatest|biggest|longest", r"smallest|minimum|lowest|shortest", r"max", r"min"),
     (r"sum", r"average|mean|median|product", r"sum", r"mean|avg"),
@@ -63,7 +64,7 @@ def reads_solution(task: Task) -> str:
 
 def contradictions(task: Task, effects: Sequence[Effect]) -> list[str]:
     """What cannot both be meant, in words."""
-    said = task.instruction
+    said = _prose(task)
     works = _Works(task, effects)
     return [
         *_paths(said, works),
@@ -73,6 +74,14 @@ def contradictions(task: Task, effects: Sequence[Effect]) -> list[str]:
         *_opposites(said, works),
         *_unknowable(said, works),
     ]
+
+
+def _prose(task: Task) -> str:
+    """The text; of a package's task without the code in it: a docstring speaks to its callers, an observation is measured."""
+    if "tests/run.py" not in task.files:
+        return task.instruction
+    fenced = re.sub(r"^(```|~~~).*?^\1", " ", task.instruction, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*\([^`\n]*`", " ", fenced)
 
 
 def unnamed(task: Task, effects: Sequence[Effect]) -> list[Variant]:
@@ -86,10 +95,13 @@ def unnamed(task: Task, effects: Sequence[Effect]) -> list[Variant]:
         path = PurePosixPath(effect.path)
         stem = path.name.split(".")[0]
         derived = any(other == stem or (len(other) > 1 and (other in stem or stem in other)) for other in stems if other)
-        told = derived or named(path, task.instruction) or path.name in works.environment
+        # Nobody makes a hidden file because its folder was spoken of.
+        said = path.name in task.instruction if path.name.startswith(".") else derived or named(path, task.instruction)
+        told = said or path.name in works.environment
         told = told or bool(re.search(rf"[`'\"]{re.escape(stem)}[`'\"]", task.instruction))
         told = told or (effect.is_source and bool(re.search(rf"\b{re.escape(stem)}\b", task.instruction)))
-        if effect.kind == "created" and not told:
+        # Whoever splits a file makes many that no text names, but none that are hidden.
+        if effect.kind == "created" and not told and (path.name.startswith(".") or not _SPLITS.search(task.instruction)):
             found.append(Variant(f"without {effect.path}, which nothing names", {effect.path: None}))
     return found[:4]
 

@@ -13,6 +13,8 @@ it is the base, is looked through for files that are named like the repaired one
 from __future__ import annotations
 
 import ast
+import contextlib
+import json
 import os
 import re
 import tarfile
@@ -24,8 +26,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from env_factory import git_objects
+from env_factory.bytecode import compiled_from
 from env_factory.effects import CACHES, Effects, read_plain
-from env_factory.mutants import named
+from env_factory.mutants import folder_named, named
 from gymsmith.schema import Gate, Reward
 from gymsmith.taskdir import Task
 from sandboxes.base import MIB, Image
@@ -43,6 +46,7 @@ TELLING_NAME = re.compile(r"answer|solution|solve|oracle|expected|secret|golden?
 ANSWERING = re.compile(r"\b(answer|solution|solve|oracle|expected)\b", re.IGNORECASE)
 """What a comment says that gives a short answer away."""
 HISTORY = re.compile(r"\b(git|commits?|history|reflog|stash(ed)?|branch(es)?|revert(ed)?)\b", re.IGNORECASE)
+RECOVERS = re.compile(r"\b(restore|recover|undelete|backups?|deleted|lost|trash)\b", re.IGNORECASE)
 _ARCHIVE = re.compile(r"\.(whl|egg|zip|tar|tar\.gz|tgz|tar\.bz2|tar\.xz)\Z")
 _LITTER = re.compile(r"/\.pytest_cache(/|\Z)|/\.cache/pip(/|\Z)")
 
@@ -157,6 +161,10 @@ def _function(source: str, name: str) -> list[str] | None:
 
 
 def _whole(text: str) -> int:
+    """The same for documents that mean the same, however they are laid out."""
+    if text.lstrip()[:1] in ("{", "["):
+        with contextlib.suppress(ValueError, RecursionError):
+            return hash(("whole", json.dumps(json.loads(text), sort_keys=True)))
     return hash(("whole", *lines_of(text)))
 
 
@@ -266,11 +274,11 @@ def _in_layer(secrets: Secrets, task: Task, top: Path, layer: Layer) -> Iterator
                 yield path, f"{path} holds {said}"
     for key, target in secrets.wholes.items():
         for path in layer.wholes.get(key, ()):
-            if path != target and secrets.own.get(path) != key and _betrays(path, task):
+            if path != target and secrets.own.get(path) != key and _betrays(path, target, task):
                 yield path, f"{path} is what the solution makes of {target}"
     for module in secrets.modules:
-        if module in layer.compiled:
-            yield layer.compiled[module], f"{layer.compiled[module]} is the compiled form of a repaired module"
+        if (path := layer.compiled.get(module, "")) and not _of_what_is_there(f"{top}{path}"):
+            yield path, f"{path} is the compiled form of a repaired module"
     wanted = set(secrets.ids)
     for line, path in layer.tests:
         if wanted and any(test in line for test in wanted):
@@ -302,11 +310,28 @@ def _in_history(secrets: Secrets, task: Task, top: Path, path: str) -> Iterator[
             yield path, f"an object of {path} holds {said}"
 
 
-def _betrays(path: str, task: Task) -> bool:
-    """Whether a file that equals what the solution makes is a leak: the text does not lead to it."""
-    if named(PurePosixPath(path), task.instruction):
+def _betrays(path: str, target: str, task: Task) -> bool:
+    """Whether a file that equals what the solution makes is a leak: the text does not lead to it.
+
+    A text that names the target names no other file of that name; a hidden folder is nowhere to be sent without a word.
+    """
+    place = PurePosixPath(path)
+    hidden = any(part.startswith(".") for part in place.parts[1:]) and not RECOVERS.search(task.instruction)
+    if hidden and place.name == PurePosixPath(target).name:
+        return not folder_named(place, task.instruction)
+    if named(place, task.instruction):
         return False
-    return not path.startswith(f"{task.spec.workdir.rstrip('/')}/") or bool(TELLING_NAME.search(path))
+    return hidden or not path.startswith(f"{task.spec.workdir.rstrip('/')}/") or bool(TELLING_NAME.search(path))
+
+
+def _of_what_is_there(path: str) -> bool:
+    """Whether byte code is of the source beside it, as the image has it: that is to be repaired, and tells nothing."""
+    place = Path(path)
+    folder = place.parent.parent if place.parent.name == "__pycache__" else place.parent
+    source = folder / f"{place.name.split('.')[0]}.py"
+    if any(each.is_symlink() or not each.is_file() or each.stat().st_size > MAX_FILE_BYTES for each in (place, source)):
+        return False
+    return compiled_from(place.read_bytes(), source.read_bytes())
 
 
 def _in_machine(secrets: Secrets, host: str, inside: str) -> Iterator[str]:

@@ -154,6 +154,11 @@ def named(path: PurePosixPath, text: str) -> bool:
     """Whether a text names a file, or the folder that it is in below the task's own."""
     if re.search(rf"(?<![\w.-]){re.escape(path.name)}(?![\w-]|\.\w)", text):
         return True
+    return folder_named(path, text)
+
+
+def folder_named(path: PurePosixPath, text: str) -> bool:
+    """Whether a text names one of the folders that a file is in, below the task's own."""
     return any(
         re.search(rf"(?<![\w.-]){re.escape(folder.name)}/?(?![\w-]|\.\w|/\w)", text)
         for folder in path.parents

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
 
+from env_factory.bytecode import compiled_from
 from gymsmith.schema import Draft, Gate
 
 
@@ -14,8 +17,8 @@ def leak(draft: Draft) -> Gate:
     found = [f"{a} is {b}" for b, data in secret.items() for a, other in inside.items() if other == data]
     found += [
         f"{name} is history or a cache"
-        for name in inside
-        if re.search(r"/(\.git|\.hg|__pycache__|\.pytest_cache)/|\.py[co]\Z", name)
+        for name, data in inside.items()
+        if re.search(r"/(\.git|\.hg|__pycache__|\.pytest_cache)/|\.py[co]\Z", name) and not _known(name, data, inside)
     ]
     found += [
         f"the instruction names the test {test}" for test in draft.spec.expected if "::" in test and test in draft.instruction
@@ -24,6 +27,15 @@ def leak(draft: Draft) -> Gate:
     lines = {line.strip() for line in solution.splitlines() if len(line.strip()) >= 24 and not line.startswith("#")}
     found += [f"the instruction holds a line of the solution: {line[:60]}" for line in sorted(lines) if line in draft.instruction]
     return Gate(name="leak", passed=not found, detail="; ".join(found[:5]))
+
+
+def _known(name: str, data: bytes, inside: Mapping[str, bytes]) -> bool:
+    """Whether a file is byte code of the source beside it."""
+    place = PurePosixPath(name)
+    folder = place.parent.parent if place.parent.name == "__pycache__" else place.parent
+    return (
+        compiled_from(data, inside.get(str(folder / f"{place.name.split('.')[0]}.py"), b"")) if place.suffix == ".pyc" else False
+    )
 
 
 def looking(draft: Draft) -> Gate:

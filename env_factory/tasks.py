@@ -7,6 +7,7 @@ goes on from the ledger. Payloads and results are described by the models below.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import time
@@ -372,24 +373,31 @@ async def _verify(asked: Proofs, worker: Worker, ctx: JobContext) -> dict[str, A
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of everything below it, sandboxes included, so far."""
+    """CPU time of this process and of everything below it, sandboxes and what runs in them included, so far."""
     own = os.times()
     total = own.user + own.system + own.children_user + own.children_system
     tick = os.sysconf("SC_CLK_TCK")
-    for task in os.listdir("/proc/self/task"):
+    pending = _children(os.getpid())
+    while pending:
+        child = pending.pop()
+        pending += _children(child)
         try:
-            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
-                children = file.read().split()
+            with open(f"/proc/{child}/stat", encoding="utf-8", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
         except OSError:
             continue
-        for child in children:
-            try:
-                with open(f"/proc/{child}/stat", encoding="utf-8", errors="replace") as file:
-                    fields = file.read().rpartition(")")[2].split()
-            except OSError:
-                continue
-            total += sum(int(ticks) for ticks in fields[11:15]) / tick
+        total += sum(int(ticks) for ticks in fields[11:15]) / tick
     return total
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that a process has started, of all its threads; none when it has ended."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                found += map(int, file.read().split())
+    return found
 
 
 def _unwritable(error: OSError, ctx: JobContext) -> StoreError:

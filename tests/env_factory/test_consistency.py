@@ -60,3 +60,11 @@ def test_files_that_nothing_names_are_tried_without() -> None:
 def test_tests_that_look_at_the_solution(line: str, reads: bool) -> None:
     task = Task.of(replace(GOOD, files=FILES | {"tests/test.sh": line.encode()}))
     assert bool(reads_solution(task)) is reads
+
+
+def test_what_a_docstring_says_is_no_order() -> None:
+    text = "Write the body again.\n\n~~~python\ndef f():\n    '''Listens on port 9090.'''\n~~~\n\n- `f(port=8080)` gives 1\n"
+    files = FILES | {"tests/check.py": b"port = 9191\n"}
+    own = Task.of(replace(GOOD, instruction=text, files=files))
+    assert "port 9090" in "; ".join(contradictions(own, ())), "of a task that speaks for itself it is"
+    assert contradictions(Task.of(replace(GOOD, instruction=text, files=files | {"tests/run.py": b""})), ()) == []

@@ -127,3 +127,15 @@ def test_an_order_that_cannot_be_is_refused_in_words(
     with pytest.raises(error, match=words):
         tasks.generate(ORDER | change, doorway)
     assert time.monotonic() - started < 30
+
+
+def test_processor_time_of_what_runs_below_a_child_counts() -> None:
+    """A child that only waits, and a grandchild that works: while both live, nothing of it stands in the child's own times."""
+    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint(1, flush=True)\ntime.sleep(60)"
+    wait = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
+    before = tasks.cpu_seconds()
+    with subprocess.Popen([sys.executable, "-c", wait], stdout=subprocess.PIPE, start_new_session=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"1\n"
+        spent = tasks.cpu_seconds() - before
+        os.killpg(child.pid, signal.SIGKILL)
+    assert spent >= 0.45
