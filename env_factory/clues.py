@@ -31,8 +31,10 @@ _TODAY = re.compile(
     re.I,
 )
 _CLOCK = re.compile(
-    r"\b(?:date|datetime)\.(?:today|now|utcnow)\(|\btime\.(?:time|localtime|gmtime)\(|\bnew Date\(\)|`date|\$\(date"
+    r"\b(?:date|datetime)\.(?:today|now|utcnow)\(|\btime\.(?:time|localtime|gmtime)\(|\bnew Date\(\)|"
+    r"(?:`|\$\()date(?![^)`]* (?:-d|--date|-r|--reference)\b)[^)`]*[)`]"
 )
+"""Asks what time it is; `date -d` reckons with a time that is given."""
 _FROZEN = re.compile(r"faketime|freeze|SOURCE_DATE_EPOCH|\bNOW=|monkeypatch")
 _ASKS = re.compile(r"\b(recover|decrypt|decode|decipher|crack|guess|find out|reconstruct|deduce|extract)\b", re.I)
 _TESTED = re.compile(r"(?:\bexists|\bisfile|\bis_file|\blexists)\(\s*([\w.]+|[\"'][^\"']+[\"'])|\[\[? -[efs] [\"']?([^\s\"'\]]+)")

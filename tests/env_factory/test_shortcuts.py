@@ -41,6 +41,8 @@ def found(text: str, made: dict[str, str], tests: str, solve: str = "true\n") ->
         ("Sort in ascending order.", {}, "self.assertEqual(got, [9, 5, 2])", "", "rising order"),
         ("Print what is due today, with d.py.", {"d.py": DUE}, "assert run('2026-11-29')", "", "fixed dates"),
         ("Print what is due today, with d.py.", {"d.py": DUE}, "assert run(str(date.today())) != '2026-11-29'", "", ""),
+        ("Delete what is expired.", {"d.sh": "#!/bin/sh\nx=$(date +%F)\n"}, "assert run('2026-11-29')", "", "fixed dates"),
+        ("Delete what is expired.", {"d.sh": '#!/bin/sh\nx=$(date -u -d "$1" +%s)\n'}, "assert run('2026-11-29')", "", ""),
         ("Print what is due on the day that is given.", {"d.py": DUE}, "assert run('2026-11-29')", "", ""),
         ("Write a.sh.", {"a.sh": "x"}, "S = '/work/.seen/done'\nif os.path.exists(S): exit(0)", "", "an agent may put it there"),
         ("Write a.sh.", {"a.sh": "x"}, "S = '/work/a.sh'\nif os.path.exists(S): run(S)", "", ""),
