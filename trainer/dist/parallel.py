@@ -183,6 +183,8 @@ def _shard(model: Transformer, layouts: Mapping[str, Layout], world: World) -> d
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            # Otherwise a factor becomes a kind of sum that only NCCL knows.
+            module.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "_run")
     return {name: Layout(whole.shape, whole.cuts, bool(whole.shape), whole.partial) for name, whole in layouts.items()}
 
