@@ -1,7 +1,8 @@
 """The `Attend` of training: whole rows of packed documents, position t sees s <= t of its own document within the window.
 
 Short rows use one mask. Long rows never have a T x T tensor: without a window each document is attended on its own, causally and
-without a mask; otherwise queries go in chunks, and a chunk runs again in the backward pass instead of keeping its mask.
+without a mask; with one, queries go in chunks, under masks as wide as chunk and window. Where neither helps, a chunk runs again
+in the backward pass instead of keeping its mask or weights.
 Soft caps and sinks are not in torch's fused kernel and take the plain form, softmax written out.
 
 Shapes: B rows, T positions, C queries of a chunk, S keys, H query heads, K key heads, G = H / K, D channels.
@@ -39,7 +40,7 @@ class Masked:
     ) -> None:
         self.documents, self.chunk, self.oracle = documents_BT, memory.attention_chunk, oracle
         self.ledger = ledger or Ledger()
-        self._masks: dict[int | None, Tensor] = {}
+        self._masks: dict[tuple[int | None, int, int], Tensor] = {}
         self._spans: list[list[tuple[int, int]]] | None = None
 
     def dense(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
@@ -91,7 +92,7 @@ class Masked:
         if not plain and self.documents is None and window is None:
             return _fused(q, k, v, scores.scale, None)
         if self.chunk >= T:
-            mask = self._whole(window, T, q.device)
+            mask = self._mask(window, slice(0, T), slice(0, T), q.device)
             return read(self._weights(q, k, mask, scores), v) if plain else _fused(q, k, v, scores.scale, mask)
         if not plain and window is None and (spans := self._documents()) is not None:
             rows = [
@@ -105,9 +106,13 @@ class Masked:
         return torch.cat([self._piece(q[:, :, t], k, v, scores, plain, t) for t in chunks], 2)
 
     def _piece(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores, plain: bool, t: slice) -> Tensor:
-        """Queries of positions t among the keys of whole rows, recomputed in the backward pass."""
+        """Queries of positions t among the keys of whole rows: masks of windows are kept for all layers, what else would be a
+        square runs again in the backward pass."""
         window = scores.window
         s = slice(0 if window is None else max(0, t.start - window + 1), t.stop)
+
+        if not plain and window is not None:
+            return _fused(q, k[:, :, s], v[:, :, s], scores.scale, self._mask(window, t, s, q.device))
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             mask = self.visible(window, t, s).to(q.device)
@@ -156,11 +161,12 @@ class Masked:
         dtype = torch.float32 if narrow else torch.promote_types(logits.dtype, torch.float32)
         return softmax(logits, scores.sinks, dtype).to(q.dtype)
 
-    def _whole(self, window: int | None, T: int, device: torch.device) -> Tensor:
-        """The mask of whole rows, made once."""
-        if window not in self._masks:
-            self._masks[window] = self.visible(window, slice(0, T), slice(0, T)).to(device)
-        return self._masks[window]
+    def _mask(self, window: int | None, t: slice, s: slice, device: torch.device) -> Tensor:
+        """A mask that all layers share, made once."""
+        key = window, t.start, t.stop
+        if key not in self._masks:
+            self._masks[key] = self.visible(window, t, s).to(device)
+        return self._masks[key]
 
     def _documents(self) -> list[list[tuple[int, int]]] | None:
         """Start and end of every document, row by row; None when a document comes back after another one."""
