@@ -2,7 +2,8 @@
 
 A model that one of the families of `trainer/hf/families.py` computes is written as that family and needs nothing of ours. A model
 with extra parts brings its own modeling file and is loaded with trust_remote_code=True; its README and config.json say so. What
-neither computes is refused. As a program: `python -m trainer.export --checkpoint DIR --out FOLDER [--dtype bfloat16]`.
+neither computes is refused. As a program: `python -m trainer.export --checkpoint DIR --out FOLDER [--dtype bfloat16]
+[--serving fp8]`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from trainer.hf.families import FAMILIES, Family
 from trainer.hf.folder import write_weights
 from trainer.hf.names import to_theirs, travels
 from trainer.model.config import ModelConfig
+from trainer.precision.serve import Served, fp8, packed_int4
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}<|doc|><|task|>{{ m.content }}<|end|><|act|>"
@@ -43,24 +45,21 @@ FORMAT = (
     "(`split_special_tokens=True`), or it could forge a turn.\n"
 )
 """What the README of a model with our special tokens adds."""
-Encode = Callable[[str, Tensor], Mapping[str, Tensor]]
-"""(their name, tensor) -> what is written for it: the place where serving formats quantise."""
+SERVING: dict[str, Callable[[Mapping[str, Tensor]], Served]] = {
+    "": lambda weights: Served(dict(weights)),
+    "fp8": fp8,
+    "fp8-channel": lambda weights: fp8(weights, "channel"),
+    "int4": packed_int4,
+}
+"""How matrices are rounded for a server."""
 
 
-def plain(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
-    """The tensor as it is."""
-    return {name: tensor}
-
-
-def export(
-    checkpoint: Path, folder: Path, *, dtype: str = "float32", encode: Encode = plain, extra: Mapping[str, Any] | None = None
-) -> Path:
+def export(checkpoint: Path, folder: Path, *, dtype: str = "float32", serving: str = "") -> Path:
     """Write the folder, complete or not at all.
 
     Args:
         dtype: number format of the weights, float32 or bfloat16.
-        encode: what is written for each tensor.
-        extra: more of config.json, such as a `quantization_config` that goes with `encode`.
+        serving: one of SERVING, rounded from the float32 weights; empty rounds nothing.
     Raises:
         Conflict: the folder exists.
         NotFound, CorruptCheckpoint: about the checkpoint.
@@ -80,12 +79,13 @@ def export(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     weights = found.weights if family is None else to_theirs(found.weights, family.name, found.model.moe.experts)
-    cast = {name: t.to(getattr(torch, dtype)) for name, t in weights.items()}
-    write_weights(scratch, {n: t for name, tensor in cast.items() for n, t in encode(name, tensor).items()})
+    served = SERVING[serving](weights)
+    as_it_was = {name for name in weights if served.tensors.get(name) is weights[name]}
+    write_weights(scratch, {n: t.to(getattr(torch, dtype)) if n in as_it_was else t for n, t in served.tensors.items()})
     ids = kept.get("ids") or {f"{key}_id": _id(found, token) for key, token in ROLES.items()}
     config = own_config(found.model) if family is None else write(family, found.model) | ids
     documents = {
-        "config.json": config | {"dtype": dtype} | dict(extra or {}),
+        "config.json": config | {"dtype": dtype} | ({"quantization_config": served.config} if served.config else {}),
         "generation_config.json": {"eos_token_id": ids["eos_token_id"], "pad_token_id": ids["pad_token_id"]},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -176,12 +176,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="number format of the weights")
+    parser.add_argument("--serving", choices=sorted(SERVING), default="", help="round matrices for a server")
     parser.add_argument("--lifeline", action="store_true", help="end when standard input closes")
     given = parser.parse_args(arguments)
     if given.lifeline:
         lifeline.hold_on(grace_s=1.0)
     try:
-        print(export(given.checkpoint, given.out, dtype=given.dtype))
+        print(export(given.checkpoint, given.out, dtype=given.dtype, serving=given.serving))
     except GymsmithError as e:
         print(e, file=sys.stderr)
         return e.exit_code

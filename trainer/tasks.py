@@ -80,7 +80,7 @@ def serve(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
 
 
 def export(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
-    """Write a checkpoint as a Hugging Face folder: {"checkpoint", "folder", "dtype"} -> {"folder"}.
+    """Write a checkpoint as a Hugging Face folder: {"checkpoint", "folder", "dtype", "serving"} -> {"folder"}.
 
     Raises:
         UserError: the folder exists, or the checkpoint does not; the message says which.
@@ -89,7 +89,7 @@ def export(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     _with_torch()
     checkpoint, folder = ctx.settings.home / _needed(payload, "checkpoint"), Path(_needed(payload, "folder"))
     command = [sys.executable, "-m", "trainer.export", "--checkpoint", str(checkpoint), "--out", str(folder), "--lifeline"]
-    command += ["--dtype", payload.get("dtype", "float32")]
+    command += ["--dtype", payload.get("dtype", "float32"), "--serving", payload.get("serving", "")]
     _heard(command, ctx, ctx.settings.logs_dir / f"export-{ctx.job.id}.log")
     return {"folder": str(folder)}
 

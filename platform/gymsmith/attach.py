@@ -178,7 +178,7 @@ class House:
         finally:
             self.store.cancel(job.id)
 
-    def export(self, checkpoint: str, folder: Path, *, dtype: str = "float32", quiet: bool = False) -> Path:
+    def export(self, checkpoint: str, folder: Path, *, dtype: str = "float32", serving: str = "", quiet: bool = False) -> Path:
         """Write a checkpoint as a Hugging Face folder.
 
         Raises:
@@ -186,6 +186,7 @@ class House:
             UserError: the folder exists.
         """
         payload = {"checkpoint": self.checkpoint(checkpoint), "folder": str(folder.resolve()), "dtype": dtype}
+        payload["serving"] = serving
         return Path(self.run("export", payload, quiet=quiet).result["folder"])
 
     # -------------------------------------------------------- rollouts and evaluation

@@ -26,11 +26,13 @@ from trainer.hf import importer
 from trainer.hf.document import essence, family_of, read, write
 from trainer.hf.families import FAMILIES
 from trainer.hf.folder import write_weights
+from trainer.hf.names import to_theirs
 from trainer.hf.vocabulary import add_special_tokens, shares
 from trainer.learner import Learner
 from trainer.model.config import LayerKind, ModelConfig
 from trainer.model.rope import Rope, table
 from trainer.model.transformer import Transformer
+from trainer.precision import serve
 
 transformers = pytest.importorskip("transformers", reason="install the dev extra: transformers is the oracle of imports")
 oracles: Any = pytest.importorskip("trainer.hf.oracles")
@@ -162,7 +164,7 @@ def test_older_files_mean_what_transformers_takes_them_for(family: str) -> None:
         ({"hidden_size": None}, "hidden_size"),
         ({"num_key_value_heads": 3}, "multiple of n_kv_heads"),
         ({"hidden_act": "relu"}, "hidden_act"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_type"),
         ({"layer_types": ["full_attention"]}, "num_hidden_layers"),
         ({"num_hidden_layers": 3}, "num_hidden_layers"),
@@ -269,6 +271,26 @@ def test_half_precision_and_shards_lose_nothing(tmp_path: Path) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     with torch.no_grad():
         assert (theirs(input_ids=IDS).logits - found.model(IDS)).abs().max() <= 1e-4
+
+
+def test_eight_bits_for_serving_come_back_as_what_they_stand_for(tmp_path: Path) -> None:
+    found = importer.bring_in(folder_of("DeepseekV3", tmp_path / "given", moe_intermediate_size=256))
+    saved = checkpoint.save(tmp_path / "c", 0, found.model, tokenizer=found.words, meta=found.meta)
+    out = export(saved, tmp_path / "out", dtype="bfloat16", serving="fp8")
+    weights = to_theirs(checkpoint.own_weights(found.model), "DeepseekV3", 8)
+    expected = serve.restored(serve.fp8(weights).tensors)
+    stored = load_file(out / "model.safetensors")
+    assert stored["model.layers.1.mlp.experts.0.up_proj.weight"].dtype is torch.float8_e4m3fn
+    assert stored["model.layers.1.mlp.experts.0.up_proj.weight_scale_inv"].shape == (2, 1)
+    assert {stored[n].dtype for n in ("lm_head.weight", "model.norm.weight")} == {torch.bfloat16}
+    again = to_theirs(checkpoint.own_weights(importer.bring_in(out).model), "DeepseekV3", 8)
+    for name, tensor in again.items():
+        same = expected[name] if stored[name].dtype is torch.float8_e4m3fn else weights[name].bfloat16().float()
+        assert torch.equal(tensor, same), name
+    packed = export(saved, tmp_path / "packed", serving="int4")
+    assert json.loads((packed / "config.json").read_text())["quantization_config"]["format"] == "pack-quantized"
+    with pytest.raises(ConfigError, match="compressed-tensors"):
+        importer.bring_in(packed)
 
 
 def test_a_model_of_no_family_is_refused_whole(tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ def read(document: Document, where: str) -> tuple[Family, ModelConfig]:
     if family is None:
         known = ", ".join(f.architecture for f in FAMILIES.values())
         raise ConfigError(f"{where}: expected architectures to be one of {known}, got {names}; convert the model to one of them")
-    if document.get("quantization_config"):
-        method = document["quantization_config"].get("quant_method", "unknown")
-        raise ConfigError(f"{where}: expected plain weights, got quantised ones ({method}); save them in bfloat16 first")
+    rounded = document.get("quantization_config") or {}
+    if rounded and not (rounded.get("quant_method") == "fp8" and rounded.get("weight_block_size")):
+        method = rounded.get("quant_method", "unknown")
+        raise ConfigError(f"{where}: expected plain weights or FP8 in blocks, got {method}; save them in bfloat16 first")
     for key in ("hidden_act", "hidden_activation"):
         expected = "gelu_pytorch_tanh" if family.name == "Gemma2" else "silu"
         if document.get(key, expected) not in (expected, "gelu" if family.name == "Gemma2" and key == "hidden_act" else expected):

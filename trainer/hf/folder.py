@@ -19,6 +19,8 @@ from torch import Tensor
 from gymsmith.errors import ConfigError, CorruptCheckpoint, NotFound, UserError
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SCALE = "_scale_inv"
+"""After a weight's name: one factor for each block of it."""
 SHARD_BYTES = 5_000_000_000
 """Largest file that is written."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,13 +63,19 @@ class Folder:
         return file.read_text(encoding="utf-8") if file.is_file() else None
 
     def read(self, name: str) -> Tensor:
-        """One tensor in float32.
+        """One tensor in float32; FP8 in blocks (DeepSeek-V3's layout) becomes the numbers that it stands for.
 
         Raises:
-            ConfigError: it holds quantised numbers.
+            ConfigError: it holds numbers of another format.
         """
         with safe_open(self.shard_of[name], "pt") as file:
             found: Tensor = file.get_tensor(name)
+        blocks = (self.document.get("quantization_config") or {}).get("weight_block_size")
+        if found.dtype is torch.float8_e4m3fn and blocks and f"{name}{SCALE}" in self.shard_of:
+            scale = self.read(f"{name}{SCALE}")
+            for dim, block in enumerate(blocks):
+                scale = scale.repeat_interleave(block, dim).narrow(dim, 0, found.size(dim))
+            return found.float() * scale
         if found.dtype not in FLOATS:
             raise ConfigError(
                 f"{name}: expected float32, bfloat16 or float16, got {found.dtype}; save the model in bfloat16 first"

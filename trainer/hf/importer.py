@@ -26,7 +26,7 @@ from trainer import checkpoint
 from trainer.data import tokenizer as tokenizers
 from trainer.hf.document import read
 from trainer.hf.families import Family
-from trainer.hf.folder import Folder
+from trainer.hf.folder import SCALE, Folder
 from trainer.hf.names import moves
 from trainer.hf.vocabulary import Rule, add_special_tokens, shares
 from trainer.model.transformer import Transformer
@@ -117,10 +117,10 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _dispensable(name: str, model: Transformer) -> bool:
-    """Tables that are computed anyway, a tied head stored twice, and layers that predict further tokens."""
+    """Tables that are computed anyway, factors of FP8 blocks, a tied head stored twice, layers that predict further tokens."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     further = layer is not None and int(layer[1]) >= model.config.n_layers
-    return further or name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and model.config.tied_head)
+    return further or name.endswith(("rotary_emb.inv_freq", SCALE)) or (name == "lm_head.weight" and model.config.tied_head)
 
 
 def _check_words(words: str, vocab_size: int, path: Path) -> None:

@@ -210,6 +210,7 @@ def export(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or a run id (its newest checkpoint).")],
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
     dtype: Annotated[str, typer.Option(help="Number format of the weights: float32 or bfloat16.")] = "float32",
+    serving: Annotated[str, typer.Option(help="Round matrices for a server: fp8, fp8-channel or int4.")] = "",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -217,8 +218,9 @@ def export(
     from gymsmith.attach import attached
 
     one_of("--dtype", dtype, ("float32", "bfloat16"))
+    one_of("--serving", serving, ("", "fp8", "fp8-channel", "int4"))
     with attached(settings_for(home)) as house:
-        made = house.export(checkpoint, folder, dtype=dtype, quiet=as_json)
+        made = house.export(checkpoint, folder, dtype=dtype, serving=serving, quiet=as_json)
     emit({"folder": str(made)}) if as_json else print(made)
 
 
