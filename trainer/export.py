@@ -75,6 +75,9 @@ def export(checkpoint: Path, folder: Path, *, dtype: str = "float32", serving: s
             f"expected a model that {', '.join(FAMILIES)} or our modeling file computes, got a mixture of them; "
             "train one of these architectures where transformers must load the result"
         )
+    biased = any(t.any() for name, t in found.weights.items() if name.endswith(".ffn.bias"))
+    if family and family.name == "GptOss" and biased:
+        raise UserError("expected no selection bias, as gpt-oss has none, got one that moved; train with moe.balance none")
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

@@ -135,6 +135,7 @@ def test_every_family_takes_its_own_models_and_no_other() -> None:
         assert family_of(model) is family
         assert essence(read(write(family, model), name)[1]) == essence(model)
     assert family_of(model.model_copy(update={"attention_softcap": 9.0})) is None
+    assert family_of(model.model_copy(update={"moe": model.moe.model_copy(update={"expert_bias": True})})) is None
 
 
 OLD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -271,6 +272,10 @@ def test_half_precision_and_shards_lose_nothing(tmp_path: Path) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     with torch.no_grad():
         assert (theirs(input_ids=IDS).logits - found.model(IDS)).abs().max() <= 1e-4
+        checkpoint.own_weights(found.model)["blocks.1.ffn.bias"][0] = 1
+    moved = checkpoint.save(tmp_path / "c", 1, found.model, tokenizer=found.words, meta=found.meta)
+    with pytest.raises(UserError, match="selection bias"):
+        export(moved, tmp_path / "moved")
 
 
 def test_eight_bits_for_serving_come_back_as_what_they_stand_for(tmp_path: Path) -> None:

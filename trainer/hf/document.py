@@ -18,7 +18,10 @@ NULLABLE = {"q_lora_rank", "attn_logit_softcapping", "final_logit_softcapping", 
 """Keys whose null switches something off; elsewhere null is as good as absent."""
 TRAINING = {"init", "mtp", "z_loss", "smear_std"}
 """Fields of `ModelConfig` that do not change what a trained model computes."""
-ROUTING = ("experts", "top_k", "dim", "shared_dim", "score", "scale", "groups", "groups_kept", "router_bias", "activation")
+ROUTING = (
+    *("experts", "top_k", "dim", "shared_dim", "score", "scale", "groups", "groups_kept"),
+    *("router_bias", "expert_bias", "activation"),
+)
 
 
 def read(document: Document, where: str) -> tuple[Family, ModelConfig]:
@@ -90,7 +93,7 @@ def essence(model: ModelConfig) -> Document:
     ]
     found["moe"] = {name: getattr(model.moe, name) for name in ROUTING} if routed else None
     if routed and model.moe.activation == "clamped":
-        found["clamp"] = (model.moe.alpha, model.moe.limit, model.moe.expert_bias)
+        found["clamp"] = (model.moe.alpha, model.moe.limit)
     if routed and model.moe.score != "softmax_top":
         found["normalise"] = model.moe.normalise
     found["mla"] = model.mla if latent else None
