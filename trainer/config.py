@@ -1,7 +1,8 @@
 """Every knob of training, as frozen models read from `recipes/*.toml`. Imports no torch.
 
 A `Recipe` says how to train; a `TrainConfig` says what: stage, seed, data and the checkpoint to start from. Both are stored
-with the run. Budgets count steps, never seconds.
+with the run. Budgets count steps, never seconds. Long for a file, because a recipe is one document and people look a
+knob up in one place.
 """
 
 from __future__ import annotations

@@ -155,7 +155,10 @@ class Trainer:
         self.load(found.weights)
         optimizer = dict(found.optimizer)
         random = optimizer.pop(RNG, None)
-        self.optimizers.load({name: self.parallel.part(name, whole) for name, whole in optimizer.items()})
+        try:
+            self.optimizers.load({name: self.parallel.part(name, whole) for name, whole in optimizer.items()})
+        except KeyError as e:
+            raise CorruptCheckpoint(f"{found.path}: optimizer state of {e}, which does not train here; use its own recipe") from e
         if random is not None:
             torch.set_rng_state(random)
         self.step, self.tokens = found.step, int(found.meta["tokens"])

@@ -174,6 +174,17 @@ def test_a_loss_that_is_not_finite_names_its_documents(tmp_path: Path) -> None:
     assert checkpoint.weights_digest(model) == before and not list(tmp_path.iterdir())
 
 
+def test_optimizer_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, every=1000)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    model = found.build()
+    optimizers = Optimizers(model, OptimConfig(freeze=("embedding",)))
+    trainer = Trainer(model, optimizers, ScheduleConfig(), 1, tmp_path, SaveConfig(), "{}", {}, lambda step, metrics: None)
+    with pytest.raises(CorruptCheckpoint, match=r"embedding\.token\.weight.* use its own recipe"):
+        trainer.take(found)
+
+
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     write(tmp_path, 1)
     with pytest.raises(CorruptCheckpoint, match="another run"):

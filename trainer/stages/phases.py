@@ -137,6 +137,7 @@ def train(
             begin(trainer)
         if trainer.step < last:
             trainer.run(feed)
+    feed.stream.close()
     assert resumed is not None
     return trainer, resumed
 
