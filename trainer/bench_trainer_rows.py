@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +16,15 @@ import torch
 from gymsmith.bench import Row
 from trainer import checkpoint
 from trainer.checkpoint import Draft, Writer
-from trainer.config import OptimConfig, SaveConfig, ScheduleConfig
 from trainer.data.deck import Deck
-from trainer.data.documents import Document
-from trainer.data.loader import Loader
 from trainer.data.mix import Mix, Phase
 from trainer.data.packing import best_fit_rows
 from trainer.data.shards import Shards, ShardWriter
 from trainer.data.stream import Stream
-from trainer.loop import Trainer
 from trainer.model.config import MemoryConfig, ModelConfig
 from trainer.model.head import head_loss
 from trainer.model.transformer import Transformer
-from trainer.optim.groups import Optimizers
-from trainer.stages.pretrain import TextFeed
-
-TINY = ModelConfig(vocab_size=64, dim=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, ffn_dim=64, max_positions=128)
+from trainer.survival import survive
 
 
 def machinery(home: Path, quick: bool) -> list[Row]:
@@ -197,69 +186,13 @@ def stall(folder: Path, quick: bool) -> list[Row]:
     ]
 
 
-def train(folder: Path, curve: Path, steps: int, tick: Callable[[], object] = lambda: None) -> None:
-    """A small run that resumes by itself, and appends (step, loss bits) and ticks as it goes."""
-    torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-    documents = [Document(rng.integers(6, 64, n).astype(np.int32), np.ones(n, np.float32)) for n in rng.integers(3, 60, 200)]
-    model = Transformer(TINY, 1)
-
-    def report(step: int, metrics: dict[str, float]) -> None:
-        with curve.open("a") as out:
-            out.write(f"{step} {metrics['loss'].hex()}\n")
-        tick()
-
-    trainer = Trainer(
-        model, Optimizers(model, OptimConfig()), ScheduleConfig(), steps, folder, SaveConfig(every_steps=1), "{}", {}, report
-    )
-    feed = TextFeed(Loader(documents, 4, 64, 5))
-    trainer.resume(feed)
-    trainer.run(feed)
-
-
 def kills(folder: Path, count: int) -> list[Row]:
-    """SIGKILL at random moments, again and again; the loss of every step, whenever it was taken, against the unbroken run's."""
-    steps = 4 * count
-    train(folder / "whole", folder / "whole.txt", steps)
-    draws, hits = random.Random(7), 0
-    for _ in range(count):
-        hits += _killed(folder, steps, draws.randint(1, 3), draws.uniform(0, 0.03))
-    train(folder / "killed", folder / "killed.txt", steps)
-    unbroken = dict(line.split() for line in (folder / "whole.txt").read_text().splitlines())
-    seen = [line.split() for line in (folder / "killed.txt").read_text().splitlines() if line.count(" ") == 1]
-    wrong = sum(unbroken.get(step) != loss for step, loss in seen)
-    same = checkpoint.newest(folder / "killed"), checkpoint.newest(folder / "whole")
-    equal = all(same) and checkpoint.weights_digest(same[0].weights) == checkpoint.weights_digest(same[1].weights)  # type: ignore[union-attr]
+    """SIGKILL at random moments, again and again: every step as often as it was done, and the weights, as in the unbroken run."""
+    found = survive(folder / "kills", count)
+    metric = f"{found.kills} SIGKILLs in {found.steps} steps, {found.repeated} done again"
     return [
-        Row(
-            f"{hits} SIGKILLs: steps whose loss differs",
-            "steps",
-            wrong,
-            0.0,
-            f"unbroken run, {len(seen)} seen",
-            None,
-            "0, bitwise",
-            wrong == 0,
-        ),
-        Row(f"{hits} SIGKILLs: final weights", "equal", float(equal), 1.0, "unbroken run", None, "bitwise", equal),
+        Row(metric, "equal", float(found.equal), 1.0, f"unbroken run {found.difference}".strip(), None, "bitwise", found.equal)
     ]
-
-
-def _killed(folder: Path, steps: int, after: int, delay_s: float) -> bool:
-    """Train in a child and kill it so many seconds after so many of its steps; whether it was still at work."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        train(folder / "killed", folder / "killed.txt", steps, lambda: os.write(writing, b"."))
-        os._exit(0)
-    os.close(writing)
-    for _ in range(after):
-        os.read(reading, 1)
-    time.sleep(delay_s)
-    os.kill(child, signal.SIGKILL)
-    os.close(reading)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 # -------------------------------------------------------- parity

@@ -1,16 +1,15 @@
-"""The benchmark's own logic at small size: toys show their effect, kills are survived, and a GPU's absence is said."""
+"""The benchmark's own logic at small size: toys show their effect, peers are alike, and a GPU's absence is said."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from gymsmith.bench import BENCHES, Row
 from gymsmith.config import Settings
-from trainer import bench_trainer_gpu, bench_trainer_peers, bench_trainer_rows, bench_trainer_text, bench_trainer_toys
+from trainer import bench_trainer_gpu, bench_trainer_peers, bench_trainer_text, bench_trainer_toys
 from trainer.plan_flops import parameters
 
 
@@ -47,11 +46,6 @@ def test_spikes_are_counted() -> None:
     assert bench_trainer_toys.spikes(losses) == 0
     losses[40] = 3.0
     assert bench_trainer_toys.spikes(losses) == 1
-
-
-def test_kills_are_survived_bit_for_bit(tmp_path: Path) -> None:
-    rows = bench_trainer_rows.kills(tmp_path, 2)
-    assert [row.ok for row in rows] == [True, True] and rows[0].metric.startswith("2 SIGKILLs")
 
 
 def test_both_sides_of_the_speed_rows_are_the_same_size() -> None:
