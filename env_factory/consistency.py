@@ -80,7 +80,7 @@ def _prose(task: Task) -> str:
     """The text; of a package's task without the code in it: a docstring speaks to its callers, an observation is measured."""
     if "tests/run.py" not in task.files:
         return task.instruction
-    fenced = re.sub(r"^(```|~~~).*?^\1", " ", task.instruction, flags=re.MULTILINE | re.DOTALL)
+    fenced = re.sub(r"^[ \t]*(```|~~~).*?^[ \t]*\1", " ", task.instruction, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"`[^`\n]*\([^`\n]*`", " ", fenced)
 
 

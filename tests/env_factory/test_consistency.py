@@ -64,6 +64,7 @@ def test_tests_that_look_at_the_solution(line: str, reads: bool) -> None:
 
 def test_what_a_docstring_says_is_no_order() -> None:
     text = "Write the body again.\n\n~~~python\ndef f():\n    '''Listens on port 9090.'''\n~~~\n\n- `f(port=8080)` gives 1\n"
+    text += "\n  ```python\n  f(port=7070)\n  ```\n"
     files = FILES | {"tests/check.py": b"port = 9191\n"}
     own = Task.of(replace(GOOD, instruction=text, files=files))
     assert "port 9090" in "; ".join(contradictions(own, ())), "of a task that speaks for itself it is"
