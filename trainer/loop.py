@@ -13,6 +13,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,14 +24,15 @@ from torch import Tensor
 from gymsmith.errors import CorruptCheckpoint, GymsmithError
 from trainer import checkpoint
 from trainer.checkpoint import Draft, Writer, own_weights
-from trainer.config import SaveConfig, ScheduleConfig
-from trainer.dist.mesh import World
+from trainer.config import PrecisionConfig, SaveConfig, ScheduleConfig
+from trainer.dist.mesh import AXES, World
 from trainer.dist.parallel import Parallel, parallelise
 from trainer.model.moe import routers
 from trainer.model.transformer import Transformer
 from trainer.monitor import Facts
 from trainer.optim.groups import Optimizers
 from trainer.optim.schedule import scale
+from trainer.precision.convert import Converted, convert
 
 log = logging.getLogger(__name__)
 Report = Callable[[int, dict[str, float]], None]
@@ -40,6 +42,7 @@ Callback = Callable[[int, dict[str, float], Facts], object]
 Statistics = dict[str, dict[int, Tensor]]
 """name -> layer -> values, as in `Outputs.statistics`."""
 RNG = "loop/rng"
+SCALES = "loop/scales/"
 
 
 class NotFinite(GymsmithError):
@@ -111,6 +114,8 @@ class Trainer:
     """Applied once, between the last update and the last checkpoint."""
     precision: torch.dtype = torch.float32
     """Of matrix products; weights and optimizer state are float32."""
+    numbers: PrecisionConfig | None = None
+    """Formats of weights and activations, set up here; `precision` is then left alone."""
     callbacks: Sequence[Callback] = ()
     parallel: Parallel = None  # type: ignore[assignment]
     """The model's other half over several processes; by itself the model is whole in this one. The optimizers know it too. Pieces
@@ -123,10 +128,15 @@ class Trainer:
     """Steps done."""
     tokens: int = 0
     """Tokens trained on."""
+    converted: Converted | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.parallel is None:
             self.parallel = parallelise(self.model, World())
+        if self.numbers is not None:
+            self.converted, self.precision = convert(self.model, self.numbers), torch.float32
+            for name, reason in self.converted.reasons.items():
+                log.info("layer=%s format=bfloat16 reason=%s", name, reason)
 
     def resume(self, feed: Feed) -> bool:
         """Continue from the newest good checkpoint of this run, if there is one.
@@ -155,6 +165,9 @@ class Trainer:
         self.load(found.weights)
         optimizer = dict(found.optimizer)
         random = optimizer.pop(RNG, None)
+        scales = {name: optimizer.pop(name) for name in list(optimizer) if name.startswith(SCALES)}
+        if self.converted is not None and scales:
+            self.converted.load({name.removeprefix(SCALES): value for name, value in scales.items()})
         try:
             self.optimizers.load({name: self.parallel.part(name, whole) for name, whole in optimizer.items()})
         except KeyError as e:
@@ -216,7 +229,14 @@ class Trainer:
 
     def _save(self, writer: Writer, feed: Feed) -> None:
         weights = self.parallel.collect(own_weights(self.model))
-        optimizer = self.parallel.collect({**self.optimizers.state(), RNG: torch.get_rng_state()})
+        scales = {} if self.converted is None else self.converted.state()
+        optimizer = self.parallel.collect(
+            {
+                **self.optimizers.state(),
+                **{SCALES + name: value for name, value in scales.items()},
+                RNG: torch.get_rng_state(),
+            }
+        )
         meta = {"run": self.meta, "feed": feed.state(), "tokens": self.tokens}
         self.path = self.folder / f"{self.step:08d}"
         if not self.parallel.world.main:
@@ -231,7 +251,8 @@ class Trainer:
         pieces: list[Piece] = []
         device = next(self.model.parameters()).device.type
         for piece in update.pieces:
-            with torch.autocast(device, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            formats = nullcontext() if self.converted is None else self.converted.running()
+            with torch.autocast(device, torch.bfloat16, enabled=self.precision == torch.bfloat16), formats:
                 loss = piece.loss(self.model)
             loss.backward()
             losses.append(loss.detach().double())
@@ -259,6 +280,8 @@ class Trainer:
             self.model.after_step(self.parallel.world.sum)
             if (tau := self.optimizers.config.qk_clip) and "max_logit" in update.statistics:
                 found |= self.parallel.clip_heads(update.statistics["max_logit"], tau)
+        if self.converted is not None:
+            self.converted.after_step(not self.optimizers.skipped, lambda most: self.parallel.world.max(most, AXES))
         if self.callbacks:
             facts.documents = [*facts.documents, *(name for piece in pieces for name in piece.documents)]
             facts.loads = _by_layer(statistics.get("expert_counts", {}))

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gymsmith.errors import ConfigError
-from trainer.config import OptimConfig, PrecisionConfig
+from trainer.checkpoint import weights_digest
+from trainer.config import OptimConfig, PrecisionConfig, SaveConfig, ScheduleConfig
+from trainer.data.documents import Document
+from trainer.data.loader import Loader
+from trainer.loop import Trainer
 from trainer.model.config import LayerKind, ModelConfig, MoEConfig
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
 from trainer.precision import fp8, int4, serve
-from trainer.precision.convert import convert
+from trainer.precision.convert import Converted, convert
 from trainer.precision.half import HalfNorm, HalfReLU2
+from trainer.stages.pretrain import TextFeed
 
 MODEL = ModelConfig(
     vocab_size=64, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=48, max_positions=32, tied_head=True
@@ -129,7 +136,7 @@ def test_delayed_scales_follow_history() -> None:
         cut = min(value, known) if known else value
         expected = nn.functional.linear(torch.full_like(x, cut), layer.weight, layer.bias)
         assert distance(y, expected) < 4e-2
-        layer.advance()
+        Converted(PrecisionConfig(linear="fp8", recipe="delayed"), layer).after_step()
     assert largest == [0.0, 2.0, 8.0, 8.0, 8.0, 1.0]
 
 
@@ -165,12 +172,52 @@ def test_formats_learn(linear_format: str) -> None:
         optimizers.step(1.0)
         done.after_step()
         losses.append(float(loss.detach()))
+    model(IDS * 0)
+    before = {key: value.clone() for key, value in done.state().items()}
+    done.after_step(kept=False)
+    for key, value in done.state().items():
+        assert torch.equal(value[:, 1:], before[key][:, 1:]) and not value[:, 0].any() and before[key][0, 0] > 0
     assert losses[-1] < 0.8 * losses[0]
     saved = {key: value.clone() for key, value in done.state().items()}
     assert bool(saved) == (linear_format == "fp8")
     again = convert(Transformer(MIXED, 2), PrecisionConfig(linear=linear_format, recipe="delayed"))  # type: ignore[arg-type]
     again.load(saved)
     assert all(torch.equal(value, saved[key]) for key, value in again.state().items())
+
+
+def run(folder: Path, steps: int, tau: float | None = None, numbers: PrecisionConfig | None = None) -> list[dict[str, float]]:
+    """A short run of the loop on random text; what it reports, and the digest of what came out."""
+    rng = np.random.default_rng(0)
+    documents = [Document(rng.integers(6, 64, n).astype(np.int32), np.ones(n, np.float32)) for n in rng.integers(3, 20, 50)]
+    model = Transformer(MODEL.model_copy(update={"qk_norm": tau is None}), 1)
+    optim = OptimConfig(lr=0.1 if tau is None else 0.6, qk_clip=tau)
+    seen: list[dict[str, float]] = []
+    report = lambda step, metrics: seen.append(metrics)
+    steady = ScheduleConfig(warmup_steps=0, decay=0)
+    trainer = Trainer(
+        model, Optimizers(model, optim), steady, steps, folder, SaveConfig(every_steps=3), "{}", {}, report, numbers=numbers
+    )
+    feed = TextFeed(Loader(documents, 2, 24, 5), inspect=True)
+    trainer.resume(feed)
+    trainer.run(feed)
+    return [*seen, {"digest": float(int(weights_digest(model)[:12], 16))}]
+
+
+def test_delayed_scales_resume_exactly(tmp_path: Path) -> None:
+    delayed = PrecisionConfig(linear="fp8", recipe="delayed", history=2)
+    whole = run(tmp_path / "whole", 6, numbers=delayed)
+    run(tmp_path / "broken", 3, numbers=delayed)
+    again = run(tmp_path / "broken", 6, numbers=delayed)
+    assert [m["loss"] for m in again[:-1]] == [m["loss"] for m in whole[3:-1]] and again[-1] == whole[-1]
+    assert run(tmp_path / "current", 6, numbers=PrecisionConfig(linear="fp8"))[-1] != whole[-1]
+
+
+def test_the_loop_clips_heads(tmp_path: Path) -> None:
+    """Rates that make logits explode, and a threshold that they then do not pass by more than one step's growth."""
+    free = max(float(m["max_logit"]) for m in run(tmp_path / "free", 14, tau=1e9)[:-1])
+    clipped = run(tmp_path / "clipped", 14, tau=4.0)[:-1]
+    assert free > 40 and max(float(m["max_logit"]) for m in clipped) < 20
+    assert sum(m["clipped_heads"] for m in clipped) > 5
 
 
 def test_te_says_when_it_is_missing() -> None:

@@ -2,17 +2,18 @@
 
 Everything computes in bfloat16 over float32 parameters (`half.py`); of that, the linear layers that `config.modules` matches
 become FP8 or INT4. Head, embedding, norms and routers never do. Parameter names and values stay as they were, so a checkpoint of
-one format continues in another. Convert before optimizers are made: a Transformer Engine layer brings parameters of its own.
+one format continues in another; they are the same objects, so optimizers may exist already.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trainer.config import PrecisionConfig
@@ -39,10 +40,21 @@ class Converted:
         te = self.config.linear == "fp8" and self.config.backend == "te"
         return fp8_te.running(self.config) if te else nullcontext()
 
-    def after_step(self) -> None:
-        """After an optimizer step: delayed scales move on."""
-        for layer in self._delayed().values():
-            layer.advance()
+    def after_step(self, kept: bool = True, reduce: Callable[[Tensor], Tensor] = lambda most: most) -> None:
+        """After an optimizer step: delayed scales move on, or forget a step that was skipped.
+
+        Args:
+            reduce: the largest over all ranks, which then scale alike.
+        """
+        layers = [layer.amax for layer in self._delayed().values() if layer.amax is not None]
+        if not layers:
+            return
+        latest = reduce(torch.stack([amax[:, 0] for amax in layers]))
+        for amax, largest in zip(layers, latest, strict=True):
+            if kept:
+                amax[:, 0] = largest
+                amax.copy_(amax.roll(1, 1))
+            amax[:, 0] = 0
 
     def state(self) -> dict[str, Tensor]:
         """What delayed scaling remembers, to be saved beside the optimizer's state."""

@@ -94,12 +94,6 @@ class Fp8Linear(nn.Linear):
         y = (y[: len(rows)] if short else y).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias.to(HALF)
 
-    def advance(self) -> None:
-        """After an optimizer step: its largest values become history."""
-        if self.amax is not None:
-            self.amax.copy_(self.amax.roll(1, 1))
-            self.amax[:, 0] = 0
-
 
 def to_fp8(layer: nn.Linear, backend: str, history: int) -> None:
     """Make a linear layer compute in FP8; `history` steps are remembered for delayed scaling, 0 means current."""

@@ -1,6 +1,6 @@
 """FP8 by Transformer Engine 2: the one file that knows it. It is imported when a recipe asks for it, and only then.
 
-A layer becomes a `te.Linear` of the same name with the same parameters. Weights stay float32 and are cast from there: the layer
+A layer becomes a `te.Linear` of the same name over the same parameters. Weights stay float32 and are cast from there: the layer
 runs under bfloat16 autocast, the forward pass of the whole model under `te.autocast` (see `Converted.running`), which is what
 delayed scaling counts as one step.
 """
@@ -50,13 +50,12 @@ def running(config: PrecisionConfig) -> AbstractContextManager[Any]:
 
 
 def linear(old: nn.Linear) -> nn.Module:
-    """A te.Linear in place of `old`, with its weights."""
+    """A te.Linear in place of `old`, over its parameters."""
     new = _layer()(
         old.in_features, old.out_features, bias=old.bias is not None, params_dtype=old.weight.dtype, device=old.weight.device
     )
-    with torch.no_grad():
-        for name, p in old.named_parameters():
-            new.get_parameter(name).copy_(p)
+    for name, p in old.named_parameters():
+        setattr(new, name, p)
     return new
 
 
