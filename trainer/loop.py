@@ -134,9 +134,13 @@ class Trainer:
         if self.parallel is None:
             self.parallel = parallelise(self.model, World())
         if self.numbers is not None:
-            self.converted, self.precision = convert(self.model, self.numbers), torch.float32
-            for name, reason in self.converted.reasons.items():
-                log.info("layer=%s format=bfloat16 reason=%s", name, reason)
+            self.convert(self.numbers)
+
+    def convert(self, numbers: PrecisionConfig) -> None:
+        """Compute in these formats from now on, instead of `precision`."""
+        self.converted, self.precision = convert(self.model, numbers), torch.float32
+        for name, reason in self.converted.reasons.items():
+            log.info("layer=%s format=bfloat16 reason=%s", name, reason)
 
     def resume(self, feed: Feed) -> bool:
         """Continue from the newest good checkpoint of this run, if there is one.
