@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gymsmith.errors import UserError
 from trainer import checkpoint
 from trainer.config import BatchConfig, OptimConfig, ScheduleConfig
-from trainer.model.config import DSAConfig, LayerKind, MLAConfig, ModelConfig, MoEConfig
+from trainer.model.config import DSAConfig, LayerKind, MLAConfig, ModelConfig, MoEConfig, MTPConfig
 from trainer.model.transformer import Transformer
 from trainer.optim import polar
 from trainer.optim.clip import qk_clip
@@ -44,6 +44,7 @@ KINDS = {
     "sparse": TINY.model_copy(
         update={"mla": LATENT, "dsa": DSAConfig(heads=2, dim=8), "pattern": (LayerKind(attention="dsa", ffn="relu2"),)}
     ),
+    "ahead": TINY.model_copy(update={"mtp": MTPConfig(depth=2)}),
     "experts": TINY.model_copy(
         update={
             "pattern": (LayerKind(ffn="moe"),),
