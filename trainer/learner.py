@@ -327,10 +327,10 @@ class Learner:
     def _pretrainer(self, model: Transformer, stage: PretrainConfig, steps: int, chat: Chat, meta: dict[str, Any]) -> Trainer:
         """A trainer that computes as the stage says, watched."""
         model.memory = stage.memory
-        if stage.format is not None:
-            convert(model, stage.format)
+        converted = None if stage.format is None else convert(model, stage.format)
         trainer = self._trainer(model, stage.optim, stage.schedule, steps, stage.save, chat.tokenizer.to_str(), meta)
         trainer.precision = resolve(stage.precision) if stage.format is None else torch.float32
+        trainer.converted = converted
         trainer.callbacks = self._watch(stage.length)
         return trainer
 

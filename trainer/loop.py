@@ -24,7 +24,7 @@ from torch import Tensor
 from gymsmith.errors import CorruptCheckpoint, GymsmithError
 from trainer import checkpoint
 from trainer.checkpoint import Draft, Writer, own_weights
-from trainer.config import PrecisionConfig, SaveConfig, ScheduleConfig
+from trainer.config import SaveConfig, ScheduleConfig
 from trainer.dist.mesh import AXES, World
 from trainer.dist.parallel import Parallel, parallelise
 from trainer.model.moe import routers
@@ -32,7 +32,7 @@ from trainer.model.transformer import Transformer
 from trainer.monitor import Facts
 from trainer.optim.groups import Optimizers
 from trainer.optim.schedule import scale
-from trainer.precision.convert import Converted, convert
+from trainer.precision.convert import Converted
 
 log = logging.getLogger(__name__)
 Report = Callable[[int, dict[str, float]], None]
@@ -114,8 +114,8 @@ class Trainer:
     """Applied once, between the last update and the last checkpoint."""
     precision: torch.dtype = torch.float32
     """Of matrix products; weights and optimizer state are float32."""
-    numbers: PrecisionConfig | None = None
-    """Formats of weights and activations, set up here; `precision` is then left alone."""
+    converted: Converted | None = None
+    """What `precision.convert` made of the model, if it did: its formats' scales are kept and saved here."""
     callbacks: Sequence[Callback] = ()
     parallel: Parallel = None  # type: ignore[assignment]
     """The model's other half over several processes; by itself the model is whole in this one. The optimizers know it too. Pieces
@@ -128,19 +128,10 @@ class Trainer:
     """Steps done."""
     tokens: int = 0
     """Tokens trained on."""
-    converted: Converted | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.parallel is None:
             self.parallel = parallelise(self.model, World())
-        if self.numbers is not None:
-            self.convert(self.numbers)
-
-    def convert(self, numbers: PrecisionConfig) -> None:
-        """Compute in these formats from now on, instead of `precision`."""
-        self.converted, self.precision = convert(self.model, numbers), torch.float32
-        for name, reason in self.converted.reasons.items():
-            log.info("layer=%s format=bfloat16 reason=%s", name, reason)
 
     def resume(self, feed: Feed) -> bool:
         """Continue from the newest good checkpoint of this run, if there is one.

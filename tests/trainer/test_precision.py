@@ -190,12 +190,13 @@ def run(folder: Path, steps: int, tau: float | None = None, numbers: PrecisionCo
     rng = np.random.default_rng(0)
     documents = [Document(rng.integers(6, 64, n).astype(np.int32), np.ones(n, np.float32)) for n in rng.integers(3, 20, 50)]
     model = Transformer(MODEL.model_copy(update={"qk_norm": tau is None}), 1)
+    converted = None if numbers is None else convert(model, numbers)
     optim = OptimConfig(lr=0.1 if tau is None else 0.6, qk_clip=tau)
     seen: list[dict[str, float]] = []
     report = lambda step, metrics: seen.append(metrics)
     steady = ScheduleConfig(warmup_steps=0, decay=0)
     trainer = Trainer(
-        model, Optimizers(model, optim), steady, steps, folder, SaveConfig(every_steps=3), "{}", {}, report, numbers=numbers
+        model, Optimizers(model, optim), steady, steps, folder, SaveConfig(every_steps=3), "{}", {}, report, converted=converted
     )
     feed = TextFeed(Loader(documents, 2, 24, 5), inspect=True)
     trainer.resume(feed)

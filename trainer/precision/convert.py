@@ -7,6 +7,7 @@ one format continues in another; they are the same objects, so optimizers may ex
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,9 @@ from trainer.precision import fp8_te
 from trainer.precision.fp8 import MULTIPLE, Fp8Linear, to_fp8
 from trainer.precision.half import HalfExperts, HalfLinear, to_half
 from trainer.precision.int4 import Int4Experts, Int4Linear
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -96,6 +100,7 @@ def convert(model: nn.Module, config: PrecisionConfig) -> Converted:
         reason = _obstacle(module, config)
         if reason:
             done.reasons[name] = reason
+            log.info("layer=%s format=bfloat16 reason=%s", name, reason)
         else:
             _replace(model, name, module, config)
             done.formats[name] = config.linear
