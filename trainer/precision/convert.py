@@ -24,7 +24,6 @@ from trainer.precision.fp8 import MULTIPLE, Fp8Linear, to_fp8
 from trainer.precision.half import HalfExperts, HalfLinear, to_half
 from trainer.precision.int4 import Int4Experts, Int4Linear
 
-
 log = logging.getLogger(__name__)
 
 
