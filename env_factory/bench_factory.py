@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("boltons==26.2.0", "funcy==2.1", "marshmallow==4.4.0", "mistune==3.1.4", "toolz==1.2.0")
 """Pure Python, permissive licences, sdists that bring their tests, suites of seconds, and no copy among vendored packages."""
-PLAN = {"reconstruction": 40, "mutation": 32, "combination": 12}
+PLAN = {"reconstruction": 40, "mutation": 40, "combination": 12}
 """Environments of one package that are asked for; with one mutation of a function, and one combination, at most two of each."""
 QUICK = {"reconstruction": 2, "mutation": 2, "combination": 1}
 SLICE = 10
