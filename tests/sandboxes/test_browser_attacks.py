@@ -233,7 +233,7 @@ def _is_chromium(entry: Path) -> bool:
     try:
         return (
             b"--remote-debugging-pipe" in (entry / "cmdline").read_bytes()
-            and b"browser_door" not in (entry / "cmdline").read_bytes()
+            and b"browser/door" not in (entry / "cmdline").read_bytes()
         )
     except OSError:
         return False
