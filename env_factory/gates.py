@@ -115,7 +115,7 @@ async def prove(
 
 async def _still(trial: Trial, level: Level) -> None:
     """What can be said without running anything."""
-    trial.gates += [leak(trial.draft), looking(trial.draft)]
+    trial.gates += [leak(trial.draft, level), looking(trial.draft)]
     if level == "admission":
         reader = reads_solution(trial.task)
         said = f"{reader} looks at the solution, which no agent can have" if reader else ""

@@ -1,7 +1,7 @@
-"""The other half of the labelled set: tasks that somebody wrote who had not read the gates, as `blind.jsonl` holds them.
+"""Labelled tasks by people who had not read the gates: `blind.jsonl`, on which these were tuned later, and `blind_third.jsonl`.
 
-`write(folder)` makes what `gymsmith env judge` reads; `python -m tests.env_factory.blind FOLDER` does so from a terminal. A line
-of the file is one task: its name, its label, why it has it, and the files of its folder (those that are no text in base64).
+`write(folder)` makes what `gymsmith env judge` reads; `python -m tests.env_factory.blind FOLDER [blind_third]` does so from a
+terminal. A line of a file is one task: its name, its label, perhaps why, and the files of its folder (in base64 if no text).
 """
 
 from __future__ import annotations
@@ -9,18 +9,23 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-TASKS: list[dict[str, Any]] = [
-    json.loads(line) for line in Path(__file__).with_name("blind.jsonl").read_text(encoding="utf-8").splitlines()
-]
+
+def read(name: str) -> list[dict[str, Any]]:
+    """The tasks of one file."""
+    return [json.loads(line) for line in Path(__file__).with_name(f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def write(folder: Path, names: Collection[str] = ()) -> Path:
+TASKS = read("blind")
+THIRD = read("blind_third")
+
+
+def write(folder: Path, names: Collection[str] = (), tasks: Sequence[dict[str, Any]] = TASKS) -> Path:
     """The folder, with labels.toml and every task, or those that are named."""
-    chosen = [task for task in TASKS if not names or task["name"] in names]
+    chosen = [task for task in tasks if not names or task["name"] in names]
     for task in chosen:
         for member, text in task["files"].items():
             path = folder / task["name"] / member
@@ -32,4 +37,4 @@ def write(folder: Path, names: Collection[str] = ()) -> Path:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), tasks=read(sys.argv[2] if len(sys.argv) > 2 else "blind"))

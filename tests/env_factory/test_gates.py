@@ -124,6 +124,26 @@ def test_the_leak_scan_knows_solutions_histories_and_test_names() -> None:
     assert leak(GOOD).passed
 
 
+def test_tests_may_keep_a_copy_of_what_the_agent_starts_from() -> None:
+    given, check = b"name,amount\n" * 10, b"import csv\nprint('looks at the sums')\nraise SystemExit(0)\n"
+    shared = {"environment/work/orders.csv": given, "tests/orders.csv": given}
+    assert leak(replace(GOOD, files=FILES | shared), "admission").passed
+    assert not leak(replace(GOOD, files=FILES | shared)).passed
+    shown = {
+        "environment/work/x.py": check,
+        "tests/check.py": check,
+        "tests/test.sh": b"python3 /tests/check.py\n" + TEST.encode(),
+    }
+    assert not leak(replace(GOOD, files=FILES | shown), "admission").passed
+    assert not leak(
+        replace(
+            GOOD,
+            files=FILES | {"environment/x": FILES["solution/solve.sh"] * 3, "solution/solve.sh": FILES["solution/solve.sh"] * 3},
+        ),
+        "admission",
+    ).passed
+
+
 def test_general_cheats_take_turns_and_some_do_not() -> None:
     """Over many drafts every cheat of the corpus is tried; what attacks one draft's own tests is tried on each."""
     runner = {**FILES, "tests/run.py": b"x"}

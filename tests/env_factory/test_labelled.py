@@ -77,3 +77,10 @@ def test_the_blind_half_is_whole(tmp_path: Path) -> None:
     sound = [name for name, label in told.items() if label == labelled.SOUND]
     assert (len(sound), len(told) - len(sound)) == (33, 37) and len({label for label in told.values()}) >= 20
     assert all(harbor.read(tmp_path / name).files["solution/solve.sh"] for name in told)
+
+
+def test_the_third_set_is_whole(tmp_path: Path) -> None:
+    told = labelled.labels(blind.write(tmp_path, tasks=blind.THIRD))
+    assert sorted(told) == sorted(task["name"] for task in blind.THIRD)
+    assert sum(label == labelled.SOUND for label in told.values()) == 18 == len(told) - 18
+    assert all(harbor.read(tmp_path / name).files["solution/solve.sh"] for name in told)
