@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.model.attention import Attend, Lookup
+from trainer.model.attention import Lookup
 from trainer.model.config import DSAConfig, LayerKind, ModelConfig
 from trainer.model.mla import MLA
 from trainer.model.rope import rotate
@@ -48,20 +48,9 @@ class DSA(MLA):
         super().__init__(config, kind, index)
         self.indexer = Indexer(config)
 
-    def attended(
-        self,
-        x: Tensor,
-        c_q: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        q_nope: Tensor,
-        q_rope: Tensor,
-        c: Tensor,
-        k_rope: Tensor,
-        attend: Attend,
-    ) -> Tensor:
-        keep = self.indexer(x, c_q, cos, sin)
-        return attend.latent(self.index, q_nope, q_rope, c, k_rope, self.kv_up, self.scores, keep)
+    def lookup(self, x: Tensor, c_q: Tensor, cos: Tensor, sin: Tensor) -> Lookup:
+        found: Lookup = self.indexer(x, c_q, cos, sin)
+        return found
 
 
 def index_scores(q: Tensor, k: Tensor, weights: Tensor, oracle: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.model.attention import Attend, Scores
+from trainer.model.attention import Attend, Lookup, Scores
 from trainer.model.config import LayerKind, ModelConfig
 from trainer.model.norm import RMSNorm
 from trainer.model.rope import rotate
@@ -51,23 +51,13 @@ class MLA(nn.Module):
         c, k_rope = self.kv_down(x).split((self.latent, self.rope_dim), -1)
         q_rope = rotate(q_rope, cos, sin, self.interleaved)
         k_rope = rotate(k_rope.unsqueeze(-2), cos, sin, self.interleaved).squeeze(-2)
-        y = self.attended(x, c_q, cos, sin, q_nope, q_rope, self.kv_down_norm(c), k_rope, attend).flatten(-2)
+        keep = self.lookup(x, c_q, cos, sin)
+        y = attend.latent(self.index, q_nope, q_rope, self.kv_down_norm(c), k_rope, self.kv_up, self.scores, keep).flatten(-2)
         return self.o(y if self.gate is None else y * torch.sigmoid(self.gate(x)))
 
-    def attended(
-        self,
-        x: Tensor,
-        c_q: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        q_nope: Tensor,
-        q_rope: Tensor,
-        c: Tensor,
-        k_rope: Tensor,
-        attend: Attend,
-    ) -> Tensor:
-        """What the heads read (..., H, V)."""
-        return attend.latent(self.index, q_nope, q_rope, c, k_rope, self.kv_up, self.scores)
+    def lookup(self, x: Tensor, c_q: Tensor, cos: Tensor, sin: Tensor) -> Lookup | None:
+        """Which keys the heads attend to; None for all that they see."""
+        return None
 
     def head_blocks(self) -> dict[str, tuple[int, ...]]:
         """Matrices whose rows are grouped by head -> the number of heads, then the rows of each projection in a head."""
