@@ -186,10 +186,12 @@ class Trainer:
             The final checkpoint.
         Raises:
             NotFinite: the loss is NaN or infinite. Nothing of that update reaches the weights.
+            SplitError: processes hold the same slice, or copies that differ, of a parameter.
             StoreError: a checkpoint could not be written, raised before the step after it; the one before stays.
 
         A step's seconds, cpu_seconds and save_seconds include the checkpoint before it, not the one after.
         """
+        self.parallel.check()
         started, cpu, save_s = time.perf_counter(), time.process_time(), 0.0
         end = self.steps if self.until is None else min(self.until, self.steps)
         with Writer(self.folder, self.save.keep, self.save.forever) as writer:
