@@ -28,27 +28,11 @@ from sandboxes.egress import Egress
 from sandboxes.index_server import PackageCache
 from sandboxes.network import OFFLINE, NetworkPolicy
 from sandboxes.proxy import ProxyService
+from tests.sandboxes.wheels import write_wheel
 
 House = Any
 INDEX = NetworkPolicy("index", packages=("gym-tiny==1.0", "gym-needs-tiny"))
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
-
-
-def write_wheel(folder: Path, name: str, version: str, requires: str = "") -> Path:
-    """A real wheel of one module."""
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    info = f"{name}-{version}.dist-info"
-    needs = f"Requires-Dist: {requires}\n" if requires else ""
-    members = {
-        f"{name}.py": f"VERSION = {version!r}\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    members[f"{info}/RECORD"] = "".join(f"{member},,\n" for member in members)
-    with zipfile.ZipFile(path, "w") as wheel:
-        for member, text in members.items():
-            wheel.writestr(member, text)
-    return path
 
 
 @pytest.fixture(scope="module")

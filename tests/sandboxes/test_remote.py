@@ -32,7 +32,7 @@ from sandboxes.remote.link import Address, client_context
 from sandboxes.remote.provider import RemoteProvider
 from tests.sandboxes.conftest import OneImage, start_provider
 from tests.sandboxes.remote_site import TOKEN, HostProcess, Wire, make_certificates
-from tests.sandboxes.test_network import write_wheel
+from tests.sandboxes.wheels import write_wheel
 
 SPEC = SandboxSpec(image="base", memory_bytes=64 << 20, disk_bytes=16 << 20)
 
