@@ -29,8 +29,8 @@ BENCHES = {
     "remote": "sandboxes.bench.remote:measure",
     "render": "sandboxes.bench.render:measure",
     "sandboxes": "sandboxes.bench.sandboxes:measure",
-    "trainer": "trainer.bench_trainer:measure",
-    "trainer-gpu": "trainer.bench_trainer_gpu:measure",
+    "trainer": "trainer.bench.speed:measure",
+    "trainer-gpu": "trainer.bench.gpu:measure",
 }
 """Name -> "module:function"; the function takes (settings with a home of its own, quick) and returns the rows."""
 

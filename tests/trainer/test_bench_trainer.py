@@ -9,31 +9,31 @@ import torch
 
 from gymsmith.bench import BENCHES, Row
 from gymsmith.config import Settings
-from trainer import bench_trainer_gpu, bench_trainer_peers, bench_trainer_text, bench_trainer_toys
+from trainer.bench import gpu, learning, peers, toys
 from trainer.plan_flops import parameters
 
 
 def test_smebu_balances_sooner_and_calmer_than_the_sign_rule() -> None:
-    ours = bench_trainer_toys.balance("smebu", 1.6e-2, 1, 130, 4096)
-    theirs = bench_trainer_toys.balance("sign", 4e-3, 1, 130, 4096)
+    ours = toys.balance("smebu", 1.6e-2, 1, 130, 4096)
+    theirs = toys.balance("sign", 4e-3, 1, 130, 4096)
     assert ours.steps < theirs.steps <= 130 and ours.swing < theirs.swing
     # The control: at a fixed router without any rule nothing gets better.
-    assert bench_trainer_toys.balance("none", 1e-3, 1, 20, 1024).violation > 1
+    assert toys.balance("none", 1e-3, 1, 20, 1024).violation > 1
 
 
 def test_muon_split_serves_quiet_heads() -> None:
-    assert bench_trainer_toys.split("heads", 0.03, 1, 60) < 0.5 * bench_trainer_toys.split("none", 0.03, 1, 60)
+    assert toys.split("heads", 0.03, 1, 60) < 0.5 * toys.split("none", 0.03, 1, 60)
 
 
 def test_needles_can_be_found_and_their_answers_stand_in_the_row() -> None:
-    ids, targets = next(bench_trainer_toys.needles(3, rows=4))
+    ids, targets = next(toys.needles(3, rows=4))
     for row, column in (targets != -100).nonzero().tolist():
         at = int((ids[row, :column] == ids[row, column]).nonzero()[0])
         assert ids[row, at + 1] == targets[row, column]
 
 
 def test_the_quiet_task_asks_what_can_be_known() -> None:
-    ids, targets = next(bench_trainer_toys.mostly_quiet(3))
+    ids, targets = next(toys.mostly_quiet(3))
     asks = (targets != ids) & (targets != -100)
     assert asks[:, 25:].all() and not asks[:, :25].any()
     for row, column in asks.nonzero().tolist():
@@ -43,24 +43,24 @@ def test_the_quiet_task_asks_what_can_be_known() -> None:
 
 def test_spikes_are_counted() -> None:
     losses = [1 + 0.01 * (i % 3) for i in range(60)]
-    assert bench_trainer_toys.spikes(losses) == 0
+    assert toys.spikes(losses) == 0
     losses[40] = 3.0
-    assert bench_trainer_toys.spikes(losses) == 1
+    assert toys.spikes(losses) == 1
 
 
 def test_both_sides_of_the_speed_rows_are_the_same_size() -> None:
-    shape = bench_trainer_peers.Shape()
-    ours = bench_trainer_text.model_config(quick=False)
-    bare = sum(p.numel() for p in bench_trainer_peers.Bare(shape).parameters()) - shape.length * shape.dim
+    shape = peers.Shape()
+    ours = learning.model_config(quick=False)
+    bare = sum(p.numel() for p in peers.Bare(shape).parameters()) - shape.length * shape.dim
     assert abs(parameters(ours).total / bare - 1) < 0.01 and 10e6 < bare < 11e6
-    small = bench_trainer_peers.Shape(1, 2, 32, 16, 2)
-    first = bench_trainer_peers.ours(small, "float32")
+    small = peers.Shape(1, 2, 32, 16, 2)
+    first = peers.ours(small, "float32")
     losses = [first() for _ in range(8)]
-    assert losses[-1] < losses[0] and bench_trainer_peers.bare(small, "float32")() > 0
+    assert losses[-1] < losses[0] and peers.bare(small, "float32")() > 0
 
 
 def test_the_corpus_is_this_machines_library_and_nothing_held_out_is_trained_on() -> None:
-    text, held = bench_trainer_text.corpus(300_000)
+    text, held = learning.corpus(300_000)
     assert 200_000 < len(text) + len(held) < 700_000 and len(held) > 1000
     assert bytes(held[:400].tolist()) not in bytes(text.tolist())
 
@@ -68,12 +68,12 @@ def test_the_corpus_is_this_machines_library_and_nothing_held_out_is_trained_on(
 def test_without_a_gpu_nothing_is_claimed() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    (row,) = bench_trainer_gpu.measure(Settings.load(), quick=True)
+    (row,) = gpu.measure(Settings.load(), quick=True)
     assert row.ok is None and math.isnan(row.ours) and "no CUDA device" in row.peer_name
 
 
 def test_the_gpu_script_runs_through_on_a_cpu_at_tiny_size() -> None:
-    rows = bench_trainer_gpu.Bench(torch.device("cpu"), bench_trainer_gpu.Sizes.tiny()).run()
+    rows = gpu.Bench(torch.device("cpu"), gpu.Sizes.tiny()).run()
     by_name: dict[str, Row] = {row.metric: row for row in rows}
     assert by_name["dense bf16: training"].ours > 0
     assert by_name["3 steps twice: equal losses"].ok is True

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gymsmith.bench import Row
-from trainer.bench_trainer_peers import Bare, Shape
+from trainer.bench.peers import Bare, Shape
 from trainer.config import OptimConfig, PrecisionConfig, ScheduleConfig
 from trainer.model.config import ModelConfig
 from trainer.model.transformer import Transformer

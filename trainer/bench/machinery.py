@@ -48,7 +48,7 @@ def head_memory(quick: bool) -> list[Row]:
     V, T, chunk = (32768, 2048, 512) if quick else (131072, 4096, 256)
     peaks, losses = {}, {}
     for pieces in (chunk, 0):
-        command = [sys.executable, "-m", "trainer.bench_trainer_rows", str(V), str(T), str(pieces)]
+        command = [sys.executable, "-m", "trainer.bench.machinery", str(V), str(T), str(pieces)]
         said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         peaks[pieces], losses[pieces] = said["bytes"], said["loss"]
     model = chunk * V * 4

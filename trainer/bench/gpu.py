@@ -1,6 +1,6 @@
 """`gymsmith bench trainer --gpu`: the trainer on one accelerator, everything in one call of at most ten minutes.
 
-    python -m trainer.bench_trainer_gpu
+    python -m trainer.bench.gpu
 
 The matrix ceiling is measured in the same call as everything that is compared with it. Medians of steps after a warm-up; MFU on
 the PaLM count and the data sheet, with the causal count and the measured ceiling beside it. A part that cannot run (no

@@ -17,11 +17,11 @@ import torch
 
 from gymsmith.bench import Row
 from gymsmith.config import Settings
-from trainer import bench_trainer_peers as peers
-from trainer.bench_trainer_peers import Shape, Side
-from trainer.bench_trainer_rows import machinery
-from trainer.bench_trainer_tables import toys
-from trainer.bench_trainer_text import learning
+from trainer.bench import peers
+from trainer.bench.learning import learning
+from trainer.bench.machinery import machinery
+from trainer.bench.peers import Shape, Side
+from trainer.bench.toy_rows import toys
 from trainer.optim.muon import Muon
 from trainer.precision.formats import resolve
 

@@ -1,13 +1,13 @@
-"""The toys of `bench_trainer_toys` as rows: every method beside its baseline, three seeds, and what must hold."""
+"""The toys of `toys.py` as rows: every method beside its baseline, three seeds, and what must hold."""
 
 from __future__ import annotations
 
 from statistics import fmean
 
 from gymsmith.bench import Row
-from trainer import bench_trainer_toys as play
 from trainer.ablation import effects
-from trainer.bench_trainer_toys import SEEDS
+from trainer.bench import toys as play
+from trainer.bench.toys import SEEDS
 
 RATES = {"sign": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "smebu": (5e-4, 2e-3, 8e-3, 1.6e-2, 3.2e-2)}
 """Each rule is judged at the best of its own rates: a rate that suits one is too small or too large for the other."""

@@ -1,0 +1,1 @@
+"""Speed, memory, exactness and learning of the trainer beside its peers, in one run."""
