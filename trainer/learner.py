@@ -48,7 +48,7 @@ from trainer.dist.parallel import Parallel, parallelise
 from trainer.engine.scheduler import Engine
 from trainer.loop import Callback, Feed, Trainer
 from trainer.model.transformer import Transformer
-from trainer.monitor_run import callbacks
+from trainer.monitor.run import callbacks
 from trainer.optim.groups import Optimizers
 from trainer.precision.convert import convert
 from trainer.precision.formats import resolve

@@ -29,7 +29,7 @@ from trainer.dist.mesh import AXES, World
 from trainer.dist.parallel import Parallel, parallelise
 from trainer.model.moe import routers
 from trainer.model.transformer import Transformer
-from trainer.monitor import Facts
+from trainer.monitor.alerts import Facts
 from trainer.optim.groups import Optimizers
 from trainer.optim.schedule import scale
 from trainer.precision.convert import Converted

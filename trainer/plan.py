@@ -18,7 +18,7 @@ from rich.table import Table
 
 from trainer.config import Recipe, load_recipe
 from trainer.model.config import LayerKind, ModelConfig
-from trainer.monitor_speed import DATASHEET
+from trainer.monitor.speed import DATASHEET
 from trainer.plan_flops import attention_flops, flops, kind_name, parameters
 from trainer.plan_memory import CAPACITY, GIB, Formats, Memory, memory
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from trainer.monitor import Alert, Facts, Monitor
-from trainer.monitor_speed import Meter, Watchdog, datasheet
+from trainer.monitor.alerts import Alert, Facts, Monitor
+from trainer.monitor.speed import Meter, Watchdog, datasheet
 
 DIM, DOCUMENTS = 16, 32
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.monitor_noise import NoiseScale, measure
+from trainer.monitor.noise import NoiseScale, measure
 
 
 @pytest.mark.parametrize(("spread", "truth"), [(1.5, 9.0), (3.0, 36.0)])

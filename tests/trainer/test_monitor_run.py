@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from trainer.config import load_recipe
-from trainer.monitor import Alert, Facts
-from trainer.monitor_run import Lines, callbacks
+from trainer.monitor.alerts import Alert, Facts
+from trainer.monitor.run import Lines, callbacks
 
 
 def watch(folder: Path, first: int, last: int, told: list[Alert], loss: float = 2.0) -> None:

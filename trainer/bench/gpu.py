@@ -30,7 +30,7 @@ from trainer.data.packing import Batch
 from trainer.model.config import LayerKind, MemoryConfig, MLAConfig, ModelConfig
 from trainer.model.head import head_loss
 from trainer.model.transformer import Transformer
-from trainer.monitor_speed import datasheet, matmul_ceiling
+from trainer.monitor.speed import datasheet, matmul_ceiling
 from trainer.optim.groups import Optimizers
 from trainer.plan_flops import flops, parameters
 from trainer.precision import fp8_te

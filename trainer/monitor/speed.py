@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
-from trainer.monitor import Alert
+from trainer.monitor.alerts import Alert
 
 if TYPE_CHECKING:
     import torch

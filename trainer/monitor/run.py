@@ -19,8 +19,8 @@ import torch
 
 from trainer.config import Recipe
 from trainer.loop import Callback
-from trainer.monitor import Alert, Facts, Monitor
-from trainer.monitor_speed import Meter, Watchdog, datasheet, matmul_ceiling
+from trainer.monitor.alerts import Alert, Facts, Monitor
+from trainer.monitor.speed import Meter, Watchdog, datasheet, matmul_ceiling
 from trainer.plan_flops import flops
 
 log = logging.getLogger(__name__)
