@@ -10,7 +10,7 @@ import torch
 from gymsmith.bench import BENCHES, Row
 from gymsmith.config import Settings
 from trainer.bench import gpu, learning, peers, toys
-from trainer.plan_flops import parameters
+from trainer.plan.flops import parameters
 
 
 def test_smebu_balances_sooner_and_calmer_than_the_sign_rule() -> None:

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.config import RECIPES, ParallelConfig, load_recipe
 from trainer.model.config import DSAConfig, LayerKind, MLAConfig, ModelConfig, MoEConfig, MTPConfig
 from trainer.model.transformer import Transformer
-from trainer.plan import plan
-from trainer.plan_flops import attention_flops, flops, index_flops, mean_keys, pair_flops, parameters
-from trainer.plan_memory import activation_numbers, memory
+from trainer.plan.costs import plan
+from trainer.plan.flops import attention_flops, flops, index_flops, mean_keys, pair_flops, parameters
+from trainer.plan.memory import activation_numbers, memory
 
 BASE: dict[str, Any] = {"vocab_size": 96, "dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "ffn_dim": 80}
 MLA = MLAConfig(q_latent=24, kv_latent=16, nope_dim=12, rope_dim=4, v_dim=16)
@@ -179,6 +179,6 @@ def test_a_layout_divides_what_it_says() -> None:
 
 def test_every_recipe_can_be_planned_without_torch() -> None:
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))
-    code = f"import sys, trainer.plan as p\nfor n in {names!r}: p.door(n, ['plan.gpu=H200'], True)\n"
+    code = f"import sys, trainer.plan.costs as p\nfor n in {names!r}: p.door(n, ['plan.gpu=H200'], True)\n"
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gymsmith.errors import ConfigError
-from trainer.plan_scaling import compute, optimum, power_law
+from trainer.plan.scaling import compute, optimum, power_law
 
 FLOPS = np.geomspace(1e15, 1e18, 8)
 

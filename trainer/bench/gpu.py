@@ -32,7 +32,7 @@ from trainer.model.head import head_loss
 from trainer.model.transformer import Transformer
 from trainer.monitor.speed import datasheet, matmul_ceiling
 from trainer.optim.groups import Optimizers
-from trainer.plan_flops import flops, parameters
+from trainer.plan.flops import flops, parameters
 from trainer.precision import fp8_te
 from trainer.precision.convert import Converted, convert
 

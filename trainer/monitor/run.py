@@ -21,7 +21,7 @@ from trainer.config import Recipe
 from trainer.loop import Callback
 from trainer.monitor.alerts import Alert, Facts, Monitor
 from trainer.monitor.speed import Meter, Watchdog, datasheet, matmul_ceiling
-from trainer.plan_flops import flops
+from trainer.plan.flops import flops
 
 log = logging.getLogger(__name__)
 Sink = Callable[[int, Mapping[str, float]], None]

@@ -4,7 +4,7 @@ MFU (Chowdhery et al., 2022, PaLM, appendix B) is FLOPs of the model per second 
 it, and both are reported under their own names: attention counted in full (PaLM) or only below the diagonal (causal), and the
 device's datasheet or a matrix product measured on the very machine. Recomputed activations never count.
 
-Deliberately not here: FLOPs per token; `plan_flops` counts them.
+Deliberately not here: FLOPs per token; `plan.flops` counts them.
 """
 
 from __future__ import annotations

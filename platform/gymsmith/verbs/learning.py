@@ -77,7 +77,7 @@ def train(
     from gymsmith.attach import attached
 
     if plan:
-        document = importlib.import_module("trainer.plan").door(plan, overrides or [], as_json)
+        document = importlib.import_module("trainer.plan.costs").door(plan, overrides or [], as_json)
         if as_json:
             emit(document)
         return

@@ -19,8 +19,8 @@ from rich.table import Table
 from trainer.config import Recipe, load_recipe
 from trainer.model.config import LayerKind, ModelConfig
 from trainer.monitor.speed import DATASHEET
-from trainer.plan_flops import attention_flops, flops, kind_name, parameters
-from trainer.plan_memory import CAPACITY, GIB, Formats, Memory, memory
+from trainer.plan.flops import attention_flops, flops, kind_name, parameters
+from trainer.plan.memory import CAPACITY, GIB, Formats, Memory, memory
 
 LENGTHS = (4096, 32768, 131072)
 PARTS = {

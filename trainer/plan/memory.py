@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from trainer.model.config import LayerKind, ModelConfig
-from trainer.plan_flops import Layer, layer, parameters
+from trainer.plan.flops import Layer, layer, parameters
 
 GIB = 1 << 30
 CAPACITY = {"H100": 80e9, "H200": 141e9, "B200": 192e9, "A100": 80e9}
