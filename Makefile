@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 SOURCES := pyproject.toml constraints.txt hatch_build.py $(wildcard sandboxes/box/*.c sandboxes/box/*.h)
 
-.PHONY: demo test check bench up clean
+.PHONY: demo test check coverage bench up clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gymsmith demo $(if $(QUICK),--quick) $(ARGS)
@@ -22,6 +22,14 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Which lines of the trainer its tests run, in all processes that they start: the engine and RL, then the core.
+coverage: $(VENV)/.installed-dev
+	rm -rf build/coverage
+	$(BIN)/coverage run -m pytest -q tests/trainer $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --include='trainer/engine/*,trainer/rl/*'
+	$(BIN)/coverage report --omit='trainer/engine/*,trainer/rl/*' --fail-under=90
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/gymsmith bench $(or $(NAME),loop) $(ARGS)

@@ -301,6 +301,9 @@ def together(processes: int, folder: Path) -> list[dict[str, Any]]:
         process.start()
     try:
         answers = [reading.recv() if reading.poll(300) else f"rank {rank}: no answer" for rank, (reading, _) in enumerate(pipes)]
+        for process in started:
+            # Whoever has answered is about to end, and says then which lines it ran (`make coverage`).
+            process.join(10)
     finally:
         for process in started:
             process.kill()
