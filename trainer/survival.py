@@ -122,7 +122,7 @@ def live(home: Path, run_id: str) -> None:
         def note(step: int, metrics: dict[str, float], facts: object) -> None:
             os.write(diary, (json.dumps({"step": step} | {name: metrics[name] for name in NAMES}) + "\n").encode())
 
-        learner.callbacks.append(note)
+        learner.assembly.callbacks.append(note)
         learner.learn()
 
 

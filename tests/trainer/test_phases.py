@@ -94,14 +94,14 @@ class Cut(Exception):
 
 def cut_off(one: Learner, step: int) -> None:
     """Run until `step` is reported, then stop in the middle of everything."""
-    report = one._report
+    report = one.assembly.report
 
     def stop(at: int, metrics: dict[str, float]) -> None:
         report(at, metrics)
         if at == step:
             raise Cut
 
-    one._report = stop  # type: ignore[method-assign]
+    one.assembly.report = stop  # type: ignore[method-assign]
     with pytest.raises(Cut):
         one.learn()
 
