@@ -22,8 +22,9 @@ from typing import Any
 
 from env_factory import sources, swe_orders, tasks
 from env_factory.bench_reruns import cheat_rows, rerun, rerun_rows
-from env_factory.synth import combination, mutation, survey
-from env_factory.synth.selection import header, reaching
+from env_factory.swe import survey
+from env_factory.swe.selection import header, reaching
+from env_factory.synth import combination, mutation
 from gymsmith import taskdir
 from gymsmith.bench import Row
 from gymsmith.config import Settings

@@ -23,7 +23,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from env_factory.effects import Effect, Effects, Hunk
-from env_factory.synth import operators
+from env_factory.swe import operators
 from gymsmith.taskdir import Task
 
 DOCUMENTS = frozenset({".md", ".rst", ".markdown", ".adoc"})

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from env_factory.intake import Proposal
 from env_factory.source_kinds.package import read_sdist
-from env_factory.synth import browse, browse_cards, layout, repair, terminal
-from env_factory.synth.browse_pages import documents
+from env_factory.synth import browse, cards, layout, repair, terminal
+from env_factory.templates.browse.pages import documents
 from gymsmith.config import Settings
 from gymsmith.errors import Capacity, ConfigError, Rejected, SourceError
 from gymsmith.schema import Draft, Source
@@ -73,16 +73,16 @@ async def order(
     if source.startswith("pypi:"):
         sdist = await asyncio.to_thread(read_sdist, source, source.removeprefix("pypi:"), settings)
         pages = await asyncio.to_thread(documents, sdist.files)
-        if len(pages) < browse_cards.LEAST_PAGES:
+        if len(pages) < cards.LEAST_PAGES:
             raise SourceError(
-                f"expected at least {browse_cards.LEAST_PAGES} pages of documentation in {sdist.filename}, got {len(pages)}; "
+                f"expected at least {cards.LEAST_PAGES} pages of documentation in {sdist.filename}, got {len(pages)}; "
                 "choose a package whose sdist brings its docs"
             )
         about = f"the documentation of {sdist.name} {sdist.version}"
 
         def carded(index: int) -> Draft:
             level = asked[index % len(asked)]
-            return browse.draft(browse_cards.make(pages, about, level, seed * 1_000_000 + index), sdist.source)
+            return browse.draft(cards.make(pages, about, level, seed * 1_000_000 + index), sdist.source)
 
         return Stream(_stream(n, carded), {"source": sdist.source.digest, "levels": list(asked)}, 4)
     families = _names(source, "browse", browse.FAMILIES)

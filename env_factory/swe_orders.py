@@ -20,11 +20,12 @@ from env_factory import sources
 from env_factory.build import build
 from env_factory.intake import Ledger, Proposal
 from env_factory.sources import Package, Repository
-from env_factory.synth import change, combination, issues, mutation, reconstruction, screening, survey
+from env_factory.swe import change, screening, survey
+from env_factory.swe.change import Change
+from env_factory.swe.folder import Candidate
+from env_factory.swe.screening import Screen
+from env_factory.synth import combination, issues, mutation, reconstruction
 from env_factory.synth import commits as history
-from env_factory.synth.change import Change
-from env_factory.synth.screening import Screen
-from env_factory.synth.swe import Candidate
 from gymsmith.config import Settings
 from gymsmith.errors import BuildError, PolicyRefused, SourceError
 from gymsmith.schema import Draft, Source, digest

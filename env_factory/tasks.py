@@ -20,12 +20,13 @@ from pydantic import Field
 from env_factory import labelled, seeded, sessions, sources, swe_orders
 from env_factory.gates import Level
 from env_factory.intake import Intake, Ledger, Proposal, prove_again
+from env_factory.lessons import documentation
 from env_factory.llm import orders
 from env_factory.mutants import Rules
 from env_factory.payload import checked
 from env_factory.synth import corpus as text
-from env_factory.synth import examples, examples_package, shell, tutorial
-from env_factory.synth.shell_families import FAMILIES, TRAINED, UNSEEN
+from env_factory.synth import examples, shell, tutorial
+from env_factory.templates.shell.families import FAMILIES, TRAINED, UNSEEN
 from gymsmith import taskdir
 from gymsmith.errors import ConfigError, SourceError, StoreError
 from gymsmith.schema import GenerateKind, JobContext, Word
@@ -280,7 +281,7 @@ async def _tutorial(order: Order, lessons: list[sources.Tutorial], worker: Worke
 
 
 async def _examples(order: Order, python: str, worker: Worker, ctx: JobContext) -> dict[str, Any]:
-    books = [await asyncio.to_thread(examples_package.read, uri, ctx.settings, python) for uri in sources.lessons(order.source)]
+    books = [await asyncio.to_thread(documentation.read, uri, ctx.settings, python) for uri in sources.lessons(order.source)]
     key = {"source": [book.tutorial.source.digest for book in books], "gates": order.gates}
     provider, images = await worker.provider(), await worker.images()
 
@@ -360,7 +361,7 @@ async def _verify(asked: Proofs, worker: Worker, ctx: JobContext) -> dict[str, A
         wheels = None
         if environment.spec.kind == "examples":
             python = await _python(worker)
-            book = await asyncio.to_thread(examples_package.read, environment.source.uri, ctx.settings, python)
+            book = await asyncio.to_thread(documentation.read, environment.source.uri, ctx.settings, python)
             wheels = book.wheels
         elif "/wheelhouse" in task.dockerfile:
             package = await asyncio.to_thread(swe_orders.package_behind, environment.source, ctx.settings, await _python(worker))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -88,3 +89,41 @@ def test_init_files_hold_a_docstring_only() -> None:
 def test_no_file_grows_into_a_drawer() -> None:
     drawers = {"utils", "common", "helpers", "misc"}
     assert [p for home in HOME.values() for p in home.rglob("*.py") if p.stem in drawers] == []
+
+
+@pytest.mark.parametrize("shared", ["templates", "swe", "lessons"])
+def test_synthesizers_stand_above_what_they_share(shared: str) -> None:
+    files = list((HOME["env_factory"] / shared).rglob("*.py"))
+    assert len(files) > 5 and [path for path in files if "env_factory.synth" in path.read_text()] == []
+
+
+def untold(text: str) -> list[str]:
+    """Files of rooms that the README's tables do not tell of, by themselves or by their folder; names that are no file's."""
+    tables = text.partition("## Every file in five words")[2].partition("## Where to read on")[0]
+    told: dict[str, set[str]] = {room: set() for room in FLOOR}
+    room = ""
+    for line in tables.splitlines():
+        if heading := re.match(r"\*\*(?:platform/)?(\w+)(?:/\w+)?\*\*", line):
+            room = heading[1]
+        elif room in FLOOR and line.startswith("| `"):
+            for cell in line.split("|")[1:4:2]:
+                told[room] |= set(re.findall(r"`([\w./-]+)`", cell))
+    found = []
+    for room, home in HOME.items():
+        files = {str(path.relative_to(home)) for path in home.rglob("*.py") if path.name != "__init__.py"}
+        folders = tuple(name for name in told[room] if name.endswith("/"))
+        found += [f"{room}/{name} is not told" for name in files - told[room] if not name.startswith(folders)]
+        found += [f"{room}/{name} is no file" for name in told[room] if not (home / name).exists()]
+    return sorted(found)
+
+
+def test_the_readme_tells_every_file() -> None:
+    assert untold((ROOT / "README.md").read_text()) == []
+
+
+def test_the_guard_of_the_tables_bites() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert untold(text.replace("`synth/mutation.py`", "`synth/mutation_.py`")) == [
+        "env_factory/synth/mutation.py is not told",
+        "env_factory/synth/mutation_.py is no file",
+    ]

@@ -14,11 +14,12 @@ from env_factory.llm.authorship import Author, objection
 from env_factory.llm.conversation import Desk, Shape, Talk, Unfit
 from env_factory.llm.prompt import Material, fill
 from env_factory.llm.workshop import Function, Workshop
-from env_factory.synth import mutation, swe
-from env_factory.synth.patch import edit_script
-from env_factory.synth.screening import tree
-from env_factory.synth.selection import judge, reaching
-from env_factory.synth.symptom import report
+from env_factory.swe import folder
+from env_factory.swe.patch import edit_script
+from env_factory.swe.screening import tree
+from env_factory.swe.selection import judge, reaching
+from env_factory.swe.symptom import report
+from env_factory.synth import mutation
 from gymsmith.schema import Draft, digest
 
 MAX_MODULE_CHARS = 24_000
@@ -78,13 +79,13 @@ class FaultAuthor(Author[Fault]):
         if not lines:
             raise objection("thin")
         instruction = mutation.instruction(package, lines)
-        if swe.tells(instruction, [path], judged.failed):
+        if folder.tells(instruction, [path], judged.failed):
             raise Unfit("leak", "what users see names the file at fault; choose a fault that shows elsewhere")
-        work, hunk = tree(package), swe.hunk(self.healthy, faulty)
+        work, hunk = tree(package), folder.hunk(self.healthy, faulty)
         if len(hunk) >= 60 and any(hunk in data for other, data in work.items() if other != path):
             raise Unfit("leak", "the healthy lines stand in another file, too")
         target = f"/work/{path}"
-        return swe.draft(
+        return folder.draft(
             package,
             judged,
             observed.values,
@@ -96,7 +97,7 @@ class FaultAuthor(Author[Fault]):
             instruction=instruction,
             work={**work, path: faulty.encode()},
             solution=edit_script(target, faulty, self.healthy),
-            cheats=tuple(swe.module_cheats(target)),
+            cheats=tuple(folder.module_cheats(target)),
             whole=shop.known,
         )
 

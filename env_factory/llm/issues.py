@@ -19,11 +19,11 @@ from env_factory.llm.conversation import Desk, Shape, Talk, Unfit
 from env_factory.llm.prompt import Material, fill
 from env_factory.llm.workshop import Workshop
 from env_factory.sources import Package
-from env_factory.synth import swe
-from env_factory.synth.patch import edit_script
-from env_factory.synth.screening import tree
-from env_factory.synth.selection import Judged, beside
-from env_factory.synth.survey import MIN_P2P
+from env_factory.swe import folder
+from env_factory.swe.patch import edit_script
+from env_factory.swe.screening import tree
+from env_factory.swe.selection import Judged, beside
+from env_factory.swe.survey import MIN_P2P
 from gymsmith.schema import Draft, digest
 
 MAX_CODE_CHARS = 60_000
@@ -94,14 +94,14 @@ class IssueAuthor(Author[Resolution]):
                 observed = await shop.observed(judged.described(), fixed)
             finally:
                 await shop.put_test(self.test_path, "")
-        if swe.tells(instruction, list(fixed), judged.failed):
+        if folder.tells(instruction, list(fixed), judged.failed):
             raise Unfit("leak", "the instruction names a file at fault or a hidden test")
         scripts = {path: edit_script(f"/work/{path}", package.files[path].decode(), text) for path, text in sorted(fixed.items())}
         replaced = "\n".join(edit.replace for edit in answer.edits)
         written.not_told({"the solution": replaced, "the tests": tests}, {"the instruction": instruction})
         files = dict(package.files) | {self.test_path: tests.encode()}
         known = package.tests if package.is_test(self.test_path) else (*package.tests, self.test_path)
-        return swe.draft(
+        return folder.draft(
             replace(package, files=files, tests=known),
             judged,
             observed.values,
@@ -113,7 +113,7 @@ class IssueAuthor(Author[Resolution]):
             instruction=f"{instruction}\n\n{CLOSING}\n",
             work=tree(package),
             solution="".join(scripts.values()),
-            cheats=_halves(scripts) + tuple(swe.module_cheats(f"/work/{next(iter(fixed))}")),
+            cheats=_halves(scripts) + tuple(folder.module_cheats(f"/work/{next(iter(fixed))}")),
             whole=replace(shop.known, passing=tuple(dict.fromkeys([*shop.known.passing, *judged.failed, *judged.passed]))),
         )
 

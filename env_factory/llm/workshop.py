@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from env_factory.sources import Package
-from env_factory.synth import screening, selection
-from env_factory.synth.screening import SUITE, Screen
-from env_factory.synth.selection import Observed
-from env_factory.synth.survey import Survey, survey
+from env_factory.swe import screening, selection
+from env_factory.swe.screening import SUITE, Screen
+from env_factory.swe.selection import Observed
+from env_factory.swe.survey import Survey, survey
 from sandboxes.base import MIB, Provider, SandboxSpec
 from sandboxes.image.images import ImageStore
 

@@ -1,8 +1,8 @@
 """Search-and-browse environments: a question whose answer stands several look-ups away in an offline collection of HTML pages.
 
-The agent has four declared tools (`browse_tools.py`), which are programs of the environment: search, open, find, answer. They
+The agent has four declared tools (`templates/browse/tools.py`), which are programs of the environment: search, open, find, answer. They
 return whole HTML pages, so an episode of level 3 reads beyond 100,000 tokens. `make(family, level, seed)` samples a question over
-a made-up handbook (`browse_world.py`), `browse_cards.py` one over the documentation of a real package; `draft` wraps either up.
+a made-up handbook (`templates/browse/world.py`), `cards.py` one over the documentation of a real package; `draft` wraps either up.
 The oracle is the sequence of look-ups. A question that its own words, or the first page they lead to, would answer becomes no draft.
 """
 
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-from env_factory.synth.browse_pages import pack
-from env_factory.synth.browse_tools import Library
-from env_factory.synth.browse_world import KINDS, LINKS, Entity, World, world
-from env_factory.synth.shell import HARBOR
+from env_factory.posix_tests import HARBOR
+from env_factory.templates.browse.pages import pack
+from env_factory.templates.browse.tools import Library
+from env_factory.templates.browse.world import KINDS, LINKS, Entity, World, world
 from gymsmith.errors import ConfigError, Rejected
 from gymsmith.schema import Draft, Source, TaskSpec, ToolSpec
 
@@ -205,7 +205,7 @@ def draft(question: Question, source: Source) -> Draft:
     files = {
         "environment/Dockerfile": f"FROM gymsmith/host\nCOPY tools/ {_HOME}/\nWORKDIR /work\nRUN chown 1000:1000 /work\n".encode(),
         "environment/tools/collection.zip": question.collection,
-        "environment/tools/browse.py": resources.files("env_factory.synth").joinpath("browse_tools.py").read_bytes(),
+        "environment/tools/browse.py": resources.files("env_factory.templates.browse").joinpath("tools.py").read_bytes(),
         "tests/test.sh": _TEST.encode(), "tests/answer.txt": f"{question.answer}\n".encode(),
         "solution/solve.sh": _script([*found, f"answer {question.answer}"]).encode(),
     }  # fmt: skip

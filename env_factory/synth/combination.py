@@ -22,17 +22,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from env_factory.sources import Package
-from env_factory.synth import operators, reconstruction, swe
-from env_factory.synth.documented import documented
+from env_factory.swe import folder, operators
+from env_factory.swe.documented import documented
+from env_factory.swe.folder import Candidate
+from env_factory.swe.operators import Site
+from env_factory.swe.patch import change_script
+from env_factory.swe.rewriting import other_words
+from env_factory.swe.screening import Screen, tree
+from env_factory.swe.selection import MAX_F2P, MAX_OBSERVED, Judged, beside, header, judge, observed, reaching, sample
+from env_factory.swe.survey import Survey
+from env_factory.swe.symptom import report
+from env_factory.synth import reconstruction
 from env_factory.synth.mutation import instruction
-from env_factory.synth.operators import Site
-from env_factory.synth.patch import change_script
-from env_factory.synth.rewriting import other_words
-from env_factory.synth.screening import Screen, tree
-from env_factory.synth.selection import MAX_F2P, MAX_OBSERVED, Judged, beside, header, judge, observed, reaching, sample
-from env_factory.synth.survey import Survey
-from env_factory.synth.swe import Candidate
-from env_factory.synth.symptom import report
 from gymsmith.schema import Draft
 from sandboxes.observations import Observation
 
@@ -240,15 +241,15 @@ def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | 
     """The environment, or the reason why it would be a bad one."""
     healthy, sites, work = each.healthy, each.chosen, tree(package)
     text = instruction(package, list(dict.fromkeys(each.lines)))
-    if swe.tells(text, [each.path], each.judged.failed):
+    if folder.tells(text, [each.path], each.judged.failed):
         return "leak"
-    hunks = [swe.hunk(healthy, site.apply(healthy)) for site in sites]
+    hunks = [folder.hunk(healthy, site.apply(healthy)) for site in sites]
     if any(len(hunk) >= 60 and hunk in data for hunk in hunks for path, data in work.items() if path != each.path):
         return "leak"
     target = f"/work/{each.path}"
     other = next((o for site in sites if (o := other_words(healthy, site)) is not None), None)
     halves = [(f"leaves-fault-{n}", site.apply(healthy)) for n, site in enumerate(sites, 1)]
-    return swe.draft(
+    return folder.draft(
         package,
         each.judged,
         each.observed,
@@ -256,7 +257,7 @@ def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | 
         slug=f"{package.name.lower().replace('_', '-')}-faults-{seed}-{each.index:04d}",
         description=f"Repair {len(sites)} faults in {package.name} {package.version}, found by what its users see.",
         keywords=("python", "debugging", package.name),
-        labels=swe.about(
+        labels=folder.about(
             package,
             operator=" + ".join(site.operator for site in sites),
             path=each.path,
@@ -268,6 +269,6 @@ def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | 
         work={**work, each.path: each.faulty.encode()},
         solution=change_script({target: (each.faulty, healthy)}),
         alternatives=(change_script({target: (each.faulty, other)}),) if other else (),
-        cheats=(*swe.module_cheats(target), *((name, change_script({target: (each.faulty, half)})) for name, half in halves)),
+        cheats=(*folder.module_cheats(target), *((name, change_script({target: (each.faulty, half)})) for name, half in halves)),
         whole=known,
     )

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from env_factory.source_kinds.diff import is_test
 from env_factory.source_kinds.repository import Commit, Repository
 from env_factory.sources import package_of
-from env_factory.synth.change import Change
-from env_factory.synth.notes import added, cleaned, is_note
+from env_factory.swe.change import Change
+from env_factory.swe.notes import added, cleaned, is_note
 from gymsmith.config import Settings
 from gymsmith.errors import NoTests, NotFound, PolicyRefused, SourceError, UnknownPackage
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from env_factory.synth.words import WORDS
+from env_factory.templates.words import WORDS
 
 Role = Literal["task", "act", "obs"]
 SUFFIXES = ("", "", "", "", ".conf", ".note")

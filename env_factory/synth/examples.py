@@ -1,6 +1,6 @@
 """Terminal environments from documented examples: a page says what a command does, it is executed, its effect is the goal.
 
-    read      the examples of each page (`examples_pages.py`), with files made up for what they name (`examples_files.py`)
+    read      the examples of each page (`lessons/example_pages.py`), with files made up for what they name (`example_files.py`)
     try       each runs alone, three times, the second time with other file times; what prints only has its output kept in a file
     group     one to three examples of a page that left something, and always the same, make one environment
     draft     instruction = what the page says, what stands in its blanks, a table of the end state, never a command; tests = that
@@ -20,14 +20,14 @@ import shlex
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from env_factory.lessons import example_files, example_pages
+from env_factory.lessons.documentation import HEAD, Book
+from env_factory.lessons.example_pages import Example
+from env_factory.lessons.state import Node, Tree, changes, describe, script
+from env_factory.lessons.walk import HOME, dockerfile, snapshot
 from env_factory.sources import Tutorial
-from env_factory.synth import examples_files, examples_pages
-from env_factory.synth.examples_package import HEAD, Book
-from env_factory.synth.examples_pages import Example
 from env_factory.synth.tutorial import Proposed
-from env_factory.synth.tutorial_state import Node, Tree, changes, describe, script
-from env_factory.synth.tutorial_walk import HOME, dockerfile, snapshot
-from env_factory.synth.words import draw
+from env_factory.templates.words import draw
 from gymsmith.errors import SourceError
 from gymsmith.schema import Draft, TaskSpec, ToolSpec
 from sandboxes.base import MIB, Provider, Sandbox, SandboxSpec
@@ -65,7 +65,7 @@ async def draft(book: Book, provider: Provider, images: ImageStore, seed: int) -
     index = tried = 0
     for name, text in source.texts.items():
         page_rng = random.Random(f"examples/{seed}/{name}")
-        found = examples_pages.read(name, text, page_rng, draw(page_rng, "train", 16))
+        found = example_pages.read(name, text, page_rng, draw(page_rng, "train", 16))
         if not found:
             continue
         box = await provider.create(SandboxSpec(image=image.id, user="agent", workdir=HOME, disk_bytes=64 * MIB))
@@ -120,7 +120,7 @@ async def _try(box: Sandbox, example: Example, source: Tutorial, seed: int) -> T
             named = tuple(name for name in example.operands if name not in given)
             files = given or {}
             if named or not given:
-                files |= examples_files.fixtures(rng, [*used, *words], example.page, example.command, named, targets=targets)
+                files |= example_files.fixtures(rng, [*used, *words], example.page, example.command, named, targets=targets)
         start, end, out, ok = await _run(box, files, [example.command])
         answer = f"answer-{example.number + 1}.txt" if start == end else ""
         if not ok or (answer and not out.strip()):

@@ -11,8 +11,8 @@ from dataclasses import replace
 from env_factory import sources
 from env_factory.source_kinds.issue import Issue
 from env_factory.source_kinds.repository import Repository
-from env_factory.synth.change import Change
-from env_factory.synth.notes import cleaned
+from env_factory.swe.change import Change
+from env_factory.swe.notes import cleaned
 from gymsmith.config import Settings
 from gymsmith.errors import NoTests, NotFound, PolicyRefused, SourceError, UnknownPackage
 from sandboxes import patching

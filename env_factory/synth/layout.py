@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from env_factory.synth import layout_boards, layout_screens, layout_slides
-from env_factory.synth.layout_pages import FIRST, Layout, Pen, Template, div, page, tag
-from env_factory.synth.words import SPLITS
+from env_factory.templates.layout import boards, screens, slides
+from env_factory.templates.layout.pages import FIRST, Layout, Pen, Template, div, page, tag
+from env_factory.templates.words import SPLITS
 from gymsmith.errors import ConfigError
 from gymsmith.schema import Draft, Source, TaskSpec, ToolSpec
 from sandboxes import layout as rendering
@@ -30,11 +30,11 @@ CONTRAST = 4.5
 TEMPLATES: Mapping[str, Template] = {
     template.__name__: template
     for template in (
-        layout_slides.cards, layout_slides.tiles, layout_slides.stage, layout_slides.ladder, layout_slides.bars, layout_slides.plan,
-        layout_slides.timeline, layout_slides.quote, layout_screens.sidebar, layout_screens.frame, layout_screens.split,
-        layout_screens.checker, layout_screens.badges, layout_screens.offers, layout_screens.table, layout_screens.stairs,
-        layout_screens.pyramid, layout_screens.hub, layout_boards.mosaic, layout_boards.kanban, layout_boards.stack,
-        layout_boards.swatches, layout_boards.corners, layout_boards.columns, layout_boards.facts, layout_boards.team,
+        slides.cards, slides.tiles, slides.stage, slides.ladder, slides.bars, slides.plan,
+        slides.timeline, slides.quote, screens.sidebar, screens.frame, screens.split,
+        screens.checker, screens.badges, screens.offers, screens.table, screens.stairs,
+        screens.pyramid, screens.hub, boards.mosaic, boards.kanban, boards.stack,
+        boards.swatches, boards.corners, boards.columns, boards.facts, boards.team,
     )
 }  # fmt: skip
 """By the name that an order gives: layout:NAME."""

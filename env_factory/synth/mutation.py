@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from env_factory.sources import Package
-from env_factory.synth import operators, swe
-from env_factory.synth.operators import Site
-from env_factory.synth.patch import edit_script
-from env_factory.synth.rewriting import other_words
-from env_factory.synth.screening import Screen, tree
-from env_factory.synth.selection import Judged, Observed, judge, observed, reaching
-from env_factory.synth.survey import Survey
-from env_factory.synth.symptom import report
+from env_factory.swe import folder, operators
+from env_factory.swe.operators import Site
+from env_factory.swe.patch import edit_script
+from env_factory.swe.rewriting import other_words
+from env_factory.swe.screening import Screen, tree
+from env_factory.swe.selection import Judged, Observed, judge, observed, reaching
+from env_factory.swe.survey import Survey
+from env_factory.swe.symptom import report
 from gymsmith.schema import Draft
 
 PER_FUNCTION = 4
@@ -152,14 +152,14 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int, whole: Survey
     if not lines:
         return "thin"
     text = instruction(package, lines)
-    if swe.tells(text, [site.path], each.judged.failed):
+    if folder.tells(text, [site.path], each.judged.failed):
         return "leak"
-    hunk, work = swe.hunk(healthy, faulty), tree(package)
+    hunk, work = folder.hunk(healthy, faulty), tree(package)
     if len(hunk) >= 60 and any(hunk in data for path, data in work.items() if path != site.path):
         return "leak"  # The healthy lines stand in another file too.
     target = f"/work/{site.path}"
     other = other_words(healthy, site)
-    return swe.draft(
+    return folder.draft(
         package,
         each.judged,
         each.observed.values,
@@ -167,12 +167,12 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int, whole: Survey
         slug=f"{package.name.lower().replace('_', '-')}-{seed}-{each.index:04d}",
         description=f"Repair one fault in {package.name} {package.version}, found by what its users see.",
         keywords=("python", "debugging", package.name),
-        labels=swe.about(package, operator=site.operator, path=site.path, function=site.function, seed=seed, index=each.index),
+        labels=folder.about(package, operator=site.operator, path=site.path, function=site.function, seed=seed, index=each.index),
         instruction=text,
         work={**work, site.path: faulty.encode()},
         solution=edit_script(target, faulty, healthy),
         alternatives=(edit_script(target, faulty, other),) if other else (),
-        cheats=tuple(swe.module_cheats(target)),
+        cheats=tuple(folder.module_cheats(target)),
         whole=whole,
     )
 

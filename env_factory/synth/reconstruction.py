@@ -19,15 +19,15 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from env_factory.sources import Package
-from env_factory.synth import operators, swe
-from env_factory.synth.documented import MIN_DOC, MIN_NODES, Documented, documented
-from env_factory.synth.operators import Site
-from env_factory.synth.patch import edit_script
-from env_factory.synth.rewriting import other_words
-from env_factory.synth.screening import Screen, tree
-from env_factory.synth.selection import Judged, judge, observed, reaching
-from env_factory.synth.survey import Survey
-from env_factory.synth.swe import Candidate
+from env_factory.swe import folder, operators
+from env_factory.swe.documented import MIN_DOC, MIN_NODES, Documented, documented
+from env_factory.swe.folder import Candidate
+from env_factory.swe.operators import Site
+from env_factory.swe.patch import edit_script
+from env_factory.swe.rewriting import other_words
+from env_factory.swe.screening import Screen, tree
+from env_factory.swe.selection import Judged, judge, observed, reaching
+from env_factory.swe.survey import Survey
 from gymsmith.schema import Draft
 from sandboxes.observations import Observation
 
@@ -202,7 +202,7 @@ def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | 
     other = next((o for site in each.mutants if (o := other_words(healthy, site)) is not None), None)
     wrong = [("do-nothing", function.silent(healthy))]
     wrong += [(f"mutant-{n}", site.apply(healthy)) for n, site in enumerate(each.noticed[:MUTANT_CHEATS], 1)]
-    return swe.draft(
+    return folder.draft(
         package,
         each.judged,
         each.observed,
@@ -210,7 +210,7 @@ def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | 
         slug=f"{package.name.lower().replace('_', '-')}-body-{seed}-{each.index:04d}",
         description=f"Write a function of {package.name} {package.version} from its signature and docstring.",
         keywords=("python", "implementation", package.name),
-        labels=swe.about(
+        labels=folder.about(
             package, operator="reconstruction", path=function.path, function=function.name, seed=seed, index=each.index
         )
         | {"mutation_score": f"{each.score:.2f}"},
@@ -218,7 +218,7 @@ def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | 
         work={**tree(package), function.path: blank.encode()},
         solution=edit_script(target, blank, healthy),
         alternatives=(edit_script(target, blank, other),) if other else (),
-        cheats=(*swe.module_cheats(target), *((name, edit_script(target, blank, bad)) for name, bad in wrong)),
+        cheats=(*folder.module_cheats(target), *((name, edit_script(target, blank, bad)) for name, bad in wrong)),
         whole=known,
     )
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import random
 
-from env_factory.synth import repair_depot as depot
-from env_factory.synth import terminal, terminal_box
-from env_factory.synth.repair_faults import FAULTS, Fault
-from env_factory.synth.terminal import Files, Params
-from env_factory.synth.words import draw
+from env_factory.synth import terminal
+from env_factory.templates.repair import depot
+from env_factory.templates.repair.faults import FAULTS, Fault
+from env_factory.templates.terminal import box
+from env_factory.templates.terminal.template import Files, Params
+from env_factory.templates.words import draw
 from gymsmith.errors import ConfigError
 from gymsmith.schema import Draft, Source, TaskSpec, ToolSpec
 from sandboxes import observations
@@ -166,20 +167,20 @@ def instruction(faults: list[Fault], p: Params) -> str:
 
 def observed(rng: random.Random, sound: Files, p: Params) -> list[Observation]:
     """What the host asks, with the answers."""
-    box = terminal.box_text() + BOX
+    setup = (terminal.box_text() + BOX,)
     watched = sorted((name.partition("!")[0], text) for name, text in sound.items() if name.startswith(KEPT))
     names = [name for name, _ in watched]
     kept = [
-        Observation("kept", f"[open('/work/depot/' + n).read() for n in {names!r}]", repr([text for _, text in watched]), (box,))
+        Observation("kept", f"[open('/work/depot/' + n).read() for n in {names!r}]", repr([text for _, text in watched]), setup)
     ]
     stock = sorted((p["prices"] | p["later"]).items())
-    kept.append(Observation("rows", "rows()", repr([list(row) for row in stock]), (box,)))
-    kept.append(Observation("health", "depot(['check'], {})", repr([0, depot.HEALTHY]), (box,)))
+    kept.append(Observation("rows", "rows()", repr([list(row) for row in stock]), setup))
+    kept.append(Observation("health", "depot(['check'], {})", repr([0, depot.HEALTHY]), setup))
     for number in (1, 2):
         asked = depot.orders(rng, p)
         text = "".join(f"{name};{pieces}\n" for name, pieces in asked)
         call = f"depot(['report', '../orders.csv'], {{'orders.csv': {text!r}}})"
-        kept.append(Observation(f"orders-{number}", call, repr([0, terminal_box.tidy(depot.report(p, asked))]), (box,)))
+        kept.append(Observation(f"orders-{number}", call, repr([0, box.tidy(depot.report(p, asked))]), setup))
     return kept
 
 

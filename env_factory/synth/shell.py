@@ -1,6 +1,6 @@
 """Parametric shell tasks: `make(family, level, seed, split)` is a pure function to a `ShellTask`, `draft` wraps it up.
 
-The families are in `shell_families.py`. Here a scene gets its verifier (a POSIX script that compares the whole folder with the
+The families are in `templates/shell/`. Here a scene gets its verifier (a POSIX script that compares the whole folder with the
 folder of a solved task, from `cksum` and shell built-ins alone), the tool that it is played with, and `looked`, which tells from
 a transcript whether the answer was seen before it was given. Nothing is executed here.
 """
@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from env_factory.synth.shell_families import FAMILIES, Change, Kind
-from env_factory.synth.words import draw
+from env_factory.posix_tests import HARBOR, cksum
+from env_factory.templates.shell.families import FAMILIES
+from env_factory.templates.shell.scene import Change, Kind
+from env_factory.templates.words import draw
 from gymsmith.errors import ConfigError
 from gymsmith.schema import Draft, Source, Step, TaskSpec, ToolSpec
 from sandboxes import looking
@@ -24,8 +26,6 @@ TOOL = ToolSpec(
     max_output_bytes=4096,
 )
 """One command per action and no operators, so that a value can only travel from a file to another through the agent."""
-HARBOR = "[ ! -d /logs/verifier ] || echo $((1 - ${bad:-0})) > /logs/verifier/reward.txt"
-"""Last line of a test script that has set `bad` where something failed: the reward, where Harbor looks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def make(family: str, level: int, seed: int, split: str = "train") -> ShellTask:
         ConfigError: unknown family or split, or a level below 1.
     """
     if family not in FAMILIES:
-        raise ConfigError(f"expected a family out of {sorted(FAMILIES)}, got {family!r}; see env_factory/synth/shell_families.py")
+        raise ConfigError(f"expected a family out of {sorted(FAMILIES)}, got {family!r}")
     if level < 1:
         raise ConfigError(f"expected level >= 1, got {level}; level 1 is one look")
     rng = random.Random(f"{family}/{level}/{seed}/{split}")
@@ -84,29 +84,6 @@ def make(family: str, level: int, seed: int, split: str = "train") -> ShellTask:
         hidden=scene.hidden,
         changes=scene.changes,
     )
-
-
-def cksum(data: bytes) -> str:
-    """What POSIX `cksum` prints for `data`: CRC-32 (polynomial 04C11DB7, length appended, complemented), a blank, the length."""
-    crc = 0
-    size = len(data)
-    tail = size.to_bytes((size.bit_length() + 7) // 8, "little")
-    for byte in data + tail:
-        crc = (crc << 8 & 0xFFFFFFFF) ^ _CRC[crc >> 24 ^ byte]
-    return f"{crc ^ 0xFFFFFFFF} {size}"
-
-
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        crc = byte << 24
-        for _ in range(8):
-            crc = crc << 1 ^ (0x04C11DB7 if crc & 0x80000000 else 0)
-        table.append(crc & 0xFFFFFFFF)
-    return tuple(table)
-
-
-_CRC = _crc_table()
 
 
 def verifier(files: Mapping[str, str], changes: Sequence[Change]) -> tuple[str, tuple[str, ...]]:

@@ -6,85 +6,71 @@ right answers are computed here by the template's reference and never enter a sa
 observation (`sandboxes/observations.py`) and the host compares.
 
 A template brings two honest programs: `shell`, written by hand, and its reference `answer`, whose own source becomes the second
-one. Nothing of a task is executed here. The templates stand in `terminal_logs.py` and its neighbours, break and repair in
-`repair.py`.
+one. Nothing of a task is executed here. The templates stand in `templates/terminal/`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
 import random
 import shlex
 import string
 import textwrap
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
-from env_factory.synth import terminal_box
-from env_factory.synth.words import draw
+from env_factory.templates.terminal import (
+    archives,
+    box,
+    cleanup,
+    databases,
+    dependencies,
+    documents,
+    git,
+    incidents,
+    links,
+    logs,
+    permissions,
+    processes,
+    schedules,
+    services,
+    sqlite,
+    startup,
+    tables,
+)
+from env_factory.templates.terminal.template import Files, Params, Template, Watch
+from env_factory.templates.words import draw
 from gymsmith.errors import ConfigError
 from gymsmith.schema import Draft, Source, TaskSpec, ToolSpec
 from sandboxes import observations
 from sandboxes.observations import Observation
 
-Files = dict[str, Any]
-"""A data set, see `terminal_box`."""
-Params = dict[str, Any]
-"""What one instance of a template is about; JSON."""
-Watch = Literal["stdout", "tree", "modes"]
 ROOMS = (
-    "logs",
-    "incidents",
-    "tables",
-    "cleanup",
-    "documents",
-    "services",
-    "startup",
-    "permissions",
-    "archives",
-    "schedules",
-    "links",
-    "sqlite",
-    "databases",
-    "processes",
-    "dependencies",
-    "git",
+    logs,
+    incidents,
+    tables,
+    cleanup,
+    documents,
+    services,
+    startup,
+    permissions,
+    archives,
+    schedules,
+    links,
+    sqlite,
+    databases,
+    processes,
+    dependencies,
+    git,
 )
-"""The files `terminal_ROOM.py` that hold the templates."""
+TEMPLATES: dict[str, Template] = {template.name: template for room in ROOMS for template in room.TEMPLATES}
+"""By name."""
 HIDDEN = 2
 """Data sets that the agent does not see."""
 MAX_LEVEL = 9
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """One kind of task. Texts have `§slots` that `params` fills."""
-
-    name: str
-    theme: str
-    params: Callable[[random.Random, list[str], int], Params]
-    """(rng, 24 words, level) -> slots and knobs; `level` is among them by itself."""
-    data: Callable[[random.Random, Params], Files]
-    """One data set. It must hold every trap that `wrong` falls into."""
-    answer: Callable[[Files, Params], Any]
-    """What the program prints, or the data set that it leaves. Imports what it needs itself: its text is sent."""
-    text: str
-    shell: str
-    """Another honest program, with its `#!` line."""
-    wrong: Mapping[str, str]
-    """Plausible programs that must fail."""
-    watch: Watch = "stdout"
-    program: str = "report"
-    held_out: bool = False
-    needs: tuple[str, ...] = ()
-    """Programs that the base image may lack; without them the image is not built."""
-    other: str = ""
-    """The second honest program, where the reference's own source would be none."""
 
 
 class Slots(string.Template):
@@ -93,29 +79,17 @@ class Slots(string.Template):
     delimiter = "§"
 
 
-def templates() -> dict[str, Template]:
-    """Every template by name."""
-    return _registry()
-
-
-@lru_cache(maxsize=1)
-def _registry() -> dict[str, Template]:
-    rooms = (importlib.import_module(f"{__package__}.terminal_{room}") for room in ROOMS)
-    return {template.name: template for room in rooms for template in room.TEMPLATES}
-
-
 def named(source: str) -> list[str]:
     """The templates that `terminal:NAME`, `terminal:THEME`, `terminal:all` (training) or `terminal:unseen` stand for.
 
     Raises: ConfigError: there is none.
     """
-    every = templates()
     asked = source.removeprefix("terminal:")
     known = {
-        "all": sorted(n for n, t in every.items() if not t.held_out),
-        "unseen": sorted(n for n, t in every.items() if t.held_out),
+        "all": sorted(n for n, t in TEMPLATES.items() if not t.held_out),
+        "unseen": sorted(n for n, t in TEMPLATES.items() if t.held_out),
     }
-    for name, template in every.items():
+    for name, template in TEMPLATES.items():
         known.setdefault(template.theme, []).append(name)
         known[name] = [name]
     if asked not in known:
@@ -139,9 +113,9 @@ class Instance:
         """Raises: ConfigError: unknown template or split, or a level out of range."""
         if not 1 <= level <= MAX_LEVEL:
             raise ConfigError(f"expected a level from 1 to {MAX_LEVEL}, got {level}")
-        template = templates().get(name)
+        template = TEMPLATES.get(name)
         if template is None:
-            raise ConfigError(f"expected a template out of {sorted(templates())}, got {name!r}")
+            raise ConfigError(f"expected a template out of {sorted(TEMPLATES)}, got {name!r}")
         rng = random.Random(f"terminal/{name}/{level}/{seed}/{split}")
         words = draw(rng, split, 24)
         params = {"program": template.program, "level": level, **template.params(rng, words, level)}
@@ -171,23 +145,23 @@ class Instance:
 
     def observed(self, program: str) -> list[Observation]:
         """What the host asks of a program, with the answers."""
-        box = box_text()
+        setup = (box_text(),)
         asked = []
         if self.template.watch != "modes":  # there the tests' user may be unable to read what the agent may
-            asked.append(Observation("kept", "digest('/work/data')", repr(terminal_digest(self.visible)), (box,)))
+            asked.append(Observation("kept", "digest('/work/data')", repr(terminal_digest(self.visible)), setup))
         for number, files in enumerate((self.visible, *self.hidden)):
             place = "data" if number < HIDDEN else "other data"
             expression = f"case({program!r}, {files!r}, {self.template.watch!r}, {place!r})"
             name = f"hidden-{number}" if number else "visible"
-            asked.append(Observation(name, expression, repr([0, self.wanted(files)]), (box,)))
+            asked.append(Observation(name, expression, repr([0, self.wanted(files)]), setup))
         return asked
 
     def wanted(self, files: Files) -> Any:
-        """The right answer for a data set, as `terminal_box.case` tells it."""
+        """The right answer for a data set, as `box.case` tells it."""
         right = self.template.answer(dict(files), self.params)
         if self.template.watch == "stdout":
-            return terminal_box.tidy(right)
-        return {name: terminal_box.told(content) for name, content in right.items()}
+            return box.tidy(right)
+        return {name: box.told(content) for name, content in right.items()}
 
 
 def draft(name: str, level: int, seed: int, split: str = "train") -> Draft:
@@ -294,7 +268,7 @@ def writes(path: str, program: str) -> str:
 
 
 def terminal_digest(files: Files) -> str:
-    """What `terminal_box.digest` says of a folder that holds exactly this data set."""
+    """What `box.digest` says of a folder that holds exactly this data set."""
     plain: Files = {}
     for name, content in files.items():
         try:
@@ -306,8 +280,8 @@ def terminal_digest(files: Files) -> str:
 
 @lru_cache(maxsize=1)
 def box_text() -> str:
-    """`terminal_box` as a statement of an observation."""
-    return inspect.getsource(terminal_box)
+    """`box.py` as a statement of an observation."""
+    return inspect.getsource(box)
 
 
 def python_program(template: Template, params: Params) -> str:
@@ -322,7 +296,7 @@ def python_program(template: Template, params: Params) -> str:
         end += "    shutil.rmtree(place) if os.path.isdir(place) and not os.path.islink(place) else os.unlink(place)\n"
         end += "lay(sys.argv[1], answer)\n"
     head = "#!/usr/bin/python3 -I\nfrom __future__ import annotations\nimport json\nimport os\nimport shutil\nimport sys\n"
-    return f"{head}{''.join(inspect.getsource(f) for f in (terminal_box.lay, terminal_box.tree))}\n{body}\n{end}"
+    return f"{head}{''.join(inspect.getsource(f) for f in (box.lay, box.tree))}\n{body}\n{end}"
 
 
 def _by_heart(shown: Any, watch: Watch) -> str:
@@ -331,7 +305,7 @@ def _by_heart(shown: Any, watch: Watch) -> str:
         return f"#!/usr/bin/python3 -I\nprint({shown!r}, end='')\n"
     head = "#!/usr/bin/python3 -I\nfrom __future__ import annotations\nimport os\nimport shutil\nimport sys\n"
     clear = "shutil.rmtree(sys.argv[1], ignore_errors=True)\nos.makedirs(sys.argv[1], exist_ok=True)\n"
-    return f"{head}{inspect.getsource(terminal_box.lay)}\n{clear}lay(sys.argv[1], {shown!r})\n"
+    return f"{head}{inspect.getsource(box.lay)}\n{clear}lay(sys.argv[1], {shown!r})\n"
 
 
 TEST = b"""#!/bin/sh

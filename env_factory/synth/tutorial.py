@@ -21,10 +21,10 @@ import shlex
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
+from env_factory.lessons.commands import Line
+from env_factory.lessons.state import Tree, changes, describe, script
+from env_factory.lessons.walk import HOME, Step, dockerfile, first_tree, ground, walk
 from env_factory.sources import Tutorial
-from env_factory.synth.tutorial_state import Tree, changes, describe, script
-from env_factory.synth.tutorial_text import Line
-from env_factory.synth.tutorial_walk import HOME, Step, dockerfile, first_tree, ground, walk
 from gymsmith.errors import SourceError
 from gymsmith.schema import Draft, TaskSpec, ToolSpec
 from sandboxes.base import Provider

@@ -19,9 +19,9 @@ from context_mgmt.fold import FoldConfig
 from env_factory import tasks
 from env_factory.build import build
 from env_factory.gates import Proof, prove
-from env_factory.synth import browse, browse_cards
-from env_factory.synth.browse_pages import Page, documents, pack
-from env_factory.synth.browse_tools import Library, plain
+from env_factory.synth import browse, cards
+from env_factory.templates.browse.pages import Page, documents, pack
+from env_factory.templates.browse.tools import Library, plain
 from gymsmith.errors import ConfigError, Rejected, SourceError
 from gymsmith.policy import ScriptedPolicy
 from gymsmith.schema import Draft, Source, Status, Trajectory
@@ -133,7 +133,7 @@ def test_search_open_and_find_answer_with_whole_pages() -> None:
 
 def test_every_family_is_proved(doorway: Doorway) -> None:
     drafts = [drafted(family, 1, 3)[1] for family in browse.FAMILIES]
-    drafts.append(browse.draft(browse_cards.make(real_pages(), "our documentation", 1, 1), SOURCE))
+    drafts.append(browse.draft(cards.make(real_pages(), "our documentation", 1, 1), SOURCE))
 
     async def one(draft: Draft) -> Proof:
         provider, images = await doorway.worker.provider(), await doorway.worker.images()
@@ -189,7 +189,7 @@ def test_orders_over_the_handbook_and_over_real_documentation(doorway: Doorway) 
         with pytest.raises(ConfigError):
             tasks.generate(order | wrong, doorway)
     with pytest.raises(SourceError, match="pages of documentation"):
-        browse_cards.make(real_pages()[:3], "too little", 1, 1)
+        cards.make(real_pages()[:3], "too little", 1, 1)
 
 
 @pytest.mark.network

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from env_factory import tasks
-from env_factory.synth.notes import added, cleaned, is_note, useful
+from env_factory.swe.notes import added, cleaned, is_note, useful
 from gymsmith import taskdir
 
 PROJECT = '[project]\nname = "shelf"\nversion = "1.0"\ndependencies = []\n[tool.pytest.ini_options]\naddopts = "-q"\n'

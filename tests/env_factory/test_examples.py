@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from env_factory import tasks
-from env_factory.synth import examples_files, examples_pages, tutorial_text
-from env_factory.synth.words import draw
+from env_factory.lessons import commands, example_files, example_pages
+from env_factory.templates.words import draw
 from gymsmith import taskdir
 from gymsmith.errors import SourceError
 from gymsmith.schema import Status
@@ -54,9 +54,9 @@ HTML = """<h2>Files</h2><p>Make a folder called <code>notes</code> for what you 
 </pre><script>$ no</script><p>Then remove it.</p><div><pre class="brush: bash">rm -r notes</pre></div><pre>plain output</pre>"""
 
 
-def read(name: str, text: str) -> list[examples_pages.Example]:
+def read(name: str, text: str) -> list[example_pages.Example]:
     rng = random.Random(1)
-    return examples_pages.read(name, text, rng, draw(rng, "train", 16))
+    return example_pages.read(name, text, rng, draw(rng, "train", 16))
 
 
 def test_a_page_of_short_examples_has_its_blanks_filled() -> None:
@@ -77,7 +77,7 @@ def test_filters_of_a_manual_bring_their_own_input() -> None:
 
 
 def test_web_pages_are_read_like_other_texts() -> None:
-    made, gone = tutorial_text.lines("a.html", HTML)
+    made, gone = commands.lines("a.html", HTML)
     assert made.command == "mkdir notes && touch notes/a" and "`notes`" in made.prose and made.heading == "Files"
     assert gone.command == "rm -r notes" and gone.prose.strip() == "Then remove it."
 
@@ -85,10 +85,10 @@ def test_web_pages_are_read_like_other_texts() -> None:
 def test_files_are_made_up_from_their_names() -> None:
     rng, words = random.Random(2), draw(random.Random(2), "train", 12)
     operands = ("a/file.txt", "a/target.csv", "b/directory", "c/x.tar.gz", "/etc/passwd", "*.txt")
-    made = examples_files.fixtures(rng, words, "tar", "tar", operands, targets=False)
+    made = example_files.fixtures(rng, words, "tar", "tar", operands, targets=False)
     assert "a/file.txt" in made and "a/target.csv" not in made and not any(name.startswith(("/", "*")) for name in made)
     assert made["c/x.tar.gz"][:2] == b"\x1f\x8b" and sum(name.startswith("b/directory/") for name in made) >= 5
-    assert "a/target.csv" in examples_files.fixtures(rng, words, "tar", "tar", operands, targets=True)
+    assert "a/target.csv" in example_files.fixtures(rng, words, "tar", "tar", operands, targets=True)
 
 
 def test_examples_become_environments_that_need_each_of_them(doorway: Any, tmp_path: Path) -> None:

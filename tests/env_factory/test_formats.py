@@ -15,7 +15,7 @@ import pytest
 from env_factory.formats import detected, harbor, json_lines, portable, swe_rows, task_repository, terminal_bench
 from env_factory.source_kinds.tree import Tree, read_folder, write_folder
 from env_factory.synth import shell
-from env_factory.synth.shell_families import FAMILIES
+from env_factory.templates.shell.families import FAMILIES
 from gymsmith.errors import Conflict, PolicyRefused, SourceError
 from gymsmith.schema import Draft, Source, TaskSpec
 from gymsmith.taskdir import Task

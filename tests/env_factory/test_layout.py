@@ -14,7 +14,7 @@ from env_factory import tasks
 from env_factory.build import build
 from env_factory.gates import GENERAL_CHEATS, Proof, prove
 from env_factory.synth import layout
-from env_factory.synth.layout_pages import Layout
+from env_factory.templates.layout.pages import Layout
 from gymsmith.config import Settings
 from gymsmith.errors import Capacity, ConfigError, SourceError
 from gymsmith.schema import Draft, Reward, Status

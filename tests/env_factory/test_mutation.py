@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from env_factory import tasks
-from env_factory.synth import operators
-from env_factory.synth.patch import edit_script
-from env_factory.synth.rewriting import other_words
-from env_factory.synth.symptom import observations, observe, report
+from env_factory.swe import operators
+from env_factory.swe.patch import edit_script
+from env_factory.swe.rewriting import other_words
+from env_factory.swe.symptom import observations, observe, report
 from gymsmith import taskdir
 
 SAMPLE = '''"""Über alles: offsets count bytes."""

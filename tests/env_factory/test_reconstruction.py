@@ -15,10 +15,11 @@ from env_factory.build import build
 from env_factory.gates import prove
 from env_factory.probe.copies import find
 from env_factory.suite import MEMBER
-from env_factory.synth import combination, reconstruction, survey
-from env_factory.synth.documented import documented
-from env_factory.synth.selection import header, reaching
-from env_factory.synth.swe import Candidate
+from env_factory.swe import survey
+from env_factory.swe.documented import documented
+from env_factory.swe.folder import Candidate
+from env_factory.swe.selection import header, reaching
+from env_factory.synth import combination, reconstruction
 from env_factory.wheels import download_wheels
 from gymsmith.schema import Source
 from gymsmith.taskdir import Task

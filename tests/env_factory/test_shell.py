@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from env_factory.synth.shell import TOOL, ShellTask, cksum, draft, looked, make
-from env_factory.synth.shell_families import FAMILIES, TRAINED
-from env_factory.synth.words import HELD_OUT, TRAIN
+from env_factory.posix_tests import cksum
+from env_factory.synth.shell import TOOL, ShellTask, draft, looked, make
+from env_factory.templates.shell.families import FAMILIES, TRAINED
+from env_factory.templates.words import HELD_OUT, TRAIN
 
 LEVELS = (1, 2, 3)
 INSTANCES = 204

@@ -4,8 +4,8 @@ import random
 import re
 
 from env_factory.synth import corpus, shell
-from env_factory.synth.shell_families import FAMILIES
-from env_factory.synth.words import WORDS
+from env_factory.templates.shell.families import FAMILIES
+from env_factory.templates.words import WORDS
 
 COUNT = 300
 

@@ -11,8 +11,9 @@ import pytest
 from env_factory import tasks
 from env_factory.build import build
 from env_factory.gates import prove
-from env_factory.synth import repair, terminal, terminal_box
+from env_factory.synth import repair, terminal
 from env_factory.synth.terminal import Instance
+from env_factory.templates.terminal import box
 from gymsmith.errors import ConfigError
 from gymsmith.schema import Draft
 from sandboxes.base import MIB, Sandbox, SandboxSpec
@@ -41,7 +42,7 @@ def test_every_template_tells_right_from_wrong(doorway: Any) -> None:
 
     async def work() -> list[str]:
         provider, images = await doorway.worker.provider(), await doorway.worker.images()
-        names = sorted(terminal.templates())
+        names = sorted(terminal.TEMPLATES)
 
         async def some(part: list[str]) -> list[str]:
             spec = SandboxSpec(image=images.base().id, user="agent", memory_bytes=512 * MIB, pids=128)
@@ -154,7 +155,7 @@ def test_there_are_thirty_templates_and_some_are_held_out() -> None:
     trained, unseen = terminal.named("terminal:all"), terminal.named("terminal:unseen")
     assert len(trained) >= 30 and len(unseen) >= 5 and not {*trained} & {*unseen}
     assert {terminal.draft(name, 1, 1).spec.labels["split"] for name in unseen} == {"held_out"}
-    assert len({template.theme for template in terminal.templates().values()}) >= 12
+    assert len({template.theme for template in terminal.TEMPLATES.values()}) >= 12
     assert set(terminal.named("terminal:git-recovery")) == {"git-lost-commits", "git-leaked-secret"}
     assert len(repair.named("repair:all")) >= 10 and set(repair.named("repair:unseen")) == repair.HELD_OUT
     for source, room in (("terminal:none", terminal), ("repair:none", repair)):
@@ -164,12 +165,12 @@ def test_there_are_thirty_templates_and_some_are_held_out() -> None:
 
 def test_a_data_set_is_laid_down_and_told_alike(tmp_path: Any) -> None:
     files = {"a b/c.txt": "x\n", "run!750": "#!/bin/sh\n", "l@": "a b", "none/": "", "raw": b"\xff\0"}
-    terminal_box.lay(str(tmp_path), files)
+    box.lay(str(tmp_path), files)
     plain = {name.partition("!")[0]: content for name, content in files.items()}
-    assert terminal_box.tree(str(tmp_path)) == plain and "run!750" in terminal_box.tree(str(tmp_path), True)
-    assert terminal_box.digest(str(tmp_path)) == terminal.terminal_digest(files)
+    assert box.tree(str(tmp_path)) == plain and "run!750" in box.tree(str(tmp_path), True)
+    assert box.digest(str(tmp_path)) == terminal.terminal_digest(files)
     (tmp_path / "run").write_text("x")
-    assert terminal_box.digest(str(tmp_path)) != terminal.terminal_digest(files)
+    assert box.digest(str(tmp_path)) != terminal.terminal_digest(files)
 
 
 def test_orders_take_templates_and_levels_in_turns(doorway: Any) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from env_factory import sources, tasks
-from env_factory.synth import tutorial, tutorial_state, tutorial_text
-from env_factory.synth.tutorial_state import Node, changes, describe, script
+from env_factory.lessons import commands, state
+from env_factory.lessons.state import Node, changes, describe, script
+from env_factory.synth import tutorial
 from gymsmith import demo, taskdir
 from gymsmith.errors import SourceError
 
@@ -53,7 +54,7 @@ $ cp list.txt notes
 
 
 def test_markdown_commands_with_prompts_loops_and_boxes() -> None:
-    found = tutorial_text.lines("a.md", MARKDOWN)
+    found = commands.lines("a.md", MARKDOWN)
     assert [line.command for line in found] == [
         "mkdir notes",
         "for f in list.txt\ndo\n    wc -l $f > notes/total.txt\ndone",
@@ -65,14 +66,14 @@ def test_markdown_commands_with_prompts_loops_and_boxes() -> None:
 
 def test_rst_and_manual_pages() -> None:
     rst = "Title\n=====\n\nDo this now::\n\n    $ touch a\n    $ mv a b\n\nAnd:\n\n.. code-block:: bash\n\n   rm b\n"
-    assert [line.command for line in tutorial_text.lines("a.rst", rst)] == ["touch a", "mv a b", "rm b"]
+    assert [line.command for line in commands.lines("a.rst", rst)] == ["touch a", "mv a b", "rm b"]
     man = '.TH X 1\n.SH NAME\nx\n.SH EXAMPLES\nPack it:\n.EX\n$ \\fBtar\\fR \\-cf a.tar b\n.EE\n.SH "SEE ALSO"\n.EX\n$ no\n.EE\n'
-    assert [line.command for line in tutorial_text.lines("x.1", man)] == ["tar -cf a.tar b"]
+    assert [line.command for line in commands.lines("x.1", man)] == ["tar -cf a.tar b"]
 
 
 def test_an_editor_writes_what_the_text_says() -> None:
     text = "```bash\n$ nano middle.sh\n```\n\nwith this line:\n\n```source\nhead -n 2 x\n```\n\n```bash\n$ sh middle.sh\n```\n"
-    first = tutorial_text.lines("a.md", text)[0]
+    first = commands.lines("a.md", text)[0]
     assert first.writes == ("middle.sh", "head -n 2 x\n")
 
 
@@ -171,7 +172,7 @@ def test_a_text_without_commands_is_refused(doorway: Any, tmp_path: Path) -> Non
 
 
 def test_norm_of_an_unchanged_tree_is_empty() -> None:
-    assert tutorial_state.changes({"a": Node("file", 0o644, b"")}, {"a": Node("file", 0o644, b"")}) == {}
+    assert state.changes({"a": Node("file", 0o644, b"")}, {"a": Node("file", 0o644, b"")}) == {}
 
 
 @pytest.mark.parametrize("plan", [demo.Plan.full(), demo.Plan.quick()], ids=lambda plan: plan.name)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from env_factory.synth import shell, tutorial_state
-from env_factory.synth.tutorial_state import Node
+from env_factory.lessons import state
+from env_factory.lessons.state import Node
+from env_factory.synth import shell
 from gymsmith import taskdir
 from gymsmith.schema import Reward, Source, TaskSpec
 from gymsmith.taskdir import Task
@@ -213,7 +214,7 @@ def tutorial_task() -> Task:
         "thesis/lengths.txt": Node("file", 0o644, lengths.encode()),
         "alkanes/octane.pdb": None,
     }
-    test, expected = tutorial_state.script(start, done)  # type: ignore[arg-type]
+    test, expected = state.script(start, done)  # type: ignore[arg-type]
     members: dict[str, str | bytes] = {f"environment/work/{name}": data for name, data in files.items()}
     members["environment/Dockerfile"] = "FROM gymsmith/host\nWORKDIR /work\nCOPY --chown=agent:agent work/ /work/\n"
     members["tests/test.sh"] = test

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from env_factory.synth import shell
-from env_factory.synth.shell_families import FAMILIES
+from env_factory.templates.shell.families import FAMILIES
 from gymsmith.schema import Step
 from sandboxes.evaluate import Outcome, Summary, wilson
 from sandboxes.looking import looked

@@ -16,7 +16,7 @@ from context_mgmt.budget import Limits
 from context_mgmt.chat import Chat
 from context_mgmt.fold import FoldConfig
 from env_factory.synth import shell
-from env_factory.synth.shell_families import FAMILIES
+from env_factory.templates.shell.families import FAMILIES
 from gymsmith.errors import EngineError
 from gymsmith.policy import ScriptedPolicy
 from gymsmith.schema import Draft, Generation, Source, TaskSpec, ToolSpec, Trajectory, VersionSpan

@@ -1,0 +1,1 @@
+"""Tutorials and documented examples: read, walked through, and their effects told as checks."""

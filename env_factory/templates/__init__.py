@@ -1,0 +1,1 @@
+"""What the parametric synthesizers make tasks of: programs, pages, services and words, drawn from a seed."""

@@ -1,0 +1,1 @@
+"""Families of small shell tasks whose answer has to be looked up."""
