@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from typing import Any
 
 import pytest
@@ -138,6 +139,15 @@ def test_the_same_place_gives_the_same_task_and_another_seed_another() -> None:
     assert repair.draft("wrong-pin", 2, 1).id == repair.draft("wrong-pin", 2, 1).id != repair.draft("wrong-pin", 2, 2).id
     seen, *hidden = (repr(f) for f in (Instance.of("user-sessions", 1, 1).visible, *Instance.of("user-sessions", 1, 1).hidden))
     assert len({seen, *hidden}) == 1 + terminal.HIDDEN
+
+
+def test_no_part_of_a_draft_follows_from_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in terminal.TEMPLATES:
+        drafts = []
+        for second in (1e9, 2e9):
+            monkeypatch.setattr(time, "time", lambda second=second: second)
+            drafts.append(terminal.draft(name, 2, 5))
+        assert drafts[0] == drafts[1], name
 
 
 def test_the_answers_are_the_hosts_alone() -> None:

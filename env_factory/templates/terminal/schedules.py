@@ -242,7 +242,7 @@ def rotate_answer(files: Files, p: Params) -> Files:
                 older = made.pop(f"{name}.{number}.gz", None)
                 if older is not None and number < p["keep"]:
                     made[f"{name}.{number + 1}.gz"] = older
-            made[f"{name}.1.gz"] = gzip.compress(text.encode())
+            made[f"{name}.1.gz"] = gzip.compress(text.encode(), mtime=0)
             made[name] = ""
     return made
 
