@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 KINDS = ("mutation", "reconstruction", "combination")
 """Made of a package as it is."""
-CHANGES = ("commit", "issue")
-"""Made of what somebody did to a project."""
 LANES = 2
 """Sandboxes in which candidates are screened at once, at most one per processor."""
 SURVEY_FORMAT = 1
@@ -69,7 +67,7 @@ async def proposals(
     wanted: environments that are still to be admitted. per_function: drafts from one function; 0 means the kind's own number.
     """
     done = frozenset(ledger.lines)
-    made: AsyncIterator[Candidate | mutation.Candidate]
+    made: AsyncIterator[Candidate]
     if kind == "mutation" and not whole:
         known = await survey.survey(package, screen)
     else:

@@ -55,8 +55,3 @@ def portable(dockerfile: str, base: str = DEFAULT_BASE) -> str:
 def restored(dockerfile: str) -> str:
     """What `portable` was given; any other Dockerfile as it is."""
     return _BLOCK.sub(lambda block: f"{block['line']}\n", dockerfile)
-
-
-def is_portable(dockerfile: str) -> bool:
-    """Whether it is the work of `portable`."""
-    return bool(_BLOCK.search(dockerfile))

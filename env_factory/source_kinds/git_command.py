@@ -60,11 +60,6 @@ _NO_SUCH_PLACE = re.compile(
 )
 
 
-def available() -> bool:
-    """Whether this machine has git."""
-    return shutil.which("git") is not None
-
-
 def check_ref(ref: str) -> str:
     """`ref`, when it is the name of a branch or tag or a whole commit id. Raises: SourceError."""
     if not _REF.match(ref) or ".." in ref or "//" in ref or ref.endswith(("/", ".", ".lock")):

@@ -38,7 +38,7 @@ class Candidate:
     """Position in the seeded order: with the package and the seed it names the candidate."""
     draft: Draft | None
     reason: str = ""
-    """Why there is no draft."""
+    """Why there is no draft, in a word or two: survived, hang, few-p2p, thin, leak..."""
 
 
 def about(package: Package, *, operator: str, path: str, function: str, seed: int, index: int) -> dict[str, str]:

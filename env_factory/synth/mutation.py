@@ -16,6 +16,7 @@ from typing import Any
 
 from env_factory.sources import Package
 from env_factory.swe import folder, operators
+from env_factory.swe.folder import Candidate
 from env_factory.swe.operators import Site
 from env_factory.swe.patch import edit_script
 from env_factory.swe.rewriting import other_words
@@ -31,18 +32,6 @@ TRIES_PER_FUNCTION = 8
 """Faults of one function that are screened before it is given up."""
 WAVES = (6, 24)
 """Least and most faults that are screened in one go."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One fault that was tried."""
-
-    index: int
-    """Position in the seeded order: with the package and the seed it names the candidate."""
-    site: Site
-    draft: Draft | None
-    reason: str = ""
-    """Why there is no draft: survived, breaks-half, hang, died, few-p2p, thin, leak."""
 
 
 @dataclass(slots=True)
@@ -139,9 +128,9 @@ async def _wave(
         made = each.judged.reason or _draft(package, each, text, seed, known if whole else None)
         if isinstance(made, Draft):
             given[key] = given.get(key, 0) + 1
-            yield Candidate(each.index, each.site, made)
+            yield Candidate(each.index, made)
         else:
-            yield Candidate(each.index, each.site, None, made)
+            yield Candidate(each.index, None, made)
 
 
 def _draft(package: Package, each: _Tried, faulty: str, seed: int, whole: Survey | None) -> Draft | str:
