@@ -1,4 +1,4 @@
-"""Prompts are files: `env_factory/prompts/NAME.md`, with a part `## system`, a part `## user`, and slots such as {{title}}.
+"""Prompts are files: `prompts/NAME.md`, with a part `## system`, a part `## user`, and slots such as {{title}}.
 
 What stands in `house.md` opens the system part of each. Text that strangers wrote goes into a slot as `Material`: between two
 lines that name the text's own digest, which no text can contain, so nothing in it can pretend to be behind its end. That keeps a
@@ -42,7 +42,7 @@ def parts(name: str) -> Prompt:
 
     Raises: ValueError: the file lacks a part.
     """
-    text = resources.files("env_factory").joinpath("prompts", f"{name}.md").read_text(encoding="utf-8")
+    text = resources.files("env_factory.llm").joinpath("prompts", f"{name}.md").read_text(encoding="utf-8")
     found = _PART.split(text)
     if found[1::2] != ["system", "user"]:
         raise ValueError(f"prompts/{name}.md must have the parts '## system' and '## user' in this order, got {found[1::2]}")
@@ -59,7 +59,7 @@ def fill(name: str, /, **values: str | Material) -> Prompt:
     if slots != set(values):
         raise ValueError(f"prompts/{name}.md has the slots {sorted(slots)}, got values for {sorted(values)}")
     said = {key: value.fenced() if isinstance(value, Material) else value for key, value in values.items()}
-    house = resources.files("env_factory").joinpath("prompts", "house.md").read_text(encoding="utf-8").strip()
+    house = resources.files("env_factory.llm").joinpath("prompts", "house.md").read_text(encoding="utf-8").strip()
 
     def filled(part: str) -> str:
         return _SLOT.sub(lambda slot: said[slot.group(1)], part)

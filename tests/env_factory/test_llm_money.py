@@ -88,7 +88,7 @@ def test_a_journal_is_the_receipt_and_the_goods(tmp_path: Path) -> None:
 
 
 def test_every_prompt_has_its_parts_and_refuses_other_slots() -> None:
-    names = [p.stem for p in (ROOT / "env_factory/prompts").glob("*.md") if p.stem != "house"]
+    names = [p.stem for p in (ROOT / "env_factory/llm/prompts").glob("*.md") if p.stem != "house"]
     assert len(names) >= 5 and all(parts(name).user for name in names)
     with pytest.raises(ValueError, match="has the slots"):
         fill("reword", style="x")
