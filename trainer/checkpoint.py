@@ -177,7 +177,7 @@ class Writer:
         self.wait()
         weights = {name: self._copy(f"weights/{name}", t) for name, t in draft.weights.items()}
         optimizer = {name: self._copy(f"optimizer/{name}", t) for name, t in draft.optimizer.items()}
-        if any(t.is_cuda for t in (*draft.weights.values(), *draft.optimizer.values())):
+        if any(t.is_cuda for t in (*draft.weights.values(), *draft.optimizer.values())):  # pragma: no cover - needs CUDA
             torch.cuda.synchronize()
         # The caller goes on counting in its own dictionaries.
         meta = json.loads(json.dumps(draft.meta))

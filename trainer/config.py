@@ -527,8 +527,8 @@ def parse(kind: type[T], data: Mapping[str, Any], where: str) -> T:
         return kind.model_validate(data)
     except ValidationError as e:
         first = e.errors()[0]
-        if not first["loc"]:
+        key = where + (": " + ".".join(str(part) for part in first["loc"]) if first["loc"] else "")
+        if first["type"] == "value_error":
             # Our own check of several keys together; its message says the values.
-            raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from e
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}: {key}: {first['msg']}, got {str(first.get('input'))[:200]!r}") from e
+            raise ConfigError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from e
+        raise ConfigError(f"{key}: {first['msg']}, got {str(first.get('input'))[:200]!r}") from e

@@ -6,11 +6,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from gymsmith.errors import ConfigError, Conflict
-from trainer.ablation import Ablation, effects, lines, run
+from gymsmith.config import Settings
+from gymsmith.errors import ConfigError, Conflict, GymsmithError
+from gymsmith.schema import Metric, Run
+from gymsmith.store import Store
+from trainer.ablation import Ablation, effects, lines, run, score
 
 RATES = Ablation(recipe="demo", key="pretrain.optim.lr", values=("0.02", "0.01", "0.021", "9"), seeds=(1, 2, 3))
 
@@ -65,3 +70,29 @@ def test_bad_orders_are_refused_before_anything_runs(tmp_path: Path) -> None:
     run(RATES, train, tmp_path / "a.jsonl")
     with pytest.raises(Conflict, match="another file"):
         run(RATES.model_copy(update={"recipe": "standard"}), never, tmp_path / "a.jsonl")
+
+
+def test_a_score_is_the_mean_of_the_last_tenth_and_a_divergence_none(tmp_path: Path) -> None:
+    with Store.open(Settings(home=tmp_path)) as store:
+
+        def house(says: str = "") -> Any:
+            def train(stage: str, *, name: str, inputs: dict[str, Any], **given: Any) -> Run:
+                assert (stage, name, inputs) == ("pretrain", "ablation pretrain.optim.lr seed 7", {"corpus": "c"})
+                if says:
+                    raise GymsmithError(says)
+                made = Run(id="run", kind="pretrain")
+                store.put_run(made)
+                store.put_metrics([Metric(run_id="run", step=n, name="loss", value=float(n)) for n in range(1, 41)])
+                return made
+
+            return SimpleNamespace(store=store, train=train)
+
+        def scored(order: Ablation, says: str = "") -> float:
+            return score(house(says), order, "c", ("pretrain.optim.lr=0.01",), 7, quiet=True)
+
+        assert scored(RATES) == sum((37, 38, 39, 40)) / 4
+        assert math.isnan(scored(RATES, "expected a finite loss at step 3, got nan; lower it"))
+        with pytest.raises(GymsmithError, match="disk full"):
+            scored(RATES, "disk full")
+        with pytest.raises(ConfigError, match="expected a metric 'los', the run has loss"):
+            scored(RATES.model_copy(update={"metric": "los"}))

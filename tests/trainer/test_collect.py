@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gymsmith.config import Settings
 from gymsmith.errors import InfrastructureError
-from gymsmith.schema import Job, Reward, Run, Segment, State, Trajectory, VersionSpan
+from gymsmith.schema import Reward, Run, Segment, Trajectory, VersionSpan
 from gymsmith.store import Store
 from trainer.config import Recipe, parse
 from trainer.engine.scheduler import Engine
@@ -28,50 +28,12 @@ Fate = Callable[[int, int], tuple[str, str]]
 Gather = Callable[[Fate], tuple[list[list[Trajectory]], dict[str, int]]]
 
 
-class Hands(threading.Thread):
-    """Does rollout jobs without a sandbox, as `fate` wills."""
-
-    def __init__(self, store: Store, fate: Fate) -> None:
-        super().__init__(daemon=True)
-        self.store, self.fate = store, fate
-        self.tries: dict[str, int] = {}
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        while not self.ended.wait(0.01):
-            for queued in self.store.jobs(kind="rollout", state=State.QUEUED).items:
-                job = self.store.claim(queued.id, "hands")
-                if job is not None:
-                    self.work(job)
-
-    def work(self, job: Job) -> None:
-        items = job.payload["items"]
-        environment = items[0]["environment_id"]
-        again = self.tries[environment] = self.tries.get(environment, -1) + 1
-        error, version = self.fate(int(environment), again)
-        made = [
-            Trajectory(
-                id=f"{item['group']}/{item['attempt']}",
-                environment_id=environment,
-                run_id=job.payload["run_id"],
-                group=item["group"],
-                attempt=item["attempt"],
-                segments=[Segment(ids=[1, 2], mask=[0, 1], logprobs=[0.0, -1.0], versions=[_span(version)])],
-                reward=None if error and not item["attempt"] else Reward(value=1.0),
-                error="" if item["attempt"] else error,
-            )
-            for item in items
-        ]
-        self.store.put_trajectories(made, fence=(job.id, job.attempt))
-        self.store.finish(job.id, job.attempt, {"trajectories": [t.id for t in made]})
-
-
 def _span(version: str) -> VersionSpan:
     return VersionSpan(version=version, start=1, end=2)
 
 
 @pytest.fixture
-def collect(tmp_path: Path) -> Iterator[Gather]:
+def collect(tmp_path: Path, hands: Callable[..., Any]) -> Iterator[Gather]:
     """Groups of two attempts at three environments, and how often each environment was tried again."""
     with Store.open(Settings(home=tmp_path / "home")) as store:
         recipe = parse(Recipe, RECIPE, "test")
@@ -80,14 +42,17 @@ def collect(tmp_path: Path) -> Iterator[Gather]:
             store.put_run(Run(id="run", kind="rl"))
             engine = Engine(recipe.model, recipe.engine)
             engine.version = "7"
-            hands = Hands(store, fate)
-            hands.start()
-            try:
-                with Collector(store, "run", engine, recipe, "tokenizer", 1, lambda: None) as collector:
-                    return collector.collect("rl", 7, ["0", "1", "2"], 2), hands.tries
-            finally:
-                hands.ended.set()
-                hands.join()
+
+            def play(item: dict[str, Any], again: int, _: str) -> dict[str, Any]:
+                error, version = fate(int(item["environment_id"]), again)
+                return {
+                    "segments": [Segment(ids=[1, 2], mask=[0, 1], logprobs=[0.0, -1.0], versions=[_span(version)])],
+                    "reward": None if error and not item["attempt"] else Reward(value=1.0),
+                    "error": "" if item["attempt"] else error,
+                }
+
+            with hands(store, play) as tries, Collector(store, "run", engine, recipe, "tokenizer", 1, lambda: None) as collector:
+                return collector.collect("rl", 7, ["0", "1", "2"], 2), tries
 
         yield gather
 

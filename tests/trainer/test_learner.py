@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ import pytest
 from gymsmith.config import Settings
 from gymsmith.errors import ConfigError, Fenced, InfrastructureError, NotFound, StoreError, UserError
 from gymsmith.ids import ulid
-from gymsmith.schema import Job, Run, State
+from gymsmith.schema import Environment, Job, Reward, Run, Segment, Source, State, Status, TaskSpec, VersionSpan
 from gymsmith.store import Store
 from gymsmith.worker import Context
 from trainer import checkpoint, tasks
 from trainer.config import load_recipe, parse_train
-from trainer.learner import Learner
+from trainer.learner import Learner, main
 
 RECIPE: dict[str, Any] = {
     "name": "test",
@@ -83,6 +83,59 @@ def test_pretrain_then_sft(store: Store, corpus: Path, tmp_path: Path) -> None:
         assert after.weights[frozen].equal(found.weights[frozen])
     assert not after.weights["blocks.0.ffn.up.weight"].equal(found.weights["blocks.0.ffn.up.weight"])
     assert learn(store, second)["weights_digest"] == taught["weights_digest"], "the gain is shifted once"
+
+
+@pytest.fixture
+def environments(store: Store) -> list[str]:
+    """Two verified ones to train in, and one that is kept for evaluation."""
+    for n, split in (("a", "train"), ("b", "train"), ("c", "heldout")):
+        spec = TaskSpec(name=f"test/{n}", kind="shell", labels={"family": "find", "level": n, "split": split})
+        source = Source(uri="shell:find", kind="parametric")
+        made = Environment(id=n, source=source, spec=spec, instruction="do", status=Status.VERIFIED, path=n)
+        store.put_environment(made)
+    return ["a", "b"]
+
+
+def first_passes(item: dict[str, Any], again: int, version: str) -> dict[str, Any]:
+    """Of a group the first attempt earns the reward; each says something of its own."""
+    ids = [1, 2, 3, 20 + item["attempt"], 30, 2]
+    spoken = Segment(ids=ids, mask=[0, 0, 0, 1, 1, 1], logprobs=[0.0] * 3 + [-5.7] * 3, versions=[_span(version)])
+    return {"segments": [spoken], "reward": Reward(value=float(item["attempt"] == 0))}
+
+
+def _span(version: str) -> VersionSpan:
+    return VersionSpan(version=version, start=3, end=6)
+
+
+def test_rl_and_dpo_learn_from_what_rollouts_earn(
+    store: Store, corpus: Path, environments: list[str], hands: Callable[..., Any]
+) -> None:
+    started = learn(store, run_of(store, "pretrain", corpus=str(corpus)))
+    start = store.runs(kind="pretrain").items[0].checkpoint
+    rl = {"steps": 2, "groups": 2, "attempts": 2, "schedule": {"warmup_steps": 0, "decay": 0.0}}
+    preferred = {"attempts": 2, "min_pairs": 2, "pairs": 1}
+    with hands(store, first_passes) as tries:
+        one = run_of(store, "rl", start=start, recipe=RECIPE | {"rl": rl})
+        facts = learn(store, one)
+        assert facts["environments"] == 2 and set(tries) == set(environments), "what is held out is never drawn"
+        assert facts["steps"] == 2 and facts["weights_digest"] != started["weights_digest"]
+        assert [m.value for m in store.metrics(one.id, ["reward"])] == [0.5, 0.5]
+        assert learn(store, one)["weights_digest"] == facts["weights_digest"], "it is not trained again"
+
+        for least, moved in ((2, True), (3, False)):
+            recipe = RECIPE | {"dpo": preferred | {"min_pairs": least}}
+            two = learn(store, run_of(store, "dpo", start=start, recipe=recipe))
+            assert (two["pairs"], two["skipped"], two["steps"]) == (2, not moved, 2 if moved else 0)
+            assert (two["weights_digest"] != started["weights_digest"]) == moved
+
+
+def test_without_environments_there_is_nothing_to_earn(store: Store, corpus: Path) -> None:
+    learn(store, run_of(store, "pretrain", corpus=str(corpus)))
+    start = store.runs(kind="pretrain").items[0].checkpoint
+    with pytest.raises(ConfigError, match="got none that are verified"):
+        learn(store, run_of(store, "rl", start=start))
+    with pytest.raises(ConfigError, match="rl runs in one process, got 2"):
+        learn(store, run_of(store, "rl", start=start, recipe=RECIPE | {"parallel": {"dp": 2}}))
 
 
 def test_a_damaged_checkpoint_costs_steps_not_the_run(store: Store, corpus: Path) -> None:
@@ -197,3 +250,25 @@ def test_the_learners_own_error_comes_through(store: Store, tmp_path: Path) -> N
         tasks.train({"stage": "pretrain", "run_id": run.id, "config": config}, context(store, "train", run))
     assert not isinstance(error.value, InfrastructureError)
     assert store.run(run.id).state is State.FAILED
+
+
+def test_the_program_tells_refusals_from_defects(store: Store, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GYMSMITH_HOME", str(store.settings.home))
+    done, refused, broken = (run_of(store, "pretrain", corpus=str(c)) for c in (corpus, corpus.parent / "none", corpus))
+    in_the_way = store.settings.runs_dir / broken.id
+    in_the_way.parent.mkdir(parents=True, exist_ok=True)
+    in_the_way.write_text("a file where a folder belongs")
+    codes = [main([run.id, "--stage", "pretrain"]) for run in (done, refused, broken)]
+    assert codes == [0, 2, 1]
+    errors = [store.run(run.id).error for run in (done, refused, broken)]
+    assert errors[0] == "" and errors[1].startswith("NotFound: expected a file") and "FileExistsError" in errors[2]
+
+
+def test_a_cancelled_order_ends_its_process(store: Store, corpus: Path) -> None:
+    run = run_of(store, "pretrain")
+    ctx = context(store, "train", run)
+    store.cancel(ctx.job.id)
+    ctx.stop_reason = "cancelled"
+    with pytest.raises(Fenced):
+        tasks.train({"stage": "pretrain", "run_id": run.id, "config": {"recipe": RECIPE, "corpus": str(corpus)}}, ctx)
+    assert store.run(run.id).state is State.CANCELLED

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from trainer.config import load_recipe
@@ -57,3 +59,44 @@ def test_lines_begin_anew_where_a_run_does(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         Lines(tmp_path / "sub" / "a.jsonl").write(1, {"value": value})
     assert rows(tmp_path / "sub" / "a.jsonl") == [{"step": 1, "value": 2.0}]
+
+
+BOARD = """
+class SummaryWriter:
+    def __init__(self, folder):
+        self.folder = folder
+    def add_scalar(self, key, value, step):
+        open(f"{self.folder}.txt", "a").write(f"{key} {value} {step}\\n")
+"""
+WANDB = """
+import json, os
+class Run:
+    def __init__(self, **said):
+        self.dir = said["dir"]
+        self.log({"said": said})
+    def log(self, metrics, step=0):
+        open(os.path.join(self.dir, "wandb.jsonl"), "a").write(json.dumps([step, metrics]) + "\\n")
+def init(**said):
+    return Run(**said)
+"""
+
+
+def test_numbers_go_to_what_is_installed_and_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins with the calls of TensorBoard and W&B that we make."""
+    watch(tmp_path / "bare", 1, 3, [])
+    assert sorted(p.name for p in (tmp_path / "bare").iterdir()) == ["metrics.jsonl"]
+    site = tmp_path / "site"
+    (site / "tensorboard").mkdir(parents=True)
+    (site / "tensorboard" / "__init__.py").write_text("")
+    (site / "wandb.py").write_text(WANDB)
+    (site / "board.py").write_text(BOARD)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", __import__("board"))
+    watch(tmp_path / "both", 1, 3, [])
+    board = [line.split() for line in (tmp_path / "both" / "tensorboard.txt").read_text().splitlines()]
+    assert [(key, step) for key, _, step in board if key == "loss"] == [("loss", "1"), ("loss", "2"), ("loss", "3")]
+    told = rows(tmp_path / "both" / "wandb.jsonl")
+    said = told[0][1]["said"]
+    assert (said["mode"], said["name"], said["config"]["name"]) == ("offline", "run", "tiny"), "nothing leaves the machine"
+    assert [(step, metrics["loss"]) for step, metrics in told[1:]] == [(1, 2.01), (2, 2.02), (3, 4.03)]
+    monkeypatch.delitem(sys.modules, "wandb")

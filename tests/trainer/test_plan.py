@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.config import RECIPES, ParallelConfig, load_recipe
 from trainer.model.config import DSAConfig, LayerKind, MLAConfig, ModelConfig, MoEConfig, MTPConfig
 from trainer.model.transformer import Transformer
+from trainer.plan import costs
 from trainer.plan.costs import plan
 from trainer.plan.flops import attention_flops, flops, index_flops, mean_keys, pair_flops, parameters
 from trainer.plan.memory import activation_numbers, memory
@@ -182,3 +183,28 @@ def test_every_recipe_can_be_planned_without_torch() -> None:
     code = f"import sys, trainer.plan.costs as p\nfor n in {names!r}: p.door(n, ['plan.gpu=H200'], True)\n"
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_plan_is_shown_with_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    document = costs.door("glm5", ["plan.gpu=H100"], as_json=False)
+    shown = capsys.readouterr().out
+    by_kind = {row["kind"]: row["causal"][131072] for row in document["attention"]}
+    ratio = by_kind["mla, for comparison"] / by_kind["dsa"]
+    assert ratio > 1.5 and f"costs {ratio:.1f} times fewer FLOPs than mla at T = 131072" in shown
+    assert (
+        costs.number(document["parameters"]["total"]) in shown and f"{document['throughput']['tokens_per_s_gpu']:,.0f}" in shown
+    )
+    assert [costs.number(x) for x in (999, 1.24e9, 6.55e8, 2.5e12)] == ["999", "1.24 B", "655.00 M", "2.50 T"]
+    published = costs.door("olmo3-7b", [], as_json=False)["throughput"]
+    assert f"(ratio {published['ratio']:.3f})" in capsys.readouterr().out
+    costs.door("olmo3-7b", [], as_json=True)
+    assert capsys.readouterr().out == "", "whoever wants the document gets no table"
+
+
+def test_attention_runs_forward_only_while_an_indexer_warms_up() -> None:
+    sparse = MODELS["sparse"]
+    warm = sparse.model_copy(update={"dsa": sparse.dsa.model_copy(update={"stage": "warmup"})})
+    kind = next(k for k in sparse.layers if k.attention == "dsa")
+    long = 64 * sparse.dsa.top_k
+    dense = attention_flops(sparse, kind.model_copy(update={"attention": "mla"}), long, "causal")
+    assert dense / 3 < attention_flops(warm, kind, long, "causal") < dense

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gymsmith.errors import ConfigError
 from trainer.data.documents import Document
 from trainer.data.packing import Batch, Item, best_fit, cut, pack
 
@@ -19,11 +20,12 @@ class Loader:
     """Endless batches of `rows` rows; the last batch of an epoch may have fewer, so that every token is seen once."""
 
     def __init__(self, documents: Sequence[Document], rows: int, length: int, seed: int) -> None:
+        """Raises: ConfigError: no document has two tokens."""
         pieces = [(n, piece) for n, d in enumerate(documents, 1) for piece in cut(Item(d.ids, d.weights), length)]
         self.items = [piece for _, piece in pieces if len(piece.ids) > 1]
         self.names = [f"document {n}" for n, piece in pieces if len(piece.ids) > 1]
         if not self.items:
-            raise ValueError("a loader needs at least one document of two tokens, got none; check the corpus")
+            raise ConfigError(f"expected a document of two tokens or more, got none in {len(documents)}; write another corpus")
         self.rows, self.length, self.seed = rows, length, seed
         self.epoch = self.cursor = 0
         self.order = self._shuffle()

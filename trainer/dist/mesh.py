@@ -54,7 +54,7 @@ class World:
             return
         if not dist.is_initialized():
             dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
-        if device != "cpu":
+        if device != "cpu":  # pragma: no cover - needs CUDA
             self.device = torch.device(device, int(os.environ.get("LOCAL_RANK", "0")))
             torch.accelerator.set_device_index(self.device.index)
         self.mesh = init_device_mesh(self.device.type, tuple(self.sizes.values()), mesh_dim_names=AXES)

@@ -40,19 +40,24 @@ class Offload(saved_tensors_hooks):
             return x
         core = x[tuple(slice(1) if step == 0 else slice(None) for step in x.stride())]
         host = torch.empty(core.shape, dtype=x.dtype, pin_memory=x.is_cuda)
-        if not x.is_cuda:
-            return Away(host.copy_(core), x.size(), core.stride(), x.device, None)
-        self.stream = self.stream or torch.cuda.Stream(x.device)
-        self.stream.wait_stream(torch.cuda.current_stream(x.device))
+        copied = self._beside(core, host) if x.is_cuda else None
+        if copied is None:
+            host.copy_(core)
+        return Away(host, x.size(), core.stride(), x.device, copied)
+
+    def _beside(self, core: Tensor, host: Tensor) -> torch.cuda.Event:  # pragma: no cover - needs CUDA
+        """Copy on the stream for copies; the event is when it is done."""
+        self.stream = self.stream or torch.cuda.Stream(core.device)
+        self.stream.wait_stream(torch.cuda.current_stream(core.device))
         with torch.cuda.stream(self.stream):
             host.copy_(core, non_blocking=True)
-        x.record_stream(self.stream)
-        return Away(host, x.size(), core.stride(), x.device, self.stream.record_event())
+        core.record_stream(self.stream)
+        return self.stream.record_event()
 
     def unpack(self, saved: Tensor | Away) -> Tensor:
         if isinstance(saved, Tensor):
             return saved
-        if saved.copied is not None:
+        if saved.copied is not None:  # pragma: no cover - needs CUDA
             torch.cuda.current_stream(saved.device).wait_event(saved.copied)
         back = torch.empty_strided(saved.host.size(), saved.stride, dtype=saved.host.dtype, device=saved.device)
         return back.copy_(saved.host, non_blocking=saved.copied is not None).expand(saved.size)

@@ -43,7 +43,7 @@ def callbacks(
         tell: hears every alert, beside the log and the file.
     """
     sheet = measured = float("nan")
-    if device.type == "cuda":
+    if device.type == "cuda":  # pragma: no cover - needs CUDA
         sheet, measured = datasheet(torch.cuda.get_device_name(device)), matmul_ceiling(device, torch.bfloat16)
     palm, causal = (flops(recipe.model, length, count).total for count in ("palm", "causal"))  # type: ignore[arg-type]
     alerts = Lines(folder / "alerts.jsonl")
@@ -114,6 +114,8 @@ def installed(folder: Path, name: str, recipe: Recipe) -> list[Sink]:
         sinks.append(board)
     if importlib.util.find_spec("wandb"):
         wandb = importlib.import_module("wandb")
+        # It writes elsewhere, with a warning, when there is no such folder.
+        folder.mkdir(parents=True, exist_ok=True)
         run = wandb.init(project="gymsmith", name=name, dir=str(folder), mode="offline", config=recipe.model_dump(mode="json"))
         sinks.append(lambda step, metrics: run.log(dict(metrics), step=step))
     return sinks

@@ -35,7 +35,7 @@ def load() -> tuple[Any, Any]:
     return te, recipe
 
 
-def recipe_of(config: PrecisionConfig) -> Any:
+def recipe_of(config: PrecisionConfig) -> Any:  # pragma: no cover - needs Transformer Engine
     """Transformer Engine's recipe of that name."""
     _, recipe = load()
     if config.recipe == "delayed":
@@ -43,13 +43,13 @@ def recipe_of(config: PrecisionConfig) -> Any:
     return recipe.Float8CurrentScaling() if config.recipe == "current" else recipe.Float8BlockScaling()
 
 
-def running(config: PrecisionConfig) -> AbstractContextManager[Any]:
+def running(config: PrecisionConfig) -> AbstractContextManager[Any]:  # pragma: no cover - needs Transformer Engine
     """Around one forward pass: te layers inside compute in FP8."""
     te, _ = load()
     return te.autocast(enabled=True, recipe=recipe_of(config))
 
 
-def linear(old: nn.Linear) -> nn.Module:
+def linear(old: nn.Linear) -> nn.Module:  # pragma: no cover - needs Transformer Engine
     """A te.Linear in place of `old`, over its parameters."""
     new = _layer()(
         old.in_features, old.out_features, bias=old.bias is not None, params_dtype=old.weight.dtype, device=old.weight.device
@@ -60,7 +60,7 @@ def linear(old: nn.Linear) -> nn.Module:
 
 
 @functools.cache
-def _layer() -> type[nn.Module]:
+def _layer() -> type[nn.Module]:  # pragma: no cover - needs Transformer Engine
     te, _ = load()
 
     class TELinear(te.Linear):  # type: ignore[misc,name-defined]
