@@ -9,7 +9,8 @@ import torch
 
 from gymsmith.bench import BENCHES, Row
 from gymsmith.config import Settings
-from trainer.bench import gpu, learning, peers, toys
+from trainer.bench import backcopy, gpu, learning, peers, toys
+from trainer.model.transformer import Transformer
 from trainer.plan.flops import parameters
 
 
@@ -32,20 +33,45 @@ def test_needles_can_be_found_and_their_answers_stand_in_the_row() -> None:
         assert ids[row, at + 1] == targets[row, column]
 
 
-def test_the_quiet_task_asks_what_can_be_known() -> None:
-    ids, targets = next(toys.mostly_quiet(3))
-    asks = (targets != ids) & (targets != -100)
-    assert asks[:, 25:].all() and not asks[:, :25].any()
-    for row, column in asks.nonzero().tolist():
-        at = int((ids[row, :25] == ids[row, column]).nonzero()[0])
-        assert ids[row, at + 1] == targets[row, column]
+def test_after_a_trigger_comes_the_token_before_it_and_elsewhere_the_chain() -> None:
+    ids = backcopy.walk(64, torch.Generator().manual_seed(3))
+    said = backcopy.triggers(ids[:, :-1])
+    assert not said[:, :2].any() and 0.1 < float(said.float().mean()) < 0.25
+    rows, columns = said.nonzero(as_tuple=True)
+    assert torch.equal(ids[rows, columns + 1], ids[rows, columns - 1])
+    chain = backcopy.chain()
+    assert (chain[ids[:, :-1], ids[:, 1:]][~said] > 0).all()
+    # The control: what triggers make is not what the chain makes.
+    assert (chain[ids[rows, columns - 1], ids[rows, columns + 1]] < 0.01).float().mean() > 0.5
+
+
+def test_a_gated_head_goes_dormant_without_a_sink() -> None:
+    plain, gated = (backcopy.gate(on, seed=2, rate=0.03, steps=150) for on in (False, True))
+    assert plain.first_mass > 3 * plain.even and gated.first_mass < 0.7 * plain.first_mass
+    assert abs(gated.excess - plain.excess) < 0.05
+    # The control: before training both share their attention.
+    fresh = backcopy.gate(True, seed=2, rate=0.03, steps=1)
+    assert abs(fresh.first_mass - fresh.even) < 0.03 and fresh.excess > 1
+
+
+def test_the_rate_climbs_when_the_task_is_learnt() -> None:
+    rates = [backcopy.climbing(step, 5.0) for step in range(250)]
+    assert rates == sorted(rates) and rates[10:120] == [1.0] * 110 and rates[145] == pytest.approx(5**0.5) and rates[-1] == 5.0
+
+
+def test_what_is_watched_is_what_the_model_attends_to() -> None:
+    model, (ids, _) = Transformer(backcopy.config(True), 5), next(backcopy.batches(5))
+    model.masking = backcopy.Watched
+    with torch.no_grad():
+        seen = model.outputs(ids, inspect=True).statistics
+    torch.testing.assert_close(seen["first"][0][:, 1:].mean(), seen["first_mass"][0].mean())
 
 
 def test_spikes_are_counted() -> None:
     losses = [1 + 0.01 * (i % 3) for i in range(60)]
-    assert toys.spikes(losses) == 0
+    assert backcopy.spikes(losses) == 0
     losses[40] = 3.0
-    assert toys.spikes(losses) == 1
+    assert backcopy.spikes(losses) == 1
 
 
 def test_both_sides_of_the_speed_rows_are_the_same_size() -> None:

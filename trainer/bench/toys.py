@@ -8,13 +8,13 @@ seed. What a toy shows holds for the toy; that a method helps a large model is i
 | `balance` | SMEBU balances a skewed router sooner and swings less than the sign rule | Arcee Trinity, 2026, arXiv 2602.17004 |
 | `split` | Muon on each head apart serves heads whose gradients differ in size | GLM-5 report, 2026, section 2 |
 | `sparse` | after both stages top-k attention recalls what dense attention does | DeepSeek-V3.2-Exp, 2025, section 2.1 |
-| `gate` | a gate on what attention returns takes the mass off the first token | Qiu et al., 2025, arXiv 2505.06708 |
+| `backcopy.py` | a gate on what attention returns takes the mass off the first token | Qiu et al., 2025, arXiv 2505.06708 |
 | `decay` | embeddings that are not decayed keep rare tokens | OLMo 2, 2025, arXiv 2501.00656, section 3 |
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -35,8 +35,15 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 """(ids (B, T), targets (B, T) with -100 where nothing is asked)."""
 
 
-def fit(model: Transformer, optim: OptimConfig, batches: Batches, steps: int, warmup: int = 10) -> list[float]:
-    """Train; the losses."""
+def fit(
+    model: Transformer,
+    optim: OptimConfig,
+    batches: Batches,
+    steps: int,
+    warmup: int = 10,
+    rate: Callable[[int], float] | None = None,
+) -> list[float]:
+    """Train; the losses. `rate` gives the multiplier of the rates by step, instead of warm-up, plateau and decay."""
     optimizers, losses = Optimizers(model, optim), []
     schedule = ScheduleConfig(warmup_steps=warmup, decay=0.3)
     for step in range(steps):
@@ -45,7 +52,7 @@ def fit(model: Transformer, optim: OptimConfig, batches: Batches, steps: int, wa
         live = targets != -100
         loss = F.cross_entropy(model.logits(out.hidden[live]), targets[live])
         (loss + sum(out.losses.values())).backward()  # type: ignore[no-untyped-call]
-        optimizers.step(scale(schedule, step, steps))
+        optimizers.step(scale(schedule, step, steps) if rate is None else rate(step))
         model.after_step()
         losses.append(float(loss.detach()))
     return losses
@@ -197,67 +204,6 @@ def sparse(seed: int, dense_steps: int = 150, warmup_steps: int = 100, sparse_st
     # The control for "everything trains longer": dense attention with as many more steps.
     fit(model, OptimConfig(hidden="adamw", lr=3e-4, adam_lr=3e-4), needles(seed + 2), sparse_steps)
     return found | {"dense, trained on": recall(model, needles(seed + 1000))}
-
-
-# -------------------------------------------------------- gate
-
-QUERIES, ANSWERS = 16, 16
-
-
-def mostly_quiet(seed: int, rows: int = 32, pairs: int = 12, asked: int = 8) -> Batches:
-    """Rows of token 0, key-value pairs, and keys again, whose values are asked for; before that every token asks for itself.
-
-    So attention has something to say at the end and should say nothing before, which a softmax cannot do by itself: its weights
-    sum to one and every token in sight but the first is an answer to something. It can put them on the first, or be gated.
-    """
-    draws = torch.Generator().manual_seed(seed)
-    while True:
-        keys = torch.rand(rows, QUERIES, generator=draws).argsort(1)[:, :pairs] + 1
-        values = torch.randint(1 + QUERIES, 1 + QUERIES + ANSWERS, (rows, pairs), generator=draws)
-        which = torch.randint(pairs, (rows, asked), generator=draws)
-        shown = torch.stack((keys, values), -1).flatten(1)
-        ids = torch.cat((torch.zeros(rows, 1, dtype=torch.long), shown, keys.gather(1, which)), 1)
-        targets = torch.cat((torch.full((rows, 1), -100), shown, values.gather(1, which)), 1)
-        yield ids, targets
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """One arm."""
-
-    first_mass: float
-    """Attention on the first token, averaged over positions and heads."""
-    spikes: int
-    """Steps whose loss lies six deviations above the 32 before."""
-    activation: float
-    """Largest absolute number in the residual stream."""
-    loss: float
-
-
-def gate(on: bool, seed: int, steps: int = 300, rate: float = 0.01) -> Gate:
-    """Train with or without a gate, at a rate high enough for spikes, and look at attention."""
-    config = ModelConfig(
-        vocab_size=1 + QUERIES + ANSWERS, dim=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=16, ffn_dim=32,
-        max_positions=64, attention_gate=on, qk_norm=False, smear=1, tied_head=True,
-        init=InitConfig(std=0.1, embedding_std=0.5, smear_std=0.5),
-    )  # fmt: skip
-    model = Transformer(config, seed)
-    losses = fit(model, OptimConfig(hidden="adamw", lr=rate, adam_lr=rate), mostly_quiet(seed), steps)
-    ids, _ = next(mostly_quiet(seed + 1000))
-    with torch.no_grad():
-        seen = model.outputs(ids, inspect=True).statistics
-    mass = torch.stack(list(seen["first_mass"].values()))
-    activation = max(float(value) for value in seen["activation"].values())
-    return Gate(float(mass.mean()), spikes(losses), activation, fmean(losses[-20:]))
-
-
-def spikes(losses: list[float], window: int = 32, sigmas: float = 6.0) -> int:
-    """How many losses lie so many standard deviations above the mean of those before."""
-    count = 0
-    for i in range(window, len(losses)):
-        before = torch.tensor(losses[i - window : i])
-        count += losses[i] > float(before.mean() + sigmas * before.std())
-    return count
 
 
 # -------------------------------------------------------- decay
