@@ -20,8 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from env_factory import sources, swe_orders, tasks
+from env_factory import sources, tasks
 from env_factory.bench_reruns import cheat_rows, rerun, rerun_rows
+from env_factory.orders import swe
+from env_factory.orders.errand import python_of
 from env_factory.swe import survey
 from env_factory.swe.selection import header, reaching
 from env_factory.synth import combination, mutation
@@ -232,10 +234,10 @@ def _selection(settings: Settings, package: str, candidates: int) -> list[Row]:
     worker = process_worker(settings)
 
     async def work() -> tuple[list[float], list[float], int]:
-        python = await tasks._python(worker)
+        python = await python_of(worker)
         source = sources.read(f"pypi:{package}", settings, python=python)
         assert isinstance(source, sources.Package)
-        async with swe_orders.opened(source, worker) as screen:
+        async with swe.opened(source, worker) as screen:
             known = await survey.survey(source, screen, lines=True)
             sites = mutation.pool(source, known, SEED)[:candidates]
             spent: list[list[float]] = []
@@ -269,11 +271,11 @@ def _groups(settings: Settings, package: str, groups: int) -> Row:
     worker = process_worker(settings)
 
     async def work() -> tuple[int, int, int, int]:
-        python = await tasks._python(worker)
+        python = await python_of(worker)
         source = sources.read(f"pypi:{package}", settings, python=python)
         assert isinstance(source, sources.Package)
-        async with swe_orders.opened(source, worker) as screen:
-            path = swe_orders.survey_path(source, settings, (await worker.images()).base_digest())
+        async with swe.opened(source, worker) as screen:
+            path = swe.survey_path(source, settings, (await worker.images()).base_digest())
             known = await survey.kept(source, screen, path, lines=True)
             before, drafted, seen = screen.executions, 0, 0
             async for candidate in combination.draft(source, known, screen, SEED):

@@ -46,7 +46,7 @@ MAX_REWORDED = 10_000
 
 
 class Order(Protocol):
-    """What is asked for; `tasks.Order` is one."""
+    """What is asked for; `orders.errand.Order` is one."""
 
     source: str
     kind: Any
@@ -70,7 +70,7 @@ class House(NamedTuple):
 
 
 class Take(Protocol):
-    """Settles proposals under a ledger's key, and returns what became of them; see `tasks._take`."""
+    """Settles proposals under a ledger's key, and returns what became of them; see `orders.errand.Errand.take`."""
 
     async def __call__(
         self, proposals: AsyncGenerator[Proposal, None], key: dict[str, Any], wheels: Any = None

@@ -1,8 +1,7 @@
 """Parametric shell tasks: `make(family, level, seed, split)` is a pure function to a `ShellTask`, `draft` wraps it up.
 
 The families are in `templates/shell/`. Here a scene gets its verifier (a POSIX script that compares the whole folder with the
-folder of a solved task, from `cksum` and shell built-ins alone), the tool that it is played with, and `looked`, which tells from
-a transcript whether the answer was seen before it was given. Nothing is executed here.
+folder of a solved task, from `cksum` and shell built-ins alone) and the tool that it is played with. Nothing is executed here.
 """
 
 import random
@@ -11,12 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from env_factory.posix_tests import HARBOR, cksum
-from env_factory.templates.shell.families import FAMILIES
+from env_factory.templates.shell.families import FAMILIES, TRAINED, UNSEEN
 from env_factory.templates.shell.scene import Change, Kind
 from env_factory.templates.words import draw
 from gymsmith.errors import ConfigError
-from gymsmith.schema import Draft, Source, Step, TaskSpec, ToolSpec
-from sandboxes import looking
+from gymsmith.schema import Draft, Source, TaskSpec, ToolSpec
 
 TOOL = ToolSpec(
     name="simple_command",
@@ -54,6 +52,18 @@ class ShellTask:
     def name(self) -> str:
         """A slug that is unique over all parameters."""
         return f"shell-{self.family}-{self.level}-{self.seed}-{self.split.replace('_', '-')}"
+
+
+def named(source: str) -> list[str]:
+    """The families that `shell:NAME`, `shell:all` (training) or `shell:unseen` stand for.
+
+    Raises: ConfigError: there is none.
+    """
+    name = source.removeprefix("shell:")
+    families = sorted(TRAINED) if name == "all" else sorted(UNSEEN) if name == "unseen" else [name]
+    if families[0] not in FAMILIES:
+        raise ConfigError(f"expected shell:all, shell:unseen or one of {', '.join(sorted(FAMILIES))}, got {name!r}")
+    return families
 
 
 def make(family: str, level: int, seed: int, split: str = "train") -> ShellTask:
@@ -112,11 +122,6 @@ def verifier(files: Mapping[str, str], changes: Sequence[Change]) -> tuple[str, 
     lines.append(f'set -- *; [ "$*" = "{names}" ]; say only')
     lines.append(HARBOR)
     return "\n".join(lines) + "\n", (*(change.path for change in changes), "kept", "only")
-
-
-def looked(task: ShellTask, transcript: Sequence[tuple[str, str]]) -> bool:
-    """Whether every hidden token stood in an output before the first changing command that names it; pairs (command, output)."""
-    return looking.looked(task.hidden, [Step(action=command, observation=output) for command, output in transcript]) is True
 
 
 def draft(task: ShellTask) -> Draft:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from env_factory import sources, swe_orders
+from env_factory import sources
 from env_factory.build import build
 from env_factory.gates import prove
+from env_factory.orders import swe
 from env_factory.probe.copies import find
 from env_factory.suite import MEMBER
 from env_factory.swe import survey
@@ -163,7 +164,7 @@ def made(doorway: Any, shelf: sources.Package, tmp_path_factory: pytest.TempPath
     path = tmp_path_factory.mktemp("surveys") / "shelf.json"
 
     async def work() -> Made:
-        async with swe_orders.opened(shelf, doorway.worker) as screen:
+        async with swe.opened(shelf, doorway.worker) as screen:
             known = await survey.kept(shelf, screen, path, lines=True)
             assert await survey.kept(shelf, screen, path) == known, "read again as it was written"
             before = screen.executions

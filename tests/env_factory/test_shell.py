@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from env_factory.posix_tests import cksum
-from env_factory.synth.shell import TOOL, ShellTask, draft, looked, make
+from env_factory.synth.shell import TOOL, ShellTask, draft, make
 from env_factory.templates.shell.families import FAMILIES, TRAINED
 from env_factory.templates.words import HELD_OUT, TRAIN
+from gymsmith.schema import Step
+from sandboxes import looking
 
 LEVELS = (1, 2, 3)
 INSTANCES = 204
@@ -24,6 +26,11 @@ ECHO = re.compile(r"echo [A-Za-z0-9 ._-]+ > [A-Za-z0-9._-]+")
 
 def instances(family: str, count: int = INSTANCES) -> list[ShellTask]:
     return [make(family, LEVELS[i % 3], i, ("train", "held_out")[i % 2]) for i in range(count)]
+
+
+def looked(task: ShellTask, transcript: Sequence[tuple[str, str]]) -> bool:
+    """Whether every hidden token stood in an output before the first changing command that names it."""
+    return looking.looked(task.hidden, [Step(action=command, observation=output) for command, output in transcript]) is True
 
 
 def play(root: Path, episodes: Iterable[tuple[ShellTask, Sequence[str]]]) -> list[tuple[bool, list[tuple[str, str]]]]:

@@ -14,6 +14,7 @@ import pytest
 
 from env_factory import tasks
 from env_factory.intake import Ledger, Settled
+from env_factory.templates.shell.families import TRAINED
 from gymsmith import taskdir
 from gymsmith.config import Settings
 from gymsmith.errors import ConfigError, NotFound, SourceError
@@ -57,7 +58,7 @@ def test_held_out_words_levels_and_families(doorway: Any) -> None:
     labels = doorway.store.environment(long["admitted"][0]).spec.labels
     assert (labels["family"], labels["level"], labels["split"]) == ("chain", "8", "held_out")
     unseen = tasks.generate(ORDER | {"source": "shell:unseen", "n": 1}, doorway)
-    assert doorway.store.environment(unseen["admitted"][0]).spec.labels["family"] not in tasks.TRAINED
+    assert doorway.store.environment(unseen["admitted"][0]).spec.labels["family"] not in TRAINED
 
 
 def test_killed_in_the_middle_nothing_is_lost_and_nothing_doubled(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from env_factory import sources
 from env_factory.build import build
 from env_factory.intake import Ledger, Proposal
+from env_factory.orders.errand import Errand
 from env_factory.sources import Package, Repository
 from env_factory.swe import change, screening, survey
 from env_factory.swe.change import Change
@@ -36,10 +37,61 @@ log = logging.getLogger(__name__)
 
 KINDS = ("mutation", "reconstruction", "combination")
 """Made of a package as it is."""
+AT_ONCE = 4
+"""Candidates that are proved at the same time."""
 LANES = 2
 """Sandboxes in which candidates are screened at once, at most one per processor."""
 SURVEY_FORMAT = 1
 """Part of every survey's name: raised when surveys are made or written differently."""
+
+
+async def of_package(errand: Errand, package: Package) -> dict[str, Any]:
+    """Candidates of KINDS. The result tells what screening took besides."""
+    order, worker, ctx = errand.order, errand.worker, errand.ctx
+    base_digest = (await worker.images()).base_digest()
+    key: dict[str, Any] = {"source": package.source.digest, "pins": list(package.pins)}
+    if order.per_function:
+        key["per_function"] = order.per_function
+    if order.kind != "mutation":
+        key["base"] = base_digest  # Where a copy of a function lies follows from the base image.
+    ledger = errand.ledger(key)
+    settled, admitted = len(ledger.lines), sum(not s.reason for s in ledger.lines.values())
+    ctx.progress(note="surveying the suite")
+    async with opened(package, worker) as screen:
+        stream = proposals(
+            order.kind,
+            package,
+            screen,
+            ledger,
+            ctx.settings,
+            seed=order.seed,
+            wanted=order.n - admitted,
+            per_function=order.per_function,
+            base_digest=base_digest,
+            whole=order.gates == "admission",
+        )
+        made = await errand.take(stream, key, at_once=AT_ONCE, wheels=package.wheels)
+    return made | {
+        "tests_run": screen.executions,
+        "screening_cpu_seconds": round(screen.cpu_s, 3),
+        "suite": screen.passing,
+        "new": [max(0, made["candidates"] - settled), max(0, len(made["admitted"]) - admitted)],
+    }
+
+
+async def of_changes(errand: Errand, what: Repository | list[str], python: str) -> dict[str, Any]:
+    """Candidates of a repository's history, or of issues by their URIs. The result tells what screening took besides."""
+    settings, spent = errand.ctx.settings, Spent()
+    repository = what if isinstance(what, Repository) else None
+    key = {"source": repository.commit if repository else what, "python": python}
+    ledger = errand.ledger(key)
+    if isinstance(what, Repository):
+        found = commits(what, settings, python, ledger)
+    else:
+        found = fixes(what, settings, python, ledger)
+    errand.ctx.progress(note="reading the history" if repository else "reading the issues")
+    made = await errand.take(mirrored(found, errand.worker, spent), key, at_once=AT_ONCE)
+    return made | {"tests_run": spent.executions, "screening_cpu_seconds": round(spent.cpu_s, 3)}
 
 
 @contextlib.asynccontextmanager
