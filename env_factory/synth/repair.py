@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import random
 
-from env_factory.synth import terminal
 from env_factory.templates.repair import depot
 from env_factory.templates.repair.faults import FAULTS, Fault
-from env_factory.templates.terminal import box
+from env_factory.templates.terminal import box, sent
 from env_factory.templates.terminal.template import Files, Params
 from env_factory.templates.words import draw
 from gymsmith.errors import ConfigError
 from gymsmith.schema import Draft, Source, TaskSpec, ToolSpec
-from sandboxes import observations
 from sandboxes.observations import Observation
 
 BY_NAME = {fault.name: fault for fault in FAULTS}
@@ -110,16 +108,9 @@ def draft(name: str, level: int, seed: int, split: str = "train") -> Draft:
     sound = dict(files)
     for fault in faults:
         files = fault.breaks(files, p)
-    members = {
-        f"environment/work/depot/{path.partition('!')[0]}": terminal.as_bytes(content)
-        for path, content in files.items()
-        if terminal.is_file(path)
-    }
-    members["environment/Dockerfile"] = terminal.dockerfile(files, (), "/work/depot").encode()
     asked = observed(rng, sound, p)
-    members[observations.MEMBER] = observations.member(asked, (), ())
-    members["tests/test.sh"] = terminal.TEST
-    members["tests/check.py"] = terminal.CHECK
+    members = sent.context(files, "depot") | sent.tests(asked)
+    members["environment/Dockerfile"] = sent.dockerfile(files, (), "/work/depot").encode()
     repair = script([fault.repair(p) for fault in faults])
     members["solution/solve.sh"] = repair.encode()
     return Draft(
@@ -167,7 +158,7 @@ def instruction(faults: list[Fault], p: Params) -> str:
 
 def observed(rng: random.Random, sound: Files, p: Params) -> list[Observation]:
     """What the host asks, with the answers."""
-    setup = (terminal.box_text() + BOX,)
+    setup = (sent.box_text() + BOX,)
     watched = sorted((name.partition("!")[0], text) for name, text in sound.items() if name.startswith(KEPT))
     names = [name for name, _ in watched]
     kept = [

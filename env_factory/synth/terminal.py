@@ -11,15 +11,10 @@ one. Nothing of a task is executed here. The templates stand in `templates/termi
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import random
-import shlex
 import string
 import textwrap
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from env_factory.templates.terminal import (
@@ -36,16 +31,16 @@ from env_factory.templates.terminal import (
     permissions,
     processes,
     schedules,
+    sent,
     services,
     sqlite,
     startup,
     tables,
 )
-from env_factory.templates.terminal.template import Files, Params, Template, Watch
+from env_factory.templates.terminal.template import Files, Params, Template
 from env_factory.templates.words import draw
 from gymsmith.errors import ConfigError
 from gymsmith.schema import Draft, Source, TaskSpec, ToolSpec
-from sandboxes import observations
 from sandboxes.observations import Observation
 
 ROOMS = (
@@ -135,9 +130,9 @@ class Instance:
         """Every program that is known: `shell` and `reference` are right, all others wrong."""
         template = self.template
         shown = template.answer(self.visible, self.params)
-        second = self.fill(template.other) if template.other else python_program(template, self.params)
+        second = self.fill(template.other) if template.other else sent.python_program(template, self.params)
         made = {"shell": self.fill(template.shell), "reference": second}
-        made["by-heart"] = _by_heart(shown, template.watch)
+        made["by-heart"] = sent.by_heart(shown, template.watch)
         made["does-nothing"] = "#!/bin/sh\nexit 0\n"
         made["other-folder"] = made["shell"].replace('"$1"', "/work/data").replace("sys.argv[1]", "'/work/data'")
         made |= {name: self.fill(text) for name, text in template.wrong.items()}
@@ -145,10 +140,10 @@ class Instance:
 
     def observed(self, program: str) -> list[Observation]:
         """What the host asks of a program, with the answers."""
-        setup = (box_text(),)
+        setup = (sent.box_text(),)
         asked = []
         if self.template.watch != "modes":  # there the tests' user may be unable to read what the agent may
-            asked.append(Observation("kept", "digest('/work/data')", repr(terminal_digest(self.visible)), setup))
+            asked.append(Observation("kept", "digest('/work/data')", repr(sent.digest(self.visible)), setup))
         for number, files in enumerate((self.visible, *self.hidden)):
             place = "data" if number < HIDDEN else "other data"
             expression = f"case({program!r}, {files!r}, {self.template.watch!r}, {place!r})"
@@ -172,18 +167,11 @@ def draft(name: str, level: int, seed: int, split: str = "train") -> Draft:
     instance = Instance.of(name, level, seed, split)
     template = instance.template
     programs = instance.programs()
-    files = {
-        f"environment/work/data/{path.partition('!')[0]}": as_bytes(content)
-        for path, content in instance.visible.items()
-        if is_file(path)
-    }
-    files["environment/Dockerfile"] = dockerfile(instance.visible, template.needs).encode()
     asked = instance.observed(instance.path)
-    files[observations.MEMBER] = observations.member(asked, (), ())
-    files["tests/test.sh"] = TEST
-    files["tests/check.py"] = CHECK
-    files["solution/solve.sh"] = writes(instance.path, programs.pop("shell")).encode()
-    other = writes(instance.path, programs.pop("reference"))
+    files = sent.context(instance.visible, "data") | sent.tests(asked)
+    files["environment/Dockerfile"] = sent.dockerfile(instance.visible, template.needs).encode()
+    files["solution/solve.sh"] = sent.writes(instance.path, programs.pop("shell")).encode()
+    other = sent.writes(instance.path, programs.pop("reference"))
     return Draft(
         source=Source(uri=f"terminal:{name}", kind="parametric", licence="Apache-2.0", meta={"seed": str(seed)}),
         spec=TaskSpec(
@@ -208,7 +196,7 @@ def draft(name: str, level: int, seed: int, split: str = "train") -> Draft:
         instruction=instance.fill(template.text) + "\n" + contract(template),
         files=files,
         alternatives=(other,),
-        cheats=tuple((name, writes(instance.path, text)) for name, text in programs.items()),
+        cheats=tuple((name, sent.writes(instance.path, text)) for name, text in programs.items()),
         executable=frozenset({"tests/test.sh", "solution/solve.sh"}),
     )
 
@@ -226,111 +214,3 @@ def contract(template: Template) -> str:
         "code 0. It will be run on what `/work/data` holds and on other data that you do not see, in UTC, in the locale "
         "C.UTF-8 and from another working folder. Leave `/work/data` itself as it is.\n"
     )
-
-
-def dockerfile(files: Files, needs: tuple[str, ...], root: str = "/work/data") -> str:
-    """The image: the data set below `root`, and what a build context cannot hold of it (links, modes, empty folders)."""
-    rows = ["FROM gymsmith/host", "WORKDIR /work"]
-    if needs:
-        rows.append(f"RUN command -v {' '.join(needs)}")
-    rows.append(
-        "COPY --chown=agent:agent work/ /work/" if any(map(is_file, files)) else "RUN mkdir -p /work && chown agent:agent /work"
-    )
-    special: list[str] = []
-    for name, content in files.items():
-        path, _, mode = name.partition("!")
-        place = shlex.quote(f"{root}/{path.rstrip('@/')}")
-        if path.endswith("@"):
-            above = shlex.quote(f"{root}/{path}".rpartition("/")[0])
-            special += [f"mkdir -p {above}", f"ln -s {shlex.quote(content)} {place}"]
-        elif path.endswith("/"):
-            special.append(f"mkdir -p {place}")
-        if mode:
-            special.append(f"chmod {mode} {place}")
-    if special:
-        rows += ["USER agent", f"RUN {' && '.join(special)}"]
-    return "\n".join(rows) + "\n"
-
-
-def is_file(name: str) -> bool:
-    """Whether this name of a data set is a regular file's."""
-    return not name.partition("!")[0].endswith(("@", "/"))
-
-
-def as_bytes(content: str | bytes) -> bytes:
-    """Content of a file."""
-    return content.encode() if isinstance(content, str) else content
-
-
-def writes(path: str, program: str) -> str:
-    """A script that puts a program where it belongs."""
-    return f"#!/bin/sh\ncat > {path} <<'END_OF_PROGRAM'\n{program}END_OF_PROGRAM\nchmod 755 {path}\n"
-
-
-def terminal_digest(files: Files) -> str:
-    """What `box.digest` says of a folder that holds exactly this data set."""
-    plain: Files = {}
-    for name, content in files.items():
-        try:
-            plain[name.partition("!")[0]] = content.decode() if isinstance(content, bytes) else content
-        except UnicodeDecodeError:
-            plain[name.partition("!")[0]] = content
-    return hashlib.sha256(repr(sorted(plain.items())).encode()).hexdigest()
-
-
-@lru_cache(maxsize=1)
-def box_text() -> str:
-    """`box.py` as a statement of an observation."""
-    return inspect.getsource(box)
-
-
-def python_program(template: Template, params: Params) -> str:
-    """The reference as a program of its own."""
-    body = textwrap.dedent(inspect.getsource(template.answer))
-    name = template.answer.__name__
-    end = f"answer = {name}(tree(sys.argv[1], {template.watch == 'modes'}), json.loads({json.dumps(params)!r}))\n"
-    if template.watch == "stdout":
-        end += "sys.stdout.write(answer)\n"
-    else:
-        end += "for name in os.listdir(sys.argv[1]):\n    place = os.path.join(sys.argv[1], name)\n"
-        end += "    shutil.rmtree(place) if os.path.isdir(place) and not os.path.islink(place) else os.unlink(place)\n"
-        end += "lay(sys.argv[1], answer)\n"
-    head = "#!/usr/bin/python3 -I\nfrom __future__ import annotations\nimport json\nimport os\nimport shutil\nimport sys\n"
-    return f"{head}{''.join(inspect.getsource(f) for f in (box.lay, box.tree))}\n{body}\n{end}"
-
-
-def _by_heart(shown: Any, watch: Watch) -> str:
-    """A program that gives the answer for the visible data, whatever it is asked."""
-    if watch == "stdout":
-        return f"#!/usr/bin/python3 -I\nprint({shown!r}, end='')\n"
-    head = "#!/usr/bin/python3 -I\nfrom __future__ import annotations\nimport os\nimport shutil\nimport sys\n"
-    clear = "shutil.rmtree(sys.argv[1], ignore_errors=True)\nos.makedirs(sys.argv[1], exist_ok=True)\n"
-    return f"{head}{inspect.getsource(box.lay)}\n{clear}lay(sys.argv[1], {shown!r})\n"
-
-
-TEST = b"""#!/bin/sh
-# The host has the observations and judges them itself. Where a harness copies the whole folder here, they are judged by check.py.
-if [ -f /tests/observations.json ]; then python3 -I /tests/check.py || bad=1; fi
-[ ! -d /logs/verifier ] || echo $((1 - ${bad:-0})) > /logs/verifier/reward.txt
-"""
-CHECK = b'''"""For harnesses that run the tests inside the sandbox: evaluates the observations and compares."""
-
-import ast
-import json
-import sys
-
-bad = 0
-with open("/tests/observations.json") as file:
-    rows = json.load(file)["observations"]
-for row in rows:
-    names = {}
-    try:
-        for statement in row["setup"]:
-            exec(statement, names)
-        good = eval(row["expression"], names) == ast.literal_eval(row["expected"])
-    except Exception:
-        good = False
-    print("PASS" if good else "FAIL", row["id"])
-    bad += not good
-sys.exit(bad != 0)
-'''

@@ -14,7 +14,7 @@ from env_factory.build import build
 from env_factory.gates import prove
 from env_factory.synth import repair, terminal
 from env_factory.synth.terminal import Instance
-from env_factory.templates.terminal import box
+from env_factory.templates.terminal import box, sent
 from gymsmith.errors import ConfigError
 from gymsmith.schema import Draft
 from sandboxes.base import MIB, Sandbox, SandboxSpec
@@ -178,9 +178,9 @@ def test_a_data_set_is_laid_down_and_told_alike(tmp_path: Any) -> None:
     box.lay(str(tmp_path), files)
     plain = {name.partition("!")[0]: content for name, content in files.items()}
     assert box.tree(str(tmp_path)) == plain and "run!750" in box.tree(str(tmp_path), True)
-    assert box.digest(str(tmp_path)) == terminal.terminal_digest(files)
+    assert box.digest(str(tmp_path)) == sent.digest(files)
     (tmp_path / "run").write_text("x")
-    assert box.digest(str(tmp_path)) != terminal.terminal_digest(files)
+    assert box.digest(str(tmp_path)) != sent.digest(files)
 
 
 def test_orders_take_templates_and_levels_in_turns(doorway: Any) -> None:
