@@ -14,15 +14,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from env_factory.swe.wording import ADDRESS, MAX_SHOWN, Writer, showable, usable
 from sandboxes.observations import Observation
 
-MAX_SHOWN = 160
-"""Characters of an expression or a value; longer ones are left out rather than cut, for what matters may be in the cut."""
 MAX_SETUP = 8
 """Lines that may have to run before an expression."""
-_ADDRESS = re.compile(r"0x[0-9a-f]{6,}|<.* object at|<generator|<function|<map |<filter |<zip |/tmp/|/work/|/tests/")
-_IN_PLACE = {"append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "add", "discard", "update", "setdefault",
-             "popitem", "appendleft", "popleft"}  # fmt: skip
 _OPPOSITE = {"assertEqual": "==", "assertEquals": "==", "assertIs": "is", "assertIn": "in", "assertListEqual": "==",
              "assertDictEqual": "==", "assertTupleEqual": "==", "assertSetEqual": "=="}  # fmt: skip
 
@@ -53,7 +49,7 @@ def observe(failure: Mapping[str, Any]) -> Symptom | None:
     if not failure.get("source"):
         return None
     statement = ast.parse(failure["source"]).body[0]
-    write = _Writer(failure)
+    write = Writer(failure)
     raised = str(failure["type"])
     message = _first_line(str(failure["message"]))
     found: Symptom | None = None
@@ -77,7 +73,7 @@ def _says_something(expression: str) -> bool:
     return any(not hasattr(builtins, name) for name in names)
 
 
-def _setup(failure: Mapping[str, Any], write: _Writer) -> tuple[str, ...] | None:
+def _setup(failure: Mapping[str, Any], write: Writer) -> tuple[str, ...] | None:
     """The statements of the test that build what the expression speaks of; None when they cannot be told in a few lines."""
     needed = set(write.unknown)
     kept: list[str] = []
@@ -96,7 +92,7 @@ def _setup(failure: Mapping[str, Any], write: _Writer) -> tuple[str, ...] | None
         loaded = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
         again = defined if isinstance(statement, ast.AugAssign) else defined & loaded
         needed = (needed - defined) | again | write.unknown
-        if sum(len(k.splitlines()) for k in kept) > MAX_SETUP or any(not _shown(line) for k in kept for line in k.splitlines()):
+        if sum(len(k.splitlines()) for k in kept) > MAX_SETUP or any(not showable(line) for k in kept for line in k.splitlines()):
             return None
     return tuple(kept) if not needed else None
 
@@ -160,7 +156,7 @@ def _literal(text: str) -> bool:
     return bool(value == value)
 
 
-def _asserted(test: ast.expr, failure: Mapping[str, Any], write: _Writer) -> Symptom | None:
+def _asserted(test: ast.expr, failure: Mapping[str, Any], write: Writer) -> Symptom | None:
     if isinstance(test, ast.Compare) and len(test.ops) == 1:
         compared = failure.get("compared")
         if not compared:
@@ -178,7 +174,7 @@ def _asserted(test: ast.expr, failure: Mapping[str, Any], write: _Writer) -> Sym
     return None
 
 
-def _unittest(call: ast.Call, failure: Mapping[str, Any], write: _Writer) -> Symptom | None:
+def _unittest(call: ast.Call, failure: Mapping[str, Any], write: Writer) -> Symptom | None:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
     if name not in _OPPOSITE or len(call.args) < 2:
         return None
@@ -186,9 +182,9 @@ def _unittest(call: ast.Call, failure: Mapping[str, Any], write: _Writer) -> Sym
     return _sides(call.args[0], call.args[1], _OPPOSITE[name], left, right, write)
 
 
-def _sides(left: ast.expr, right: ast.expr, operator: str, left_value: str, right_value: str, write: _Writer) -> Symptom | None:
+def _sides(left: ast.expr, right: ast.expr, operator: str, left_value: str, right_value: str, write: Writer) -> Symptom | None:
     """A comparison that should have held."""
-    if not (_usable(left_value) and _usable(right_value)):
+    if not (usable(left_value) and usable(right_value)):
         return None
     calls_left, calls_right = (any(isinstance(n, ast.Call) for n in ast.walk(side)) for side in (left, right))
     if not calls_left and calls_right and operator in ("==", "is"):
@@ -206,9 +202,9 @@ def _sides(left: ast.expr, right: ast.expr, operator: str, left_value: str, righ
     return Symptom(shown, f"gives `{left_value}`", f"expected a value with `value {operator} {right_value}`")
 
 
-def _raised(statement: ast.stmt, raised: str, message: str, context: str, write: _Writer) -> Symptom | None:
+def _raised(statement: ast.stmt, raised: str, message: str, context: str, write: Writer) -> Symptom | None:
     """An exception where none, or another one, was expected. Shown is the smallest part of the statement that calls something."""
-    if _ADDRESS.search(message) or len(message) > MAX_SHOWN:
+    if ADDRESS.search(message) or len(message) > MAX_SHOWN:
         message = ""
     subject: ast.expr | None = None
     match statement:
@@ -237,7 +233,7 @@ def _raised(statement: ast.stmt, raised: str, message: str, context: str, write:
     return Symptom(shown, said, f"it should raise `{wanted.group(1)}`" if wanted else "it should not raise")
 
 
-def _not_raised(statement: ast.stmt, failure: Mapping[str, Any], write: _Writer) -> Symptom | None:
+def _not_raised(statement: ast.stmt, failure: Mapping[str, Any], write: Writer) -> Symptom | None:
     body = statement.body[-1] if isinstance(statement, ast.With) else statement
     value = body.value if isinstance(body, ast.Expr | ast.Assign) else None
     kind = re.search(r"DID NOT RAISE (?:any of )?(.*)", str(failure["message"]))
@@ -247,84 +243,6 @@ def _not_raised(statement: ast.stmt, failure: Mapping[str, Any], write: _Writer)
         return None
     wanted = " or ".join(f"`{name.rsplit('.', 1)[-1]}`" for name in names)
     return Symptom(shown, "returns without an error", f"it should raise {wanted}")
-
-
-def _changed(statements: Iterable[str]) -> set[str]:
-    """Names of what is changed in place: the value that such a name had in the end says nothing about what happened before."""
-    found: set[str] = set()
-    for node in (n for text in statements for n in ast.walk(ast.parse(text))):
-        match node:
-            case ast.Attribute(value=ast.Name(id=name), attr=method) if method in _IN_PLACE:
-                found.add(name)
-            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
-                found.add(name)
-            case _:
-                pass
-    return found
-
-
-class _Writer(ast.NodeTransformer):
-    """Writes code with values for names and without modules, and notes the names that stay `unknown`."""
-
-    def __init__(self, failure: Mapping[str, Any]) -> None:
-        changed = _changed([failure["source"], *failure.get("before", ())])
-        self.values = {name: text for name, text in failure.get("values", {}).items() if name not in changed}
-        self.modules = set(failure.get("modules", ()))
-        self.public: Mapping[str, str] = failure.get("public", {})
-        self.known = set(failure.get("builtin", ()))
-        self.own: set[str] = set()
-        self.unknown: set[str] = set()
-
-    def __call__(self, node: ast.expr) -> str | None:
-        """The expression, or None when it is too long to show."""
-        shown = self._write(ast.parse(ast.unparse(node), mode="eval").body, set())
-        return shown if _usable(shown) else None
-
-    def statement(self, node: ast.stmt, keep: set[str]) -> str:
-        """The statement, the names in `keep` left as they are."""
-        return self._write(ast.parse(ast.unparse(node)).body[0], keep)
-
-    def _write(self, copy: ast.AST, keep: set[str]) -> str:
-        self.unknown = set()
-        self.own = {n.id for n in ast.walk(copy) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        self.own |= {a.arg for n in ast.walk(copy) if isinstance(n, ast.arguments) for a in [*n.args, *n.kwonlyargs]}
-        self.own |= {a.arg for n in ast.walk(copy) if isinstance(n, ast.arguments) for a in (n.vararg, n.kwarg) if a}
-        self.own |= keep
-        return ast.unparse(self.visit(copy))
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        if isinstance(node.value, ast.Name) and node.value.id in self.modules:
-            return ast.Name(node.attr, ast.Load())
-        return self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        call = self.generic_visit(node)
-        assert isinstance(call, ast.Call)
-        args: list[ast.expr] = []
-        for arg in call.args:
-            spread = isinstance(arg, ast.Starred) and isinstance(arg.value, ast.Tuple | ast.List)
-            args += arg.value.elts if spread else [arg]  # type: ignore[attr-defined]
-        call.args = args
-        call.keywords = [k for k in call.keywords if k.arg is not None or ast.unparse(k.value) != "{}"]
-        return call
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id in self.own or node.id in self.known:
-            return node
-        if node.id in self.values:
-            return ast.parse(self.values[node.id], mode="eval").body
-        if node.id in self.public:
-            return ast.Name(self.public[node.id], node.ctx)
-        self.unknown.add(node.id)
-        return node
-
-
-def _shown(text: str) -> bool:
-    return len(text) <= MAX_SHOWN and not _ADDRESS.search(text) and "`" not in text
-
-
-def _usable(text: str) -> bool:
-    return _shown(text) and "\n" not in text
 
 
 def _first_line(text: str) -> str:
