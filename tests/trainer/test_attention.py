@@ -62,6 +62,21 @@ def test_every_form_is_softmax_by_hand(window: int | None, extra: str, packed: b
             assert (mine - theirs).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("width", [5, 13])
+@pytest.mark.parametrize("scores", [Scores(0.4), Scores(0.4, 7), Scores(0.4, softcap=1.5)], ids=["plain", "window", "softcap"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_values_may_be_narrower_or_wider_than_keys(scores: Scores, packed: bool, width: int) -> None:
+    inputs = [random(2, 40, 4, 8), random(2, 40, 2, 8, seed=1), random(2, 40, 2, width, seed=2)]
+    documents = DOCUMENTS if packed else None
+    wanted = by_hand(*inputs, scores, documents)
+    gradients = torch.autograd.grad(wanted.square().sum(), inputs)
+    for chunk in (64, 7):
+        got = Masked(documents, MemoryConfig(attention_chunk=chunk)).dense(0, *inputs, scores)
+        assert got.shape == wanted.shape and (got - wanted).abs().max() < 1e-10
+        for mine, theirs in zip(torch.autograd.grad(got.square().sum(), inputs), gradients, strict=True):
+            assert mine.shape == theirs.shape and (mine - theirs).abs().max() < 1e-10
+
+
 def test_a_document_that_comes_back_is_still_one() -> None:
     q, k, v = random(1, 12, 2, 4), random(1, 12, 2, 4, seed=1), random(1, 12, 2, 4, seed=2)
     documents = torch.tensor([[0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1]])

@@ -37,7 +37,7 @@ EVERYTHING = ModelConfig(
     attention_softcap=4.0,
     logit_softcap=9.0,
     ropes=(RopeConfig(name="part", fraction=0.5, layout="interleaved"),),
-    mla=MLAConfig(q_latent=12, kv_latent=10, nope_dim=6, rope_dim=4, v_dim=9),
+    mla=MLAConfig(q_latent=12, kv_latent=10, nope_dim=6, rope_dim=4, v_dim=13),
     dsa=DSAConfig(heads=3, dim=8, top_k=7),
     moe=MoEConfig(experts=6, top_k=2, dim=20, shared_dim=16),
     pattern=(

@@ -48,7 +48,8 @@ class Masked:
         with torch.autocast(q.device.type, enabled=False):
             if self.ledger.inspect:
                 self._measure(index, q, k, scores)
-            y = self._attention(q, k, _padded(v, q.size(-1)), scores)
+            width = max(q.size(-1), v.size(-1))
+            y = self._attention(_padded(q, width), _padded(k, width), _padded(v, width), scores)
         y = y.transpose(1, 2)
         return y if y.size(-1) == v.size(-1) else y[..., : v.size(-1)]
 
@@ -240,6 +241,7 @@ def _lifted(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.transpose(1, 2).to(dtype), k.transpose(1, 2).to(dtype), v.transpose(1, 2).to(dtype)
 
 
-def _padded(v: Tensor, channels: int) -> Tensor:
-    """Values as wide as keys: the fused kernel has one width, and the plain form falls back to a T x T tensor."""
-    return v if v.size(-1) == channels else F.pad(v, (0, channels - v.size(-1)))
+def _padded(x: Tensor, channels: int) -> Tensor:
+    """Zeros to the width that keys and values share: the fused kernel has one, and the plain form falls back to a T x T tensor.
+    In keys and queries they change no product, in values they are cut off again."""
+    return x if x.size(-1) == channels else F.pad(x, (0, channels - x.size(-1)))
