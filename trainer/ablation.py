@@ -24,6 +24,7 @@ from trainer.model.config import Strict
 
 if TYPE_CHECKING:
     from gymsmith.attach import House
+    from gymsmith.store import Store
 
 Train = Callable[[Sequence[str], int], float]
 """(overrides, seed) -> the metric, lower is better. NaN or infinite: the run diverged, which is a result."""
@@ -105,7 +106,7 @@ def run(ablation: Ablation, train: Train, file: Path, told: Told = lambda done, 
 
 def score(house: House, ablation: Ablation, corpus: str, overrides: Sequence[str], seed: int, quiet: bool) -> float:
     """Pre-train once as a run of the store: the metric's mean over the last tenth of its steps, NaN when it diverged."""
-    name = f"ablation {ablation.key} seed {seed}"
+    name = f"ablation {overrides[-1]} seed {seed}"
     try:
         run = house.train(
             "pretrain", recipe=ablation.recipe, seed=seed, inputs={"corpus": corpus}, overrides=overrides, name=name, quiet=quiet
@@ -114,10 +115,19 @@ def score(house: House, ablation: Ablation, corpus: str, overrides: Sequence[str
         if "expected a finite loss" in str(error):
             return math.nan
         raise
-    values = [(m.step, m.value) for m in house.store.metrics(run.id) if m.name == ablation.metric]
+    return final(house.store, run.id, ablation.metric)
+
+
+def final(store: Store, run_id: str, metric: str) -> float:
+    """Mean of a run's metric over the last tenth of its steps.
+
+    Raises:
+        ConfigError: the run has no such metric.
+    """
+    values = [(m.step, m.value) for m in store.metrics(run_id, [metric])]
     if not values:
-        known = ", ".join(sorted({m.name for m in house.store.metrics(run.id)}))
-        raise ConfigError(f"expected a metric {ablation.metric!r}, the run has {known}; use one of these")
+        known = ", ".join(sorted({m.name for m in store.metrics(run_id)})) or "none yet"
+        raise ConfigError(f"expected a metric {metric!r}, run {run_id} has {known}; use one of these")
     last = max(step for step, _ in values)
     tail = [value for step, value in values if step > 0.9 * last]
     return sum(tail) / len(tail)

@@ -161,6 +161,7 @@ for verb in (
     learning.rollout,
     learning.train,
     learning.ablate,
+    learning.scaling,
     learning.rl,
     learning.tokenise,
     learning.export,

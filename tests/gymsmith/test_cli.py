@@ -96,6 +96,7 @@ WRONG = {
     "plan of nothing": (("train", "--plan", "nope"), "expected a recipe, got 'nope', which is none"),
     "no such source": (("train", "midtrain", "--source", "web=/nope"), "expected --source NAME=FOLDER"),
     "nothing to compare": (("ablate", "--vary", "pretrain.steps=3"), "needs two different values"),
+    "no budgets": (("scaling", "r1"), "expected finished pre-trainings, run r1 is pretrain"),
     "no corpus": (("train", "pretrain", "--corpus", "/nope"), "leave --corpus out"),
     "no policy": (("rollout", "aaaa1"), "either --checkpoint or --solution, got neither"),
     "two policies": (("rollout", "aaaa1", "--solution", "--checkpoint", "r1"), "got both"),

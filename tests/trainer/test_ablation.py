@@ -77,7 +77,7 @@ def test_a_score_is_the_mean_of_the_last_tenth_and_a_divergence_none(tmp_path: P
 
         def house(says: str = "") -> Any:
             def train(stage: str, *, name: str, inputs: dict[str, Any], **given: Any) -> Run:
-                assert (stage, name, inputs) == ("pretrain", "ablation pretrain.optim.lr seed 7", {"corpus": "c"})
+                assert (stage, name, inputs) == ("pretrain", "ablation pretrain.optim.lr=0.01 seed 7", {"corpus": "c"})
                 if says:
                     raise GymsmithError(says)
                 made = Run(id="run", kind="pretrain")
@@ -94,5 +94,5 @@ def test_a_score_is_the_mean_of_the_last_tenth_and_a_divergence_none(tmp_path: P
         assert math.isnan(scored(RATES, "expected a finite loss at step 3, got nan; lower it"))
         with pytest.raises(GymsmithError, match="disk full"):
             scored(RATES, "disk full")
-        with pytest.raises(ConfigError, match="expected a metric 'los', the run has loss"):
+        with pytest.raises(ConfigError, match="expected a metric 'los', run run has loss"):
             scored(RATES.model_copy(update={"metric": "los"}))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from gymsmith.cli import app
+from gymsmith.config import Settings
 from gymsmith.errors import ConfigError
+from gymsmith.schema import Metric, Run, State
+from gymsmith.store import Store
 from trainer.plan.scaling import compute, optimum, power_law
 
 FLOPS = np.geomspace(1e15, 1e18, 8)
@@ -55,3 +62,24 @@ def test_best_sizes_follow_the_law_that_made_them() -> None:
 def test_too_little_or_not_finite_is_refused(bad: tuple[list[float], list[float]]) -> None:
     with pytest.raises(ConfigError):
         power_law(*bad)
+
+
+def test_the_verb_fits_runs_of_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--home", str(tmp_path), "--at", "1e20", "--json"]
+    with Store.open(Settings(home=tmp_path)) as store:
+        for n, (budget, loss) in enumerate(zip(FLOPS, losses(0.0, 0), strict=True)):
+            summary = {"parameters": 1000, "tokens": budget / 6000}
+            store.put_run(Run(id=f"r{n}", kind="pretrain", state=State.SUCCEEDED, summary=summary))
+            steps = range(1, 21)
+            points = [Metric(run_id=f"r{n}", step=s, name="loss", value=loss if s > 18 else 9.0) for s in steps]
+            store.put_metrics(points)
+    app(["scaling", *(f"r{n}" for n in range(8)), *words], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert found["exponent"]["value"] == pytest.approx(0.12, rel=1e-4) and len(found["points"]) == 8
+    assert found["predicted"][0]["value"] == pytest.approx(1.7 + 0.9 * 10 ** (-0.12 * 3.5), rel=1e-4)
+    app(["scaling", *(f"r{n}" for n in range(8)), *words[:-1]], standalone_mode=False)
+    assert "at 1e+20 FLOPs the loss will be 2.042 [" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="at least 4 different budgets"):
+        app(["scaling", "r0", "r1", *words], standalone_mode=False)
+    with pytest.raises(ConfigError, match="expected a metric 'los', run r0 has loss"):
+        app(["scaling", "r0", "--metric", "los", *words], standalone_mode=False)

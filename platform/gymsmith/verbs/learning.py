@@ -1,8 +1,9 @@
-"""`gymsmith rollout`, `gymsmith train`, `gymsmith ablate`, `gymsmith tokenise`, `gymsmith rl`, `gymsmith export`, `run ...`."""
+"""`gymsmith rollout`, `train`, `ablate`, `scaling`, `tokenise`, `rl`, `export` and `run ...`."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -181,6 +182,41 @@ def ablate(
         return
     for line in ablation.lines(order, rows):
         print(line)
+
+
+def scaling(
+    run_ids: Annotated[list[str], typer.Argument(metavar="RUN...", help="Pre-trainings of at least four compute budgets.")],
+    at: Annotated[list[float] | None, typer.Option(metavar="FLOPS", help="Predict the loss at this budget.")] = None,
+    metric: Annotated[str, typer.Option(help="Averaged over the last tenth of the steps.")] = "loss",
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Fit loss against compute, C = 6 N D, over finished runs, and say what a larger budget will buy."""
+    from gymsmith.store import Store
+
+    settings = settings_for(home)
+    can_train(settings)
+    final: Any = importlib.import_module("trainer.ablation").final
+    law: Any = importlib.import_module("trainer.plan.scaling")
+    with Store.open(settings) as store:
+        runs = [store.run(run_id) for run_id in run_ids]
+        for run in runs:
+            if not {"parameters", "tokens"} <= run.summary.keys():
+                raise UserError(f"expected finished pre-trainings, run {run.id} is {run.kind} and {run.state}; leave it out")
+        flops = [law.compute(run.summary["parameters"], run.summary["tokens"]) for run in runs]
+        losses = [final(store, run.id, metric) for run in runs]
+    found = law.power_law(flops, losses)
+    predicted = {budget: found.predict(budget) for budget in at or ()}
+    if as_json:
+        parts: dict[str, Any] = {name: asdict(getattr(found, name)) for name in ("floor", "scale", "exponent")}
+        points = [dict(run=r.id, flops=c, loss=y) for r, c, y in zip(runs, flops, losses, strict=True)]
+        ahead = [{"flops": budget} | asdict(interval) for budget, interval in predicted.items()]
+        emit({**parts, "unit": found.unit, "residual": found.residual, "points": points, "predicted": ahead})
+        return
+    print(f"loss = floor + scale * (C / {found.unit:.3g}) ** -exponent, runs scatter by {found.residual:.2g}")
+    print(f"floor {found.floor}  scale {found.scale}  exponent {found.exponent}")
+    for budget, interval in predicted.items():
+        print(f"at {budget:.3g} FLOPs the loss will be {interval}")
 
 
 def rl(
