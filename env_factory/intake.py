@@ -1,25 +1,23 @@
 """From a stream of candidates to stored environments: build, prove, write, remember.
 
-A ledger per (source digest, kind, seed, ...) holds one line for every settled candidate, so a run that was killed goes on behind
-the last line, and an order for more continues an order for fewer. Candidates are settled in parallel but taken in order, and
-never more are under way than are still wanted: what an order admits depends on neither timing nor interruption.
+Candidates are settled in parallel but taken in order, and never more are under way than are still wanted. With the ledger
+(`candidates.py`), what an order admits depends on neither timing nor interruption.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from env_factory.build import build
+from env_factory.candidates import Ledger, Problem, Proposal, Settled
 from env_factory.contamination import Benchmarks
 from env_factory.dedup import Near, profile
 from env_factory.effects import Effect
@@ -29,7 +27,7 @@ from env_factory.trial import Around
 from gymsmith import taskdir
 from gymsmith.config import Settings
 from gymsmith.errors import BuildError, ImageMissing, PolicyRefused, Rejected
-from gymsmith.schema import Draft, Environment, Evidence, Gate, Status, digest
+from gymsmith.schema import Draft, Environment, Evidence, Gate, Status
 from gymsmith.store import Store
 from gymsmith.taskdir import Task
 from sandboxes.base import Image, Provider
@@ -39,85 +37,6 @@ log = logging.getLogger(__name__)
 
 ELSEWHERE = frozenset({"harbor", "terminal-bench", "swebench"})
 """Kinds of sources whose tasks were made by somebody else."""
-
-
-class Problem(NamedTuple):
-    """Why a draft was turned down, for whoever may repair it."""
-
-    reason: str
-    detail: str
-
-
-class Author(Protocol):
-    """Writes the draft of one candidate, and repairs it as long as it can. `labels` name it while there is no draft."""
-
-    labels: dict[str, str]
-
-    async def write(self, problem: Problem | None) -> Draft | None:
-        """The draft, or after a `problem` with the last one a better one; None: stop the order, nothing more can be paid.
-
-        Raises: Rejected: it cannot be written, or cannot be repaired.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A candidate as a synthesizer hands it over."""
-
-    index: int
-    """Its place in the synthesizer's order."""
-    draft: Draft | None
-    reason: str = ""
-    """Why there is no draft."""
-    author: Author | None = None
-    """Who writes the draft, where that takes so long that several are written at once."""
-    image_id: str = ""
-    """An image that is known to be what the draft's Dockerfile says; empty: it is built."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What became of a candidate."""
-
-    index: int
-    id: str
-    """Of the environment; empty when it was turned down before it was built."""
-    reason: str
-    """Empty when it was admitted."""
-    labels: dict[str, str] = field(default_factory=dict)
-
-
-class Ledger:
-    """An append-only file with one JSON line per settled candidate. A torn last line is passed over."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: dict[int, Settled] = {}
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    settled = Settled(**json.loads(line))
-                except (ValueError, TypeError):
-                    continue
-                self.lines[settled.index] = settled
-
-    @classmethod
-    def of(cls, settings: Settings, **key: Any) -> Ledger:
-        """The ledger of an order; `key` is everything that its candidates follow from."""
-        name = digest(json.dumps(key, sort_keys=True).encode())[:24]
-        return cls(settings.home / "factory" / f"{name}.jsonl")
-
-    def add(self, settled: Settled) -> None:
-        """Remember one; a single write, so two writers cannot mix their lines."""
-        self.lines[settled.index] = settled
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        row = {"index": settled.index, "id": settled.id, "reason": settled.reason, "labels": settled.labels}
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, b"\n" + json.dumps(row).encode() + b"\n")
-        finally:
-            os.close(handle)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from env_factory.intake import Problem
+from env_factory.candidates import Problem
 from env_factory.llm.account import BudgetSpent
 from env_factory.llm.conversation import Shape, Talk, Unfit
 from gymsmith.schema import Draft
@@ -52,7 +52,7 @@ MEANING = {
 
 
 class Author(Generic[T]):
-    """Of one candidate; see `intake.Author`."""
+    """Of one candidate; see `candidates.Author`."""
 
     labels: dict[str, str]
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from env_factory import sources
-from env_factory.intake import Proposal
+from env_factory.candidates import Proposal
 from env_factory.llm.account import Account, BudgetSpent
 from env_factory.llm.conversation import Desk
 from env_factory.llm.faults import FaultAuthor

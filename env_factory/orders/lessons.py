@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from env_factory import sources
-from env_factory.intake import Proposal
+from env_factory.candidates import Proposal
 from env_factory.lessons import documentation
 from env_factory.orders.errand import Errand
 from env_factory.synth import examples, tutorial

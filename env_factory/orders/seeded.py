@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from env_factory.intake import Proposal
+from env_factory.candidates import Proposal
 from env_factory.orders.errand import Errand
 from env_factory.source_kinds.package import read_sdist
 from env_factory.synth import browse, cards, layout, repair, shell, terminal

@@ -18,7 +18,7 @@ from typing import Any
 
 from env_factory import sources
 from env_factory.build import build
-from env_factory.intake import Ledger, Proposal
+from env_factory.candidates import Ledger, Proposal
 from env_factory.orders.errand import Errand
 from env_factory.sources import Package, Repository
 from env_factory.swe import change, screening, survey

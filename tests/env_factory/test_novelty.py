@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from env_factory.candidates import Ledger, Proposal
 from env_factory.contamination import Benchmarks
 from env_factory.dedup import LIKENESS, Near, likeness, profile, shingles, signature
 from env_factory.effects import Effect
-from env_factory.intake import Intake, Ledger, Proposal
+from env_factory.intake import Intake
 from env_factory.rebuild import SALT, Rebuilds, recipe
 from gymsmith.errors import SourceError
 from gymsmith.schema import Draft, Source

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from env_factory import tasks
-from env_factory.intake import Ledger, Settled
+from env_factory.candidates import Ledger, Settled
 from env_factory.templates.shell.families import TRAINED
 from gymsmith import taskdir
 from gymsmith.config import Settings
