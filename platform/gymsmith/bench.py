@@ -23,7 +23,7 @@ from gymsmith.config import Settings
 from gymsmith.errors import ConfigError
 
 BENCHES = {
-    "factory": "env_factory.bench_factory:measure",
+    "factory": "env_factory.bench.costs:measure",
     "images": "sandboxes.bench.images:measure",
     "loop": "gymsmith.bench_loop:measure",
     "remote": "sandboxes.bench.remote:measure",

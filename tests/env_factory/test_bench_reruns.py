@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from env_factory import bench_reruns
-from env_factory.bench_reruns import drawn, rerun, rerun_rows
+from env_factory.bench import reruns
+from env_factory.bench.reruns import drawn, rerun, rerun_rows
 from gymsmith import taskdir
 from gymsmith.schema import Draft, Environment, Evidence, Gate, Status
 from tests.env_factory.test_gates import FILES, GOOD
@@ -27,7 +27,7 @@ def test_draws_follow_from_the_seed_and_what_depends_on_the_zone_is_seen(doorway
     draws = [drawn(ids, n) for n in range(200)]
     assert draws == [drawn(ids, n) for n in range(200)] != [drawn(ids, n, seed=1) for n in range(200)]
     assert len({chosen for chosen, _ in draws}) > 40 and len({condition.hash_seed for _, condition in draws}) == 200
-    assert {condition.cpu_share for _, condition in draws} == {1.0, 0.5} and {c.zone for _, c in draws} == set(bench_reruns.ZONES)
+    assert {condition.cpu_share for _, condition in draws} == {1.0, 0.5} and {c.zone for _, c in draws} == set(reruns.ZONES)
 
     sound = admitted(doorway, GOOD)
     first = rerun(doorway.settings, doorway.store, 3, seed=7, among=[sound])
@@ -49,9 +49,9 @@ def test_draws_follow_from_the_seed_and_what_depends_on_the_zone_is_seen(doorway
 def test_cheats_are_counted_out_of_the_evidence(elsewhere: Any) -> None:
     gates = (Gate(name="noop", passed=True, rewards=(0.0,)), Gate(name="cheat:a", passed=True, rewards=(0.0,)))
     admitted(elsewhere, GOOD, gates)
-    rows = {row.metric: row for row in bench_reruns.cheat_rows(elsewhere.store)}
+    rows = {row.metric: row for row in reruns.cheat_rows(elsewhere.store)}
     assert rows["cheats tried on them"].ours == 1 and rows["cheats that scored"].ok
     admitted(elsewhere, GOOD, (*gates, Gate(name="cheat:without-step-1", passed=False, rewards=(1.0,))))
-    rows = {row.metric: row for row in bench_reruns.cheat_rows(elsewhere.store)}
+    rows = {row.metric: row for row in reruns.cheat_rows(elsewhere.store)}
     assert rows["of these, the solution without one step"].ours == 1
     assert rows["cheats that scored"].ours == 1 and rows["cheats that scored"].ok is False

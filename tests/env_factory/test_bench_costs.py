@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from env_factory import bench_factory
+from env_factory.bench import costs
 from gymsmith import taskdir
 from gymsmith.config import Settings
 from gymsmith.schema import Draft, Environment, Source, Status, TaskSpec
@@ -42,15 +42,15 @@ def test_costs_follow_from_the_journal(settings: Settings) -> None:
         environment(settings, "y", words.upper(), "g"),
         environment(settings, "z", f"{words} ", "h"),
     ]
-    assert bench_factory._duplicates(settings, made) == [made[2].id], "the third says what the first says"
-    bench_factory._write(settings, LINE)
-    bench_factory._write(settings, LINE | {"n": 20, "admitted": 13, "candidates": 22, "new": [6, 3], "reasons": {"survived": 9}})
-    kinds = {row.metric: row.ours for row in bench_factory._kinds(settings, made)}
+    assert costs._duplicates(settings, made) == [made[2].id], "the third says what the first says"
+    costs._write(settings, LINE)
+    costs._write(settings, LINE | {"n": 20, "admitted": 13, "candidates": 22, "new": [6, 3], "reasons": {"survived": 9}})
+    kinds = {row.metric: row.ours for row in costs._kinds(settings, made)}
     assert (
         kinds["mutation: candidates"] == 22 and kinds["mutation: turned down, survived"] == 9 and kinds["mutation: admitted"] == 3
     )
     assert kinds["mutation: seconds per admitted, in one process"] == round(1200 / 13, 2)
-    rows = {row.metric: row for row in bench_factory._whole(settings, made)}
+    rows = {row.metric: row for row in costs._whole(settings, made)}
     assert (
         rows["of one function, most"].ours == 2 and rows["of one function, most"].ok and rows["operators of mutations"].ours == 3
     )
@@ -67,10 +67,10 @@ def test_what_the_journal_knows_is_not_ordered_again(settings: Settings) -> None
         ordered.append(order)
         return {"admitted": ["x"] * 12, "candidates": 30, "reasons": {}, "new": [14, 2]}
 
-    bench_factory._write(settings, LINE)
-    bench_factory._order(settings, None, "a==1", "mutation", 10, generate)  # type: ignore[arg-type]
+    costs._write(settings, LINE)
+    costs._order(settings, None, "a==1", "mutation", 10, generate)  # type: ignore[arg-type]
     assert not ordered
-    bench_factory._order(settings, None, "a==1", "mutation", 20, generate)  # type: ignore[arg-type]
+    costs._order(settings, None, "a==1", "mutation", 20, generate)  # type: ignore[arg-type]
     assert [o["n"] for o in ordered] == [20] and ordered[0]["per_function"] == 1
-    bench_factory._order(settings, None, "a==1", "mutation", 30, generate)  # type: ignore[arg-type]
+    costs._order(settings, None, "a==1", "mutation", 30, generate)  # type: ignore[arg-type]
     assert len(ordered) == 1, "there were 12 where 20 were asked for: there are no more"

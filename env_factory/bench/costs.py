@@ -2,8 +2,8 @@
 
 Orders for five packages off the index, in slices, one after the other in this process; a journal in the state folder remembers
 what each slice took, so with `--keep FOLDER` an interrupted run goes on. Then the screen beside its peer (the whole suite for
-each candidate), and one worker process beside two, each on a processor of its own. Costs of 10,000 are the measured ones times
-the number: they hold for as many packages like these as that takes, which is printed with them.
+each candidate), and one worker process beside two. Costs of 10,000 are the measured ones times the number: they hold for as many
+packages like these as that takes, which is printed with them.
 """
 
 from __future__ import annotations
@@ -12,27 +12,20 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from env_factory import sources, tasks
-from env_factory.bench_reruns import cheat_rows, rerun, rerun_rows
-from env_factory.orders import swe
-from env_factory.orders.errand import python_of
-from env_factory.swe import survey
-from env_factory.swe.selection import header, reaching
-from env_factory.synth import combination, mutation
+from env_factory import tasks
+from env_factory.bench.reruns import cheat_rows, rerun, rerun_rows
+from env_factory.bench.screening import groups, selection
+from env_factory.bench.workers import Context, scaling
 from gymsmith import taskdir
 from gymsmith.bench import Row
 from gymsmith.config import Settings
-from gymsmith.schema import Environment, Job
+from gymsmith.schema import Environment
 from gymsmith.store import Store
-from sandboxes.worker import close_all, process_worker
 
 log = logging.getLogger(__name__)
 
@@ -46,25 +39,8 @@ SEED = 2026
 LARGE = 10_000
 RERUNS = 1000
 """Solutions of admitted environments that are run again afterwards."""
-SCALING = ("toolz==1.2.0", 4)
-"""Package and environments of each of the two orders whose time is compared."""
 SAME = 0.8
 """Share of five-word pieces that makes two environments of a package duplicates of one another."""
-
-
-class Context:
-    """A job that nobody else waits for."""
-
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self.job = Job(id="bench", kind="generate", queue="factory")
-        self.settings = settings
-        self.store = store
-
-    def progress(self, **fields: Any) -> None:
-        log.debug("event=bench_progress %s", fields)
-
-    def check(self) -> None:
-        """Nobody cancels a benchmark."""
 
 
 def measure(settings: Settings, quick: bool) -> list[Row]:
@@ -84,11 +60,11 @@ def measure(settings: Settings, quick: bool) -> list[Row]:
     rows = [
         *_kinds(settings, made),
         *_whole(settings, made),
-        *_selection(settings, packages[-1], 4 if quick else 24),
+        *selection(settings, packages[-1], 4 if quick else 24, _journal(settings)),
         *afterwards,
     ]
-    rows += [_groups(settings, package, 6 if quick else 24) for package in packages]
-    return rows if quick else [*rows, *_scaling(settings)]
+    rows += [groups(settings, package, 6 if quick else 24) for package in packages]
+    return rows if quick else [*rows, *scaling(settings)]
 
 
 def _order(
@@ -227,119 +203,3 @@ def _duplicates(settings: Settings, made: Sequence[Environment]) -> list[str]:
             found.append(each.id)
         known.append(pieces)
     return found
-
-
-def _selection(settings: Settings, package: str, candidates: int) -> list[Row]:
-    """The same faults, screened by the tests that reach them and by the whole suite; and the tests of all orders so far."""
-    worker = process_worker(settings)
-
-    async def work() -> tuple[list[float], list[float], int]:
-        python = await python_of(worker)
-        source = sources.read(f"pypi:{package}", settings, python=python)
-        assert isinstance(source, sources.Package)
-        async with swe.opened(source, worker) as screen:
-            known = await survey.survey(source, screen, lines=True)
-            sites = mutation.pool(source, known, SEED)[:candidates]
-            spent: list[list[float]] = []
-            for whole in (False, True):
-                tests, cpu = screen.executions, screen.cpu_s
-                runs = []
-                for site in sites:
-                    text = source.files[site.path].decode()
-                    chosen = reaching(known, site.path, site.first_line, header(text, site.line))
-                    written = {f"/work/{site.path}": site.apply(text)}
-                    args = list(known.passing) if whole else chosen
-                    runs.append({"args": args, "write": written, "timeout_s": known.limit_s, "observe": True})
-                await screen.run(runs)
-                spent.append([screen.executions - tests, screen.cpu_s - cpu])
-            return spent[0], spent[1], len(known.passing)
-
-    ours, peer, _ = worker.run(work())
-    journal = _journal(settings)
-    run = sum(line["tests_run"] for line in journal)
-    baseline = sum(line["new"][0] * line["suite"] for line in journal)
-    name = "whole suite for each candidate"
-    return [
-        _pair(f"{candidates} faults of {package}: tests run", "", ours[0], peer[0], name, ">= 5x fewer", 5.0),
-        _pair(f"{candidates} faults of {package}: CPU", "s", ours[1], peer[1], name),
-        _pair("all orders: tests run in surveys and screens", "", run, baseline, f"{name}, computed", ">= 5x fewer", 5.0),
-    ]
-
-
-def _groups(settings: Settings, package: str, groups: int) -> Row:
-    """Groups of faults, screened by few tests; the peer is computed: one run of the whole suite for each group."""
-    worker = process_worker(settings)
-
-    async def work() -> tuple[int, int, int, int]:
-        python = await python_of(worker)
-        source = sources.read(f"pypi:{package}", settings, python=python)
-        assert isinstance(source, sources.Package)
-        async with swe.opened(source, worker) as screen:
-            path = swe.survey_path(source, settings, (await worker.images()).base_digest())
-            known = await survey.kept(source, screen, path, lines=True)
-            before, drafted, seen = screen.executions, 0, 0
-            async for candidate in combination.draft(source, known, screen, SEED):
-                drafted, seen = drafted + (candidate.draft is not None), seen + 1
-                if seen == groups:
-                    break
-            return screen.executions - before, seen, drafted, len(known.passing)
-
-    run, seen, drafted, suite = worker.run(work())
-    metric = f"{seen} groups of {package}, {drafted} drafts: tests run, single faults among them"
-    return _pair(metric, "", run, seen * suite, "whole suite for each group, computed", ">= 5x fewer", 5.0)
-
-
-def _pair(metric: str, unit: str, ours: float, peer: float, name: str, bar: str = "", least: float = 0.0) -> Row:
-    ratio = peer / ours if ours else 0.0
-    return Row(metric, unit, round(ours, 2), round(peer, 2), name, round(ratio, 2), bar, ratio >= least if bar else None)
-
-
-def _scaling(settings: Settings) -> list[Row]:
-    """The same two orders by one worker process on one processor, and by two on two."""
-    package, n = SCALING
-    processors = sorted(os.sched_getaffinity(0))[:2]
-    if len(processors) < 2:
-        return [Row("two worker processes beside one", "", 0.0, peer_name="needs two processors, this machine lends one")]
-    orders = [{"source": f"pypi:{package}", "kind": "mutation", "n": n, "seed": s, "gates": "admission"} for s in (11, 12)]
-    seconds: list[float] = []
-    for shares in ([orders], [orders[:1], orders[1:]]):
-        home = settings.home / f"workers-{len(shares)}"
-        _children(settings, home, [[{**orders[0], "n": 1, "seed": 10}]], processors)  # Image, wheels and database are there then.
-        started = time.perf_counter()
-        _children(settings, home, shares, processors)
-        seconds.append(time.perf_counter() - started)
-    rates = [3600 * 2 * n / each for each in seconds]
-    ratio = rates[1] / rates[0]
-    return [
-        Row(
-            "two worker processes on two processors", "1/h", round(rates[1], 1), round(rates[0], 1),
-            "one process on one processor", round(ratio, 2), ">= 1.7x", ratio >= 1.7,
-        )
-    ]  # fmt: skip
-
-
-def _children(settings: Settings, home: Path, shares: Sequence[Sequence[Mapping[str, Any]]], processors: Sequence[int]) -> None:
-    """Carry out each share of the orders in a process of its own, on a processor of its own."""
-    running = []
-    for share, processor in zip(shares, processors, strict=False):
-        command = [sys.executable, "-m", "env_factory.bench_factory", str(home), settings.provider, json.dumps(share)]
-        running.append(subprocess.Popen(["taskset", "-c", str(processor), *command], stdout=subprocess.DEVNULL))
-    for child in running:
-        if child.wait() != 0:
-            raise RuntimeError(
-                f"expected a worker process to carry out its orders, it ended with {child.returncode}; see its messages"
-            )
-
-
-def main() -> None:
-    """A worker process: state folder, provider and orders on the command line."""
-    settings = Settings.load(home=Path(sys.argv[1]), provider=sys.argv[2])
-    settings.home.mkdir(parents=True, exist_ok=True)
-    with Store.open(settings) as store:
-        for order in json.loads(sys.argv[3]):
-            tasks.generate(order, Context(settings, store))
-    close_all()
-
-
-if __name__ == "__main__":
-    main()

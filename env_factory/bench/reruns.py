@@ -5,7 +5,7 @@ fresh sandboxes. It counts as flaky when the reward is not 1. Draw number n foll
 are; a journal in the state folder remembers what was drawn, so an interrupted run goes on, and one for more goes on from fewer.
 Cheats are counted out of the stored evidence: nothing is run for them.
 
-    python -m env_factory.bench_reruns HOME 1000        prints the rows; `gymsmith bench factory` has them too
+    python -m env_factory.bench.reruns HOME 1000        prints the rows; `gymsmith bench factory` has them too
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Measurements of the factory beside peers, in one run."""
