@@ -1,31 +1,27 @@
 """A repository as a source: from git (a path, file: or https) with its history, or from an archive of one commit.
 
-A git repository is fetched bare, below HOME/repositories, and is only ever read through git's plumbing: nothing is checked out,
-so no hook, filter or submodule of it has a chance. It is fetched as shallow as the other side allows and deepened when its
-history is asked for. A commit that was fetched once is read again without a network.
+A git repository is fetched bare, below HOME/repositories (`mirror.py`), and deepened when its history is asked for. A commit that
+was fetched once is read again without a network.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
-import fcntl
 import hashlib
 import logging
 import re
 import shutil
 import tempfile
-import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 
 from env_factory import archive
-from env_factory.source_kinds import download, git_command, licence, tree
+from env_factory.source_kinds import download, git_command, licence
 from env_factory.source_kinds.git_command import git
+from env_factory.source_kinds.mirror import fetch, has, known, locked, read_tree, shallow, sweep
 from env_factory.source_kinds.tree import Tree
 from gymsmith.config import Settings
 from gymsmith.errors import NotFound, SourceError
@@ -35,8 +31,6 @@ log = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 MAX_COMMITS = 100_000
-ABANDONED_S = 6 * 3600.0
-"""A fetch that is older than this belongs to a process that was killed: git gives up long before."""
 LAST_S = 253_402_300_799
 """The last second of the year 9999."""
 
@@ -90,7 +84,7 @@ class Repository:
                 )
             return self._unpacked
         assert self.git_dir is not None
-        return _read_tree(self.git_dir, commit or self.commit)
+        return read_tree(self.git_dir, commit or self.commit)
 
     def holding(self, files: Mapping[str, bytes]) -> Repository:
         """The same commit with other files, as after a change that is no commit here."""
@@ -122,10 +116,10 @@ class Repository:
             self.git_dir, *words, f"--max-count={limit}", f"--format=tformat:{form}", "--end-of-options", self.commit, "--"
         )
         found = []
-        shallow = _shallow(self.git_dir)
+        cut = shallow(self.git_dir)
         for record in said.decode("utf-8", "replace").split("\x1e")[1:]:
             identity, parents, seconds, message, names = record.split("\x1f", 4)
-            if identity in shallow:
+            if identity in cut:
                 break  # What it changed cannot be told without its parent.
             words = [word for word in names.replace("\n", "\0").split("\0") if word]
             changed = tuple(zip(words[::2], words[1::2], strict=False))
@@ -137,7 +131,7 @@ class Repository:
         if self.git_dir is None:
             return None
         said = git(
-            self.git_dir, "show", "--no-patch", "--format=%ct", "--end-of-options", _known(self.git_dir, commit or self.commit)
+            self.git_dir, "show", "--no-patch", "--format=%ct", "--end-of-options", known(self.git_dir, commit or self.commit)
         )
         return _when(said.decode().strip().splitlines()[-1])
 
@@ -149,24 +143,24 @@ class Repository:
         if self.git_dir is None:
             raise SourceError(f"{self.source.uri} is an archive of one commit; a difference needs the git repository")
         words = ["diff-tree", "-p", "--binary", "--no-renames", "--no-ext-diff", "--no-textconv", "--no-color", "--full-index"]
-        pair = [_known(self.git_dir, old), _known(self.git_dir, new)]
+        pair = [known(self.git_dir, old), known(self.git_dir, new)]
         return git(self.git_dir, *words, "--end-of-options", *pair).decode("utf-8", "surrogateescape")
 
     def fetch(self, commit: str) -> None:
         """Make sure that a commit (40 digits) of the same place is here. Raises: NotFound, NoNetwork, SourceError."""
         if self.git_dir is None:
             raise SourceError(f"{self.source.uri} is an archive of one commit; give the git repository")
-        with _locked(self.git_dir):
-            if not _has(self.git_dir, git_command.check_ref(commit)):
-                _fetch(self.git_dir, self.location, commit, 1, self._header)
+        with locked(self.git_dir):
+            if not has(self.git_dir, git_command.check_ref(commit)):
+                fetch(self.git_dir, self.location, commit, 1, self._header)
 
     def _deepen(self, depth: int) -> None:
         assert self.git_dir is not None
-        with _locked(self.git_dir):
+        with locked(self.git_dir):
             words = ["rev-list", "--first-parent", "--count", f"--max-count={depth}", "--end-of-options", self.commit, "--"]
             here = int(git(self.git_dir, *words))
-            if here < depth and _shallow(self.git_dir):
-                _fetch(self.git_dir, self.location, self.commit, depth, self._header)
+            if here < depth and shallow(self.git_dir):
+                fetch(self.git_dir, self.location, self.commit, depth, self._header)
 
 
 def read_git(uri: str, rest: str, settings: Settings) -> Repository:
@@ -179,21 +173,21 @@ def read_git(uri: str, rest: str, settings: Settings) -> Repository:
     ref = git_command.check_ref(ref) if ref else "HEAD"
     mirror = settings.home / "repositories" / f"{hashlib.sha256(location.encode()).hexdigest()[:24]}.git"
     mirror.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(mirror.parent)
-    with _locked(mirror):
+    sweep(mirror.parent)
+    with locked(mirror):
         if not (mirror / "HEAD").is_file():
             scratch = Path(tempfile.mkdtemp(prefix=".fetching-", dir=mirror.parent))
             try:
                 git(None, "init", "--quiet", "--bare", "--template=", "--end-of-options", str(scratch / "bare"))
-                commit = _fetch(scratch / "bare", location, ref, 1, header)
+                commit = fetch(scratch / "bare", location, ref, 1, header)
                 (scratch / "bare").rename(mirror)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-        elif COMMIT.match(ref) and _has(mirror, ref):
+        elif COMMIT.match(ref) and has(mirror, ref):
             commit = ref
         else:
-            commit = _fetch(mirror, location, ref, 1, header)
-    found = _read_tree(mirror, commit)
+            commit = fetch(mirror, location, ref, 1, header)
+    found = read_tree(mirror, commit)
     shown = (
         f"git:{location if location.startswith('https:') else urllib.parse.unquote(location.removeprefix('file://'))}#{commit}"
     )
@@ -248,101 +242,6 @@ def _location(place: str) -> tuple[str, str, str]:
     return path.as_uri(), "", name
 
 
-def _fetch(mirror: Path, location: str, ref: str, depth: int, header: str) -> str:
-    """Fetch `ref` and `depth` commits behind it; all of them where the other side cannot give a part. Returns the commit."""
-    words = ["fetch", "--quiet", "--no-tags", "--force", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-gc"]
-    target = f"refs/gymsmith/{hashlib.sha256(ref.encode()).hexdigest()[:16]}"
-    pair = ["--end-of-options", location, f"{ref}:{target}"]
-    try:
-        git(mirror, *words, f"--depth={depth}", *pair, header=header, what=location)
-    except SourceError as error:
-        if "shallow" not in str(error):
-            raise
-        git(mirror, *words, *pair, header=header, what=location)
-    commit = _known(mirror, target)
-    git(mirror, "update-ref", "--no-deref", f"refs/gymsmith/{commit}", commit)
-    return commit
-
-
-def _known(mirror: Path, name: str) -> str:
-    """The commit's id. Raises: NotFound."""
-    try:
-        return git(mirror, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").decode().strip()
-    except (SourceError, NotFound) as error:
-        raise NotFound(f"expected a commit of the repository, got {name[:200]!r}, which was not fetched") from error
-
-
-def _has(mirror: Path, commit: str) -> bool:
-    try:
-        return bool(_known(mirror, commit))
-    except NotFound:
-        return False
-
-
-def _shallow(mirror: Path) -> set[str]:
-    """Commits whose parents were not fetched."""
-    try:
-        return set((mirror / "shallow").read_text(encoding="ascii").split())
-    except FileNotFoundError:
-        return set()
-
-
-@lru_cache(maxsize=4)
-def _read_tree(mirror: Path, commit: str) -> Tree:
-    listing = git(mirror, "ls-tree", "-r", "-z", "-l", "--full-tree", "--end-of-options", _known(mirror, commit))
-    what = f"commit {commit[:12]}"
-    rows: list[tuple[str, str, str]] = []
-    submodules = []
-    total = 0
-    for line in listing.split(b"\0")[:-1]:
-        about, _, name = line.partition(b"\t")
-        mode, kind, blob, size = about.decode("ascii").split()
-        path = name.decode("utf-8", "surrogateescape")
-        if kind != "blob":
-            submodules.append(path)
-            continue
-        total += int(size)
-        tree.check_path(path, what)
-        rows.append((mode, blob, path))
-        tree.check_size(len(rows), total, what)
-    wanted = "".join(f"{blob}\n" for _, blob, _ in rows).encode()
-    said = git(mirror, "cat-file", "--batch", stdin=wanted, limit=total + 128 * (len(rows) + 1)) if rows else b""
-    files: dict[str, bytes] = {}
-    links: dict[str, str] = {}
-    at = 0
-    for mode, _, path in rows:
-        head, _, _ = said[at : at + 200].partition(b"\n")
-        said_of = head.split()
-        if len(said_of) != 3 or said_of[1] != b"blob":
-            raise SourceError(f"{what} lacks an object that its tree names: {head[:80]!r}; the repository is damaged")
-        length = int(said_of[2])
-        at += len(head) + 1
-        data = said[at : at + length]
-        at += length + 1
-        if mode == "120000":
-            links[path] = data.decode("utf-8", "replace")
-        else:
-            files[path] = data
-    executable = frozenset(path for mode, _, path in rows if mode == "100755")
-    return Tree(dict(sorted(files.items())), executable, links, tuple(submodules)).checked(what)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes were fetching long ago."""
-    for left in folder.glob(".fetching-*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > ABANDONED_S:
-                shutil.rmtree(left, ignore_errors=True)
-
-
 def _when(seconds: str) -> datetime:
     # Anybody may write any number into a commit; no date is later than what datetime knows.
     return datetime.fromtimestamp(min(max(int(seconds), 0), LAST_S), UTC)
-
-
-@contextlib.contextmanager
-def _locked(mirror: Path) -> Iterator[None]:
-    """One writer of a mirror at a time, over all processes of this machine."""
-    with mirror.with_suffix(".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

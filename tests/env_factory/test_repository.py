@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from env_factory import archive, sources
-from env_factory.source_kinds import git_command, repository
+from env_factory.source_kinds import git_command, mirror
 from gymsmith.config import Settings
 from gymsmith.errors import NoNetwork, NotFound, PolicyRefused, SourceError
 
@@ -94,7 +94,7 @@ def test_a_fetch_is_shallow_until_history_is_wanted_and_a_known_commit_needs_no_
     head = run(project, "rev-parse", "HEAD")
     tiny = sources.read(f"git:{project.as_uri()}#trunk", wheelhouse)
     assert isinstance(tiny, sources.Repository) and tiny.git_dir is not None
-    assert repository._shallow(tiny.git_dir) == {head}
+    assert mirror.shallow(tiny.git_dir) == {head}
     assert len(tiny.commits(limit=1)) == 1 and len(tiny.commits(limit=2)) == 2
     (project / ".git").rename(project / "gone")
     assert sources.read(f"git:{project}#{head}", wheelhouse) == tiny
@@ -268,7 +268,7 @@ def test_https_is_checked_and_a_server_without_shallow_fetches_gives_everything(
 
 
 def test_what_a_killed_fetch_left_is_removed_in_time(project: Path, wheelhouse: Settings) -> None:
-    for name, age in ((".fetching-old", repository.ABANDONED_S + 60), (".fetching-new", 60.0)):
+    for name, age in ((".fetching-old", mirror.ABANDONED_S + 60), (".fetching-new", 60.0)):
         left = wheelhouse.home / "repositories" / name
         (left / "bare").mkdir(parents=True)
         os.utime(left, (time.time() - age,) * 2)
