@@ -46,6 +46,14 @@ def test_the_interval_of_a_prediction_covers() -> None:
     assert predicted.high - predicted.low < 0.3
 
 
+def test_runs_that_scatter_widely_give_wide_intervals_and_numbers() -> None:
+    """Four runs that had hardly begun to learn: redrawn blindly, some of their losses would be negative."""
+    law = power_law([1e9, 2e9, 4e9, 8e9], [6.9, 6.0, 6.7, 5.2])
+    found = [law.floor, law.scale, law.exponent, law.predict(1e12)]
+    assert np.isfinite([[i.low, i.value, i.high] for i in found]).all() and law.floor.low >= 0
+    assert law.predict(1e12).high - law.predict(1e12).low > law.residual
+
+
 def test_best_sizes_follow_the_law_that_made_them() -> None:
     runs = {}
     for budget in (1e16, 1e17, 1e18):

@@ -81,9 +81,14 @@ def power_law(flops: Sequence[float], losses: Sequence[float], seed: int = 0) ->
     freedom = len(x) - 3
     spread = float(np.sqrt(((y - curve) ** 2).sum() / freedom))
     rng = np.random.Generator(np.random.Philox(seed))
-    # A few points know their own noise badly: its size is redrawn too, which is what widens a t interval beyond a normal one.
-    sizes = spread * np.sqrt(freedom / rng.chisquare(freedom, (BOOTSTRAP, 1)))
-    refits = _fit(scaled, curve + sizes * rng.standard_normal((BOOTSTRAP, len(x))))
+    redrawn = np.empty((0, len(x)))
+    while len(redrawn) < BOOTSTRAP:
+        # A few points know their own noise badly: its size is redrawn too, which is what widens a t interval beyond a normal one.
+        sizes = spread * np.sqrt(freedom / rng.chisquare(freedom, (BOOTSTRAP, 1)))
+        drawn = curve + sizes * rng.standard_normal((BOOTSTRAP, len(x)))
+        # No run has a loss below zero, so none is redrawn there.
+        redrawn = np.concatenate((redrawn, drawn[(drawn > 0).all(1)]))[:BOOTSTRAP]
+    refits = _fit(scaled, redrawn)
     floor, scale, exponent = (_interval(best[i], refits[:, i]) for i in range(3))
     return PowerLaw(floor, scale, exponent, unit, spread, refits)
 
