@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import random
 import resource
@@ -189,3 +191,25 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     write(tmp_path, 1)
     with pytest.raises(CorruptCheckpoint, match="another run"):
         train(tmp_path)
+
+
+def test_weights_of_another_model_are_refused_whole() -> None:
+    model, wider = Transformer(CONFIG, 1), Transformer(CONFIG.model_copy(update={"ffn_dim": 2 * CONFIG.ffn_dim}), 1)
+    before, weights = checkpoint.weights_digest(model), checkpoint.own_weights(wider)
+    with pytest.raises(CorruptCheckpoint, match=r"blocks\.0\.ffn\..*: expected shape .* of another model config"):
+        checkpoint.load_weights(model, weights)
+    with pytest.raises(CorruptCheckpoint, match=r"expected \d+ tensors, got \d+; only on one side: extra, head\.weight"):
+        checkpoint.load_weights(model, {n: t for n, t in weights.items() if n != "head.weight"} | {"extra": torch.zeros(1)})
+    assert checkpoint.weights_digest(model) == before, "nothing is taken over before everything fits"
+
+
+def test_what_was_altered_or_is_of_another_release_is_named(tmp_path: Path) -> None:
+    meta = write(tmp_path, 1) / "meta.json"
+    outer = json.loads(meta.read_text())
+    meta.write_text(json.dumps(outer | {"body": outer["body"].replace('"n": 1', '"n": 2')}))
+    with pytest.raises(CorruptCheckpoint, match="was altered"):
+        checkpoint.load(meta.parent)
+    body = json.dumps(json.loads(outer["body"]) | {"format": 999})
+    meta.write_text(json.dumps({"body": body, "sha256": hashlib.sha256(body.encode()).hexdigest()}))
+    with pytest.raises(CorruptCheckpoint, match="got 999; it is from another release"):
+        checkpoint.load(meta.parent)

@@ -72,10 +72,13 @@ def test_bad_corpora_are_named(tmp_path: Path) -> None:
         ('{"segments": [["task", "x"]', "1 is not JSON"),
         ('{"x": 1}', "document 1 must be"),
         ('{"segments": [["cmd", "x"]]}', "cmd"),
+        ("\n\n", "holds no document"),
     ]:
         (tmp_path / "c.jsonl").write_text(body)
         with pytest.raises(ConfigError, match=match):
             docs.read_documents(tmp_path / "c.jsonl")
+    with pytest.raises(ConfigError, match="a document of two tokens or more, got none in 1"):
+        Loader([docs.Document(np.zeros(1, np.int32), np.ones(1, np.float32))], 2, 8, 0)
 
 
 def brute_force(lengths: list[int], capacity: int) -> list[list[int]]:

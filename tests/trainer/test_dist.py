@@ -217,6 +217,16 @@ def seeding(world: World) -> dict[str, str]:
     return said
 
 
+def missing(world: World) -> dict[str, Any]:
+    """Gradients where only one process has one, and where none has."""
+    parallel = parallelise(exact(DENSE), world)
+    (_, some), *others = parallel.model.named_parameters()
+    if world.main:
+        some.grad = torch.ones_like(some)
+    parallel.reduce_gradients()
+    return {"some": None if some.grad is None else float(some.grad.mean()), "none": all(p.grad is None for _, p in others)}
+
+
 class Rows:
     """A feed of three micro-batches a step, of which each process takes its share."""
 
@@ -275,6 +285,8 @@ def checks(processes: int, folder: Path) -> dict[str, Any]:
             found[f"{model} {name_of(split)} bits"] = bits(MODELS[model], world)
         if split == {"tp": 2}:
             found["seeding"] = seeding(world)
+        if split == {"dp": 2}:
+            found["missing"] = missing(world)
     if processes == 2:
         found["relay"] = relay(folder / "relay")
     return found
@@ -355,6 +367,10 @@ def test_wrong_seeds_are_caught(found: dict[int, Any]) -> None:
         assert "on all tp ranks, got different" in answer["seeding"]["copies apart"]
 
 
+def test_a_gradient_that_one_process_has_reaches_all_and_one_that_nobody_has_none(found: dict[int, Any]) -> None:
+    assert [answer["missing"] for answer in found[2]] == [{"some": 1.0, "none": True}] * 2
+
+
 REFUSED = [
     (dict(tp=3), {}, "tp must divide model.n_heads, got 3 and 4"),
     (dict(tp=4), {}, "tp must divide model.n_kv_heads, got 4 and 2"),
@@ -364,6 +380,8 @@ REFUSED = [
     (dict(ep=3), dict(pattern=[{"ffn": "moe"}]), "ep must divide model.moe.experts, got 3 and 8"),
     (dict(cp=2), dict(smear=1), "smear = 1 needs them whole"),
     (dict(cp=2), dict(mtp={}), "mtp needs them whole"),
+    (dict(tp=2), dict(pattern=[{"attention": "dsa"}], mla={"q_latent": 8}), "tp does not fit dsa, got tp = 2"),
+    (dict(cp=2), dict(pattern=[{"attention": "dsa"}], mla={"q_latent": 8}), "dsa layers needs them whole"),
 ]
 
 

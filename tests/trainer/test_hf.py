@@ -211,6 +211,12 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     weights.rename(given / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin"):
         importer.bring_in(given)
+    (given / "config.json").write_text('["Gemma2ForCausalLM"]')
+    with pytest.raises(CorruptCheckpoint, match="expected a JSON object, got list"):
+        importer.bring_in(given)
+    (given / "config.json").write_text('{"architectures": ')
+    with pytest.raises(CorruptCheckpoint, match=r"config\.json is not JSON"):
+        importer.bring_in(given)
     (given / "config.json").unlink()
     with pytest.raises(NotFound, match=r"config\.json"):
         importer.bring_in(given)
@@ -337,3 +343,49 @@ def test_a_folder_becomes_a_run_and_leaves_again(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="LlamaForCausalLM"):
             tasks.import_model(order | {"run_id": runs[1].id}, ctx)
         assert store.run(runs[1].id).state is State.FAILED
+
+
+def test_tokenizers_that_are_none_are_refused(tmp_path: Path) -> None:
+    given = folder_of("Qwen3", tmp_path / "given")
+    (given / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(CorruptCheckpoint, match="is no tokenizer"):
+        importer.bring_in(given)
+    (given / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"expected a tokenizer\.json"):
+        importer.bring_in(given)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "says"),
+    [
+        ("DeepseekV3", "model.layers.1.mlp.experts.3.up_proj.weight", "and its like: expected one shape"),
+        ("GptOss", "model.layers.1.mlp.experts.gate_up_proj", "expected experts' matrices"),
+    ],
+)
+def test_experts_of_another_shape_are_refused(family: str, name: str, says: str, tmp_path: Path) -> None:
+    given = folder_of(family, tmp_path / "given")
+    importer.bring_in(given)
+    tensors = load_file(given / "model.safetensors")
+    save_file(tensors | {name: tensors[name].flatten()[:-1].clone()}, given / "model.safetensors")
+    with pytest.raises(CorruptCheckpoint, match=says):
+        importer.bring_in(given)
+
+
+def test_what_a_family_cannot_say_is_refused() -> None:
+    weights = {"blocks.0.attention.sinks": torch.zeros(2)}
+    with pytest.raises(UserError, match=r"Qwen3ForCausalLM has no place for the tensor blocks\.0\.attention\.sinks"):
+        to_theirs(weights, "Qwen3")
+    assert list(to_theirs(weights, "GptOss")) == ["model.layers.0.self_attn.sinks"]
+    glm = oracles.SMALL | oracles.CONFIGS["GlmMoeDsa"] | {"architectures": ["GlmMoeDsaForCausalLM"]}
+    read(glm, "glm")
+    with pytest.raises(ConfigError, match="got 'shared' ones"):
+        read(glm | {"index_topk_freq": 4}, "glm")
+
+
+def test_tokens_without_a_name_or_a_row_are_refused() -> None:
+    size = WORDS.get_vocab_size()
+    small = ModelConfig(vocab_size=size - 1, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, ffn_dim=16)
+    with pytest.raises(UserError, match=rf"expected token ids below {size - 1}, the rows of the table, got {size - 1}"):
+        add_special_tokens(Transformer(small), WORDS.to_str(), ["<|new|>"])
+    with pytest.raises(UserError, match="to have a name"):
+        add_special_tokens(Transformer(small.model_copy(update={"vocab_size": size})), WORDS.to_str(), ["<|new|>", ""])

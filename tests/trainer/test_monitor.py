@@ -118,3 +118,23 @@ def test_mfu_on_both_denominators() -> None:
     assert seen["mfu_palm_datasheet"] == pytest.approx(0.4368, abs=1e-4)
     assert seen["mfu_causal_measured"] == pytest.approx(48_000 * 8.2e9 / 798e12)
     assert datasheet("NVIDIA H100 80GB HBM3") == 989e12 and math.isnan(datasheet("a CPU"))
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_an_end_in_nan_is_the_rates_where_the_gradient_grew_and_an_overflow_where_it_did_not(grows: bool) -> None:
+    monitor = Monitor()
+    for step in range(1, 9):
+        monitor(step, {"loss": 2.0, "gradient_norm": 3.0**step if grows else 1.0, "rate": 0.1}, Facts(["a", "b"], [2.0, 2.0]))
+    monitor(9, {"loss": math.nan, "gradient_norm": math.nan, "rate": 0.1}, Facts(["a", "b"], [2.0, math.nan]))
+    (alert,) = monitor.alerts
+    assert (alert.step, alert.suspect) == (9, "learning rate" if grows else "overflow")
+    assert grows or alert.evidence["documents"] == ["b"], "who was not a number is named"
+
+
+def test_an_expert_that_starves_is_named_though_none_drowns() -> None:
+    monitor = Monitor()
+    for step in range(1, 8):
+        facts = Facts(loads={"blocks.0": [0.0, 0.0, 0.0], "blocks.1": [10.0, 10.0, 0.01] if step > 1 else [9.0, 10.0, 11.0]})
+        monitor(step, {"loss": 2.0}, facts)
+    (alert,) = monitor.alerts
+    assert (alert.step, alert.suspect, alert.evidence["starving"]) == (6, "experts", [2]), "a layer without tokens is no state"

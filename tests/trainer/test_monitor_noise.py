@@ -32,3 +32,17 @@ def test_without_noise_the_scale_is_zero_and_without_two_sizes_there_is_none() -
     assert scale.value == 0.0
     with pytest.raises(ValueError, match="larger batch"):
         scale.add([4.0], 4.0, 8, 8)
+
+
+def test_how_sure_it_is_cannot_be_said_before_the_second_step_nor_of_a_lost_signal() -> None:
+    scale = NoiseScale()
+    scale.add([5.0, 7.0], 4.0, 8, 16)
+    assert scale.error != scale.error
+    scale.add([5.0, 6.0], 4.0, 8, 16)
+    assert 0 < scale.error < 10
+    lost = NoiseScale()
+    for square in (9.0, 8.0):
+        lost.add([square], 1.0, 8, 16)
+    assert lost.value != lost.value and lost.error != lost.error
+    with pytest.raises(ValueError, match="two micro-batches or more, got none"):
+        measure([torch.zeros(2, requires_grad=True)], [], 4, scale)

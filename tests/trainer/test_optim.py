@@ -17,7 +17,7 @@ from trainer.model.config import DSAConfig, LayerKind, MLAConfig, ModelConfig, M
 from trainer.model.transformer import Transformer
 from trainer.optim import polar
 from trainer.optim.clip import qk_clip
-from trainer.optim.groups import Optimizers
+from trainer.optim.groups import Optimizers, head_blocks
 from trainer.optim.muon import Blocks, Muon
 from trainer.optim.polar import orthogonalise
 from trainer.optim.schedule import batch_scale, pieces, scale, updates
@@ -388,3 +388,22 @@ def test_soup_of_checkpoints_is_a_checkpoint(tmp_path: Path) -> None:
     for name, p in found.build().named_parameters():
         mean = 0.25 * models[0].get_parameter(name) + 0.75 * models[1].get_parameter(name)
         assert torch.allclose(p, mean, atol=1e-6)
+
+
+def test_counts_are_not_mixed(tmp_path: Path) -> None:
+    for n, count in enumerate((3, 3, 4)):
+        save_file({"w": torch.full((2,), float(n)), "count": torch.tensor([count])}, tmp_path / f"{n}.safetensors")
+    a, b, c = (tmp_path / f"{n}.safetensors" for n in range(3))
+    main([str(tmp_path / "mean.safetensors"), str(a), str(b)])
+    assert load_file(tmp_path / "mean.safetensors")["w"].tolist() == [0.5, 0.5]
+    assert load_file(tmp_path / "mean.safetensors")["count"].tolist() == [3]
+    with pytest.raises(UserError, match="count holds integers"):
+        soup([a, c], tmp_path / "odd.safetensors")
+
+
+def test_what_has_no_heads_or_no_steps_is_refused() -> None:
+    assert head_blocks(Transformer(TINY))
+    with pytest.raises(ValueError, match="use muon_split = none"):
+        head_blocks(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="at least one step, got 0"):
+        scale(ScheduleConfig(), 0, 0)

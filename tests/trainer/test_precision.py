@@ -16,7 +16,7 @@ from trainer.config import OptimConfig, PrecisionConfig, SaveConfig, ScheduleCon
 from trainer.data.documents import Document
 from trainer.data.loader import Loader
 from trainer.loop import Trainer
-from trainer.model.config import LayerKind, ModelConfig, MoEConfig
+from trainer.model.config import LayerKind, MLAConfig, ModelConfig, MoEConfig
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
 from trainer.precision import fp8, int4, serve
@@ -47,7 +47,10 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("config", [MODEL, MIXED], ids=["dense", "mixed"])
+SPARSE = MODEL.model_copy(update={"pattern": (LayerKind(attention="dsa"),), "mla": MLAConfig(q_latent=16)})
+
+
+@pytest.mark.parametrize("config", [MODEL, MIXED, SPARSE], ids=["dense", "mixed", "sparse"])
 def test_half_computes_over_float32_masters(config: ModelConfig) -> None:
     model, exact = Transformer(config, 1), Transformer(config, 1)
     names = [n for n, _ in model.named_parameters()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -103,3 +104,12 @@ def test_a_corpus_becomes_shards_with_its_weights(tmp_path: Path) -> None:
             and ids.tolist() == document.ids.tolist()
             and (weights / 255).tolist() == document.weights.tolist()
         )
+
+
+def test_shards_of_another_release_are_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    manifest = next(p for p in tmp_path.iterdir() if p.suffix == ".json")
+    body = json.dumps(json.loads(json.loads(manifest.read_text())["body"]) | {"format": 999})
+    manifest.write_text(json.dumps({"body": body, "sha256": hashlib.sha256(body.encode()).hexdigest()}))
+    with pytest.raises(CorruptData, match="got 999; write the corpus again"):
+        Shards(tmp_path)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from context_mgmt.chat import Chat
+from gymsmith.config import Settings
 from gymsmith.errors import ConfigError
+from gymsmith.schema import Reward, Run, Segment, Trajectory
+from gymsmith.store import Store
 from trainer import checkpoint
 from trainer.config import EngineConfig, OptimConfig, RLConfig, SaveConfig, ScheduleConfig
+from trainer.data import tokenizer
 from trainer.engine.scheduler import Engine
 from trainer.loop import NotFinite, Piece, Trainer, Update
-from trainer.model.config import InitConfig, ModelConfig
+from trainer.model.config import InitConfig, LayerKind, ModelConfig, MoEConfig
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
+from trainer.optim.spike import LEAST
 from trainer.rl.source import Riddles
 from trainer.stages.rl import RolloutFeed
-from trainer.stages.sft import shift_gain
+from trainer.stages.sft import from_file, from_run, shift_gain
 
 MODEL = ModelConfig(
     vocab_size=12,
@@ -119,3 +128,87 @@ def test_a_loss_that_is_no_number_stops_before_damage(tmp_path: Path) -> None:
     found = checkpoint.newest(tmp_path)
     assert found is not None and found.step == 1
     assert checkpoint.weights_digest(found.weights) == checkpoint.weights_digest(model)
+
+
+class Spikes:
+    """Two micro-batches an update, whose loss is a thousand times too large at one step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def updates(self, step: int) -> Iterator[Update]:
+        ids = torch.randint(0, 12, (2, 8), generator=torch.Generator().manual_seed(step))
+        size = 1e3 if step == self.at else 1.0
+
+        def loss(model: Transformer) -> torch.Tensor:
+            return model.logits(model.outputs(ids).hidden).logsumexp(-1).mean() * size / 2
+
+        yield Update(iter([Piece(loss, ids.numel())] * 2))
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The step says it all."""
+
+
+@pytest.mark.parametrize("sigma", [6.0, None])
+def test_a_skipped_update_moves_no_router(tmp_path: Path, sigma: float | None) -> None:
+    moe = MoEConfig(experts=4, top_k=2, dim=8, balance="sign", rate=0.01)
+    model = Transformer(MODEL.model_copy(update={"pattern": (LayerKind(ffn="moe"),), "moe": moe}), 1)
+    router, biases, skipped = model.blocks[0].ffn, [torch.zeros(4)], list[float]()
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        biases.append(router.bias.clone())
+        skipped.append(metrics.get("skipped", 0.0))
+        assert not router.counts.any(), "no load is left to count for the next update"
+
+    optimizers = Optimizers(model, OptimConfig(lr=1e-4, adam_lr=1e-4, spike_sigma=sigma))
+    Trainer(model, optimizers, STEADY, LEAST + 6, tmp_path, SaveConfig(), "{}", {}, report).run(Spikes(LEAST + 3))
+    moved = [not torch.equal(a, b) for a, b in pairwise(biases)]
+    assert [i for i, s in enumerate(skipped) if s] == ([LEAST + 3] if sigma else [])
+    assert moved[LEAST + 3] == (sigma is None) and moved[LEAST + 4] and sum(moved) > LEAST, "control: others move it"
+
+
+def test_demonstrations_come_from_files(tmp_path: Path) -> None:
+    chat, path = Chat(tokenizer.train(["show the file note1 cat"] * 3, 300)), tmp_path / "d.jsonl"
+    good = {"instruction": "show", "steps": [["cat note1", "hello"], ["exit", ""]]}
+    path.write_text(json.dumps(good) + "\n\n" + json.dumps(good) + "\n")
+    shown = from_file(path, chat, 20)
+    assert len(shown) == 2 and shown[0][0].weights.sum() > 0 and shown[0][0].weights[0] == 0, "commands alone are learned"
+    for bad in ({"instruction": "show"}, {"instruction": "show", "steps": [["cat"]]}, ["show"]):
+        path.write_text(json.dumps(good) + "\n" + json.dumps(bad) + "\n")
+        with pytest.raises(ConfigError, match="line 2 must be"):
+            from_file(path, chat, 20)
+    path.write_text("\n")
+    with pytest.raises(ConfigError, match="holds no demonstration"):
+        from_file(path, chat, 20)
+
+
+def test_demonstrations_are_the_passed_attempts_of_a_run_in_their_own_order(tmp_path: Path) -> None:
+    with Store.open(Settings(home=tmp_path)) as store:
+        for run_id in ("good", "bad"):
+            store.put_run(Run(id=run_id, kind="rollout"))
+
+        def put(run_id: str, environment: str, attempt: int, reward: float | None, error: str = "") -> None:
+            segment = Segment(ids=[1, 2, 3, ord(environment), attempt], mask=[0, 0, 0, 1, 1], logprobs=[0.0] * 5)
+            verdict = None if reward is None else Reward(value=reward)
+            made = Trajectory(
+                id=f"{run_id}{environment}{attempt}",
+                environment_id=environment,
+                run_id=run_id,
+                group="g",
+                attempt=attempt,
+                segments=[segment],
+                reward=verdict,
+                error=error,
+            )
+            store.put_trajectories([made])
+
+        for environment, attempt, reward in (("b", 0, 1.0), ("a", 2, 1.0), ("a", 0, 0.5), ("a", 1, 1.0), ("c", 0, None)):
+            put("good", environment, attempt, reward, "" if reward is not None else "SandboxError: away")
+        shown = [tuple(items[0].ids[-2:]) for items in from_run(store, "good")]
+        assert shown == [(ord("a"), 1), (ord("a"), 2), (ord("b"), 0)]
+        put("bad", "a", 0, 0.0)
+        with pytest.raises(ConfigError, match="no passed trajectory to learn from, got 1 in all"):
+            from_run(store, "bad")
