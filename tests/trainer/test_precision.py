@@ -17,11 +17,12 @@ from trainer.data.documents import Document
 from trainer.data.loader import Loader
 from trainer.loop import Trainer
 from trainer.model.config import LayerKind, MLAConfig, ModelConfig, MoEConfig
+from trainer.model.ffn import ReLU2
 from trainer.model.transformer import Transformer
 from trainer.optim.groups import Optimizers
 from trainer.precision import fp8, int4, serve
 from trainer.precision.convert import Converted, convert
-from trainer.precision.half import HalfNorm, HalfReLU2
+from trainer.precision.half import HalfNorm
 from trainer.stages.pretrain import TextFeed
 
 MODEL = ModelConfig(
@@ -82,7 +83,7 @@ def test_micro_batches_add_up_in_float32() -> None:
 def test_short_derivatives_are_the_true_ones(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 5, 16, generator=generator).double()
-    layer: nn.Module = HalfNorm(16, 1e-6) if kind == "norm" else HalfReLU2(MODEL.model_copy(update={"dim": 16, "ffn_dim": 16}))
+    layer: nn.Module = HalfNorm(16, 1e-6) if kind == "norm" else ReLU2(MODEL.model_copy(update={"dim": 16, "ffn_dim": 16}))
     layer.double()
     if kind == "relu2":
         layer.up = layer.down = nn.Identity()

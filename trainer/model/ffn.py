@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,4 +39,19 @@ class ReLU2(nn.Module):
         self.down = nn.Linear(config.ffn_dim, config.dim, bias=config.ffn_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(x)).square())
+        return self.down(_Square.apply(self.up(x)))  # type: ignore[no-untyped-call]
+
+
+class _Square(torch.autograd.Function):
+    """y = r^2 with r = max(x, 0); dx = 2 r g, which torch computes as a power and a comparison, in three times as long."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        r = x.relu()
+        ctx.save_for_backward(r)
+        return r * r
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        (r,) = ctx.saved_tensors
+        return (g * r).mul_(2)

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.model.ffn import ReLU2
 from trainer.model.moe import Experts
 from trainer.model.norm import RMSNorm
 from trainer.model.rope import Rope
@@ -59,13 +58,6 @@ class HalfRope(Rope):
         return cos.to(HALF), sin.to(HALF)
 
 
-class HalfReLU2(ReLU2):
-    """The square with a derivative in two passes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(_ReLU2.apply(self.up(x)))  # type: ignore[no-untyped-call]
-
-
 class HalfExperts(Experts):
     """Grouped products in bfloat16."""
 
@@ -81,21 +73,6 @@ class HalfNorm(RMSNorm):
         if x.is_cuda:  # pragma: no cover - needs CUDA
             return F.rms_norm(x, (self.dim,), None if weight is None else weight.to(x.dtype), self.eps)
         return _Norm.apply(x, weight, self.eps)  # type: ignore[no-untyped-call]
-
-
-class _ReLU2(torch.autograd.Function):
-    """y = r^2 with r = max(x, 0); dx = 2 r g, which torch computes as a power and a comparison."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        r = x.relu()
-        ctx.save_for_backward(r)
-        return r * r
-
-    @staticmethod
-    def backward(ctx, g: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
-        (r,) = ctx.saved_tensors
-        return (g * r).mul_(2)
 
 
 class _Norm(torch.autograd.Function):
@@ -127,7 +104,6 @@ SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LayerNorm: HalfLayerNorm,
     RMSNorm: HalfNorm,
     Rope: HalfRope,
-    ReLU2: HalfReLU2,
     Experts: HalfExperts,
 }
 
