@@ -128,7 +128,9 @@ void root_discard(uint32_t number);
 /* confine.c */
 int confine_limits(const struct create_request *request, const char **step);
 int confine_resident(int build, const char **step);
-int confine_command(int build);
+#define TESTER_UID 1001 /* USERS["tester"] in base.py */
+int confine_keep(uint32_t uid);
+int confine_command(int build, int single_id);
 int confine_filter(void);
 int loopback_up(void);
 

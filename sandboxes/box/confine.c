@@ -19,12 +19,15 @@
 #include "box.h"
 
 #define CAP(name) (1ull << CAP_##name)
-#define RESIDENT_CAPS (CAP(CHOWN) | CAP(DAC_OVERRIDE) | CAP(FOWNER) | CAP(KILL) | CAP(SETGID) | CAP(SETUID))
+#define RESIDENT_CAPS \
+    (CAP(CHOWN) | CAP(DAC_OVERRIDE) | CAP(DAC_READ_SEARCH) | CAP(FOWNER) | CAP(KILL) | CAP(SETGID) | CAP(SETUID))
+#define TESTER_CAPS CAP(DAC_READ_SEARCH)
 #define BUILD_CAPS (RESIDENT_CAPS | CAP(FSETID) | CAP(NET_BIND_SERVICE) | CAP(SETFCAP) | CAP(SYS_CHROOT))
 
-static int set_capabilities(uint64_t keep) {
+static int set_capabilities(uint64_t keep, uint64_t inherit) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct data[2] = {{(uint32_t)keep, (uint32_t)keep, 0}, {(uint32_t)(keep >> 32), (uint32_t)(keep >> 32), 0}};
+    struct __user_cap_data_struct data[2] = {{(uint32_t)keep, (uint32_t)keep, (uint32_t)inherit},
+                                             {(uint32_t)(keep >> 32), (uint32_t)(keep >> 32), (uint32_t)(inherit >> 32)}};
     return (int)syscall(SYS_capset, &header, data);
 }
 
@@ -65,7 +68,7 @@ int confine_resident(int build, const char **step) {
     if (syscall(SYS_capget, &header, have))
         return -1;
     keep &= have[0].permitted | (uint64_t)have[1].permitted << 32;
-    if (set_capabilities(keep))
+    if (set_capabilities(keep, 0))
         return -1;
     *step = "no_new_privs";
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
@@ -77,9 +80,18 @@ int confine_resident(int build, const char **step) {
     return confine_filter();
 }
 
-/* For a command, after its ids are set. A workload holds nothing, also as root. */
-int confine_command(int build) {
-    return build && getuid() == 0 ? set_capabilities(BUILD_CAPS) : set_capabilities(0);
+/* For a command, around the setting of its ids. A workload holds nothing, also as root; but tests read what an agent has closed
+ * to others, as the verifiers of every other harness do, which run as root. Where PID 1 may not, tests do without. */
+int confine_keep(uint32_t uid) {
+    return uid == TESTER_UID ? prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) : 0;
+}
+
+int confine_command(int build, int single_id) {
+    if (build && getuid() == 0)
+        return set_capabilities(BUILD_CAPS, 0);
+    if (getuid() == TESTER_UID && !single_id && !set_capabilities(TESTER_CAPS, TESTER_CAPS))
+        return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_READ_SEARCH, 0, 0);
+    return set_capabilities(0, 0);
 }
 
 int loopback_up(void) {

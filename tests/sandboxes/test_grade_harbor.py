@@ -123,6 +123,21 @@ def test_an_imported_task_is_graded_by_its_file(bench: Bench, mode: str) -> None
 
 
 @pytest.mark.parametrize("mode", ["separate", "shared"])
+def test_tests_read_what_the_agent_has_closed_to_others(bench: Bench, mode: str) -> None:
+    """Modes are what some tasks ask for, and tests of other harnesses run as root."""
+    test = (
+        "mkdir -p /logs/verifier; cd /work; stat -c %a keys keys/id; cat keys/id\n"
+        "[ $(stat -c %a keys/id)$(cat keys/id) = 600secret ]; echo $((! $?)) > /logs/verifier/reward.txt\n"
+    )
+    task = imported(test, verifier_mode=mode)
+    closed = "mkdir keys; echo secret > keys/id; chmod 600 keys/id; chmod 700 keys"
+    rewards = bench.attempts(
+        {"closed": closed, "open": closed.replace("600", "644"), "other": closed.replace("secret", "x")}, task
+    )
+    assert {name: reward.value for name, reward in rewards.items()} == {"closed": 1.0, "open": 0.0, "other": 0.0}
+
+
+@pytest.mark.parametrize("mode", ["separate", "shared"])
 def test_a_reward_is_read_only_from_a_place_that_was_just_made(bench: Bench, mode: str) -> None:
     """An image that leaves /logs open to the agent: tests that write nothing score 0, although a file was there.
 

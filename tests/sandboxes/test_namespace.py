@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.parametrize("house", ["ns"], indirect=True)
 ROOT = Path(__file__).resolve().parents[2]
-CAP_BITS = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETUID": 7, "NET_BIND_SERVICE": 10,
-            "SYS_CHROOT": 18, "SETFCAP": 31}  # fmt: skip
+CAP_BITS = {"CHOWN": 0, "DAC_OVERRIDE": 1, "DAC_READ_SEARCH": 2, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETUID": 7,
+            "NET_BIND_SERVICE": 10, "SYS_CHROOT": 18, "SETFCAP": 31}  # fmt: skip
 
 
 def test_an_upper_directory_becomes_a_layer(house: House, tmp_path: Path) -> None:
@@ -74,6 +74,8 @@ def test_the_capability_table_is_the_truth(house: House) -> None:
         build = box.spec.role == "build"
         assert mask(resident, "CapPrm") == mask(resident, "CapBnd") == bits(table["build" if build else "resident"])
         assert mask(own, "CapEff") == bits(table["build" if build else "workload"])
+        tester = (await box.exec("cat /proc/self/status", user="tester")).output.decode()
+        assert mask(tester, "CapEff") == mask(tester, "CapPrm") == bits(table["tester"])
 
     house.play(scene)
     house.play(scene, role="build")
