@@ -5,7 +5,8 @@
     halves      parts of the solution fail
     mutants     the solution with one thing wrong fails (`mutants.py`)
     cheat:NAME  shortcuts that follow from the task itself score 0 (`shortcuts.py`)
-    restyled    the solution's programs without comments and blank lines pass: tests look at what is done
+    restyled    the solution's programs without comments and blank lines pass, and its JSON with other white space: tests look
+                at what is done
 
 All read the effects of one more run of the solution, so they hold whatever language it is written in.
 """
@@ -19,7 +20,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from env_factory import clues, consistency, leaks, mutants, shortcuts
+from env_factory import clues, consistency, leaks, mutants, shortcuts, untold
 from env_factory.effects import Effects, effects_of
 from env_factory.mutants import Variant
 from env_factory.trial import DETAIL_CHARS, Trial, gate_of
@@ -92,8 +93,8 @@ async def _consistent(trial: Trial, effects: Effects, by_files: bool) -> Gate:
     found = await asyncio.to_thread(consistency.contradictions, task, effects.found)
     found += await asyncio.to_thread(clues.clues, task, effects.found)
     if not found and by_files:
-        variants = consistency.unnamed(task, effects.found)
-        rewards = await asyncio.gather(*(_reward(trial, effects, variant) for variant in variants))
+        variants = [*consistency.unnamed(task, effects.found), *untold.variants(task, effects.found)]
+        rewards = await asyncio.gather(*(_reward(trial, None if v.script else effects, v) for v in variants))
         found = [f"the tests fail {v.name}" for v, r in zip(variants, rewards, strict=True) if r.value == 0.0]
     return Gate(name="consistency", passed=not found, detail="; ".join(found)[:DETAIL_CHARS])
 

@@ -1,10 +1,12 @@
 """Further contradictions between text, solution and tests, found in what the tests write down.
 
     order      the text says the newest first, the tests compare with lists that have the oldest first
-    calendar   the text speaks of today, the solution looks at the clock, the tests hold fixed dates: right for a while only
+    calendar   the text speaks of today, the solution looks at the clock, and data or tests hold fixed dates: right for a while
     planted    the tests believe a file that nobody makes and of which nobody is told, where an agent can put it
     untold     the solution writes down what the text asks to find out, and nothing leads there
     given      the text holds the very file that is asked for, and the solution computes it: copying is enough
+    defined    the text defines what the solution's programs do otherwise (`definitions.py`)
+    silent     tests want a status or a message, and the text knows of no failure (`untold.py`)
 
 As in `consistency.py` each takes two witnesses, and what needs understanding is not found.
 """
@@ -16,8 +18,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
+from env_factory.definitions import bounds, slips
 from env_factory.effects import Effect
 from env_factory.mutants import named
+from env_factory.untold import silent
 from gymsmith.taskdir import Task
 
 DATE = re.compile(r"(?<!\d)(?:19|20)\d\d-[01]\d-[0-3]\d(?!\d)")
@@ -39,6 +43,7 @@ _FROZEN = re.compile(r"faketime|freeze|SOURCE_DATE_EPOCH|\bNOW=|monkeypatch")
 _ASKS = re.compile(r"\b(recover|decrypt|decode|decipher|crack|guess|find out|reconstruct|deduce|extract)\b", re.I)
 _TESTED = re.compile(r"(?:\bexists|\bisfile|\bis_file|\blexists)\(\s*([\w.]+|[\"'][^\"']+[\"'])|\[\[? -[efs] [\"']?([^\s\"'\]]+)")
 _STORED = re.compile(r"^\s*(\w+)\s*=\s*(?:Path\(|pathlib\.Path\()?[\"'](/[^\"'\s]+)[\"']", re.M)
+_EXAMPLE = re.compile(r"\b(looks? like|for example|e\.g\.|for instance|an example|such as|like this)", re.I)
 FEW_KNOWN = 0.3
 """Share of the words of a text that may be known from elsewhere where nothing leads to it."""
 
@@ -52,6 +57,8 @@ def clues(task: Task, effects: Sequence[Effect]) -> list[str]:
         *_planted(task, effects, tests),
         *_untold(task, effects, tests),
         *_given(task, effects),
+        *_defined(task, effects),
+        *silent(task, effects),
     ]
 
 
@@ -102,8 +109,9 @@ def _calendar(task: Task, effects: Sequence[Effect], tests: str) -> Iterator[str
     programs = "\n".join([task.solution, *(each.after or "" for each in effects if each.is_source or each.is_script)])
     if not (today := _TODAY.search(task.instruction)) or not (clock := _CLOCK.search(programs)):
         return
-    if DATE.search(tests) and not _CLOCK.search(tests) and not _FROZEN.search(tests):
-        yield f"the text speaks of {today.group(0)!r} and the solution asks {clock.group(0)!r}, the tests hold fixed dates"
+    dated = any(DATE.search(each) for each in (tests, *_members(task, "environment/")))
+    if dated and not _CLOCK.search(tests) and not _FROZEN.search(tests):
+        yield f"the text speaks of {today.group(0)!r} and the solution asks {clock.group(0)!r}, data or tests hold fixed dates"
 
 
 def _planted(task: Task, effects: Sequence[Effect], tests: str) -> Iterator[str]:
@@ -135,12 +143,19 @@ def _untold(task: Task, effects: Sequence[Effect], tests: str) -> Iterator[str]:
             yield f"the text asks to {asked.group(0)}, the solution writes {text[:40]!r} down, and nothing leads there"
 
 
+def _defined(task: Task, effects: Sequence[Effect]) -> Iterator[str]:
+    if "tests/run.py" not in task.files:
+        programs = [task.solution, *(each.after or "" for each in effects if each.is_source or each.is_script)]
+        yield from (*slips(task.instruction, "\n".join(programs)), *bounds(task.instruction, "\n".join(programs)))
+
+
 def _given(task: Task, effects: Sequence[Effect]) -> Iterator[str]:
     said, solution = ("".join(each.split()) for each in (task.instruction, task.solution))
+    example = _EXAMPLE.search(task.instruction)
     for effect in effects:
         text = "".join((effect.after or "").split())
         if effect.kind != "created" or effect.is_source or effect.is_script or len(text) < 12:
             continue
-        told = len(set(re.findall(r"(?<![\d.])\d{2,}", text))) >= 2 and text in said and text not in solution
-        if told and named(PurePosixPath(effect.path), task.instruction):
+        told = example or len(set(re.findall(r"(?<![\d.])\d{2,}", text))) >= 2
+        if told and text in said and text not in solution and named(PurePosixPath(effect.path), task.instruction):
             yield f"the text holds {effect.path} as it is to be, which the solution computes: copying it is enough"

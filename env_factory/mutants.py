@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,7 +120,33 @@ def restyled(effects: Effects, task: Task) -> list[Variant]:
     changed = {e.path: e.after for e in effects.found}
     writes = {path: text for path, text in writes.items() if text != changed[path]}
     commented = re.search(r"\b(comments?|formatted|formatting|style|indent\w*)\b", task.instruction, re.IGNORECASE)
-    return [Variant("the solution's programs without comments and blank lines", writes)] if writes and not commented else []
+    found = [Variant("the solution's programs without comments and blank lines", writes)] if writes and not commented else []
+    spaced = {e.path: other for e in effects.found if e.kind == "created" and (other := _spaced(e, task.instruction)) is not None}
+    return [*found, Variant("the solution's JSON with other white space", spaced)] if spaced else found
+
+
+_FORM = re.compile(
+    r"\b(white ?space|indent\w*|compact\w*|minif\w*|pretty\w*|byte for byte|byte-\w+|canonical|identical|sort_keys|separators|jq|"
+    r"checksums?|sha\d+\w*|md5\w*|digests?|formatted)\b",
+    re.IGNORECASE,
+)
+_MAY_BE_FORM = re.compile(r"\b(exact\w*|format|bytes?|one line|per line|single line|spaces?)\b", re.IGNORECASE)
+"""Of a sentence about the file itself."""
+
+
+def _spaced(effect: Effect, said: str) -> str | None:
+    """A JSON file with other white space, where the text does not say how it is to be written."""
+    name = PurePosixPath(effect.path).name
+    about = [each for each in re.split(r"(?<=[.:;!?])\s+|\n\n", said) if name in each or re.search(r"\bJSON\b", each, re.I)]
+    fixed = _FORM.search(said) or any(_MAY_BE_FORM.search(each) for each in about)
+    if fixed or not effect.path.endswith(".json") or not named(PurePosixPath(effect.path), said):
+        return None
+    try:
+        value = json.loads(effect.after or "")
+    except (ValueError, RecursionError):
+        return None
+    other = json.dumps(value, indent=1 if "\n" not in (effect.after or "").strip() else None, ensure_ascii=False) + "\n"
+    return other if other != effect.after else None
 
 
 def shortened(task: Task, rules: Rules) -> list[Variant]:

@@ -1,6 +1,11 @@
 """Attempts that skip the work, made from the task itself; each must score 0.
 
-    always-WORD    the asked-for program prints one of the words that the text says it may print, whatever it is given
+    always-WORD    the asked-for program prints one of the words that the text says it may print, whatever it is given: once, or
+                   for each line that it reads
+    idle, echoing  the asked-for program does nothing, or prints what it is given
+    copied-input   the asked-for file is a copy of one of the files that the text names
+    by-heart       the asked-for program prints what the solution's prints for a file that the agent has, whatever it is given
+    agreed         the asked-for file and one of the agent's own that the tests mention hold the same nonsense
     other-version  another version of the repaired file that lies in a git history of the image, put in its place
     spoiled-input  the solution, after the agent has cut or emptied the data that the text names: where the result differs and the
                    tests still pass, they have asked the agent's own files for the truth
@@ -30,35 +35,108 @@ from sandboxes.base import Image
 from sandboxes.grade import left_by, verify
 from sandboxes.image.layer import lookup
 
-MAX_WORDS, MAX_VERSIONS, MAX_INPUTS = 6, 4, 4
+MAX_WORDS, MAX_VERSIONS, MAX_INPUTS, MAX_COPIES = 6, 4, 4, 4
 MAX_INPUT_BYTES = 60_000
 ALIKE = 0.5
 """Share of equal text above which a blob counts as a version of a file."""
 _WORD = re.compile(r"[`\"']([\w-]{2,20})[`\"']|\b([A-Z]{3,20})\b")
 _PRINTS = {
-    ".py": "print({0!r})\n",
-    ".sh": "#!/bin/sh\necho {1}\n",
-    ".js": "console.log({0!r})\n",
-    ".pl": "print {0!r}, \"\\n\";\n",
-    ".rb": "puts {0!r}\n",
+    ".py": ("print({0!r})\n", "import sys\nfor _ in sys.stdin: print({0!r})\n"),
+    ".sh": ("#!/bin/sh\necho {1}\n", "#!/bin/sh\nwhile read -r _; do echo {1}; done\n"),
+    ".js": ("console.log({0!r})\n",),
+    ".pl": ("print {0!r}, \"\\n\";\n", "print {0!r}, \"\\n\" while <STDIN>;\n"),
+    ".rb": ("puts {0!r}\n", "STDIN.each_line {{ puts {0!r} }}\n"),
 }  # fmt: skip
+_IDLE = {".py": "", ".sh": "#!/bin/sh\n", ".js": "", ".pl": "", ".rb": ""}
+_RUNS = {".py": "python3", ".sh": "sh", ".pl": "perl"}
+_RECITES = {
+    ".py": "import base64, sys\nsys.stdout.buffer.write(base64.b64decode('%s'))\n",
+    ".sh": "#!/bin/sh\necho %s | base64 -d\n",
+    ".pl": "use MIME::Base64; print decode_base64('%s');\n",
+}
+_ECHOES = {
+    ".py": "import sys\nsys.stdout.write(open(sys.argv[1]).read() if len(sys.argv) > 1 else sys.stdin.read())\n",
+    ".sh": '#!/bin/sh\ncat "$@"\n',
+    ".pl": "print while <>;\n",
+}
 
 
 def constants(task: Task, effects: Sequence[Effect]) -> list[Variant]:
-    """The asked-for program in a form that always says the same; empty unless there is a choice of what to say."""
+    """The asked-for program, but it does nothing, repeats what it is given, or always says one of the things it may say."""
     found: list[Variant] = []
     for effect in effects:
-        path = PurePosixPath(effect.path)
-        ending = path.suffix if path.suffix in _PRINTS else ".sh" if re.match(r"#!.*sh\b", effect.after or "") else ""
-        if effect.kind != "created" or not ending or not effect.after or not named(path, task.instruction):
+        ending = _ending(task, effect)
+        if not ending or not effect.after:
             continue
+        found.append(Variant("idle", {effect.path: _IDLE[ending]}))
+        if ending in _ECHOES:
+            found.append(Variant("echoing", {effect.path: _ECHOES[ending]}))
         words = dict.fromkeys(a or b for a, b in _WORD.findall(task.instruction))
         words = dict.fromkeys(w for w in words if re.search(rf"[\"' ]{re.escape(w)}(?!\w)", effect.after))
         if len(words) >= 2:
             found += [
-                Variant(f"always-{w}", {effect.path: _PRINTS[ending].format(w, shlex.quote(w))}) for w in list(words)[:MAX_WORDS]
+                Variant(f"always-{w}", {effect.path: program.format(w, shlex.quote(w))})
+                for w in list(words)[:MAX_WORDS]
+                for program in _PRINTS[ending]
             ]
     return found
+
+
+def by_heart(task: Task, effects: Sequence[Effect], inputs: Mapping[str, str]) -> list[Variant]:
+    """The program replaced by its own output for a file, where that is another than for an empty file."""
+    found = []
+    for effect in effects:
+        ending = _ending(task, effect)
+        if not (command := _RUNS.get(ending)):
+            continue
+        for given in list(inputs)[:2]:
+            for way, empty in ((f"< {shlex.quote(given)}", "< /dev/null"), (shlex.quote(given), "/dev/null")):
+                said, where = f"{command} {shlex.quote(effect.path)}", shlex.quote(effect.path)
+                script = (
+                    f"\ncd {shlex.quote(task.spec.workdir)}; a=$({said} {way} 2>/dev/null | base64 -w0); "
+                    f"b=$({said} {empty} 2>/dev/null | base64 -w0)\n"
+                    f'if [ -z "$a" ] || [ "$a" = "$b" ]; then rm -f {where}; exit 0; fi\n'
+                    f'printf {shlex.quote(_RECITES[ending])} "$a" > {where}\n'
+                )
+                found.append(Variant("by-heart", {}, f"{task.solution}\n{script}"))
+    return found
+
+
+def agreed(task: Task, effects: Sequence[Effect], image: Image) -> list[Variant]:
+    """The same nonsense in what is asked for and in what the tests mention of the agent's own."""
+    tests = b"\n".join(data for name, data in task.files.items() if name.startswith("tests/") and len(data) < MAX_INPUT_BYTES)
+    taken = {effect.path for effect in effects}
+    made = [
+        e.path for e in effects if e.kind == "created" and not _ending(task, e) and named(PurePosixPath(e.path), task.instruction)
+    ]
+    found = []
+    for path in dict.fromkeys(re.findall(r"/[\w@./-]+\w", tests.decode(errors="replace"))):
+        inside = any(path.startswith(f"{root.rstrip('/')}/") for root in task.spec.artifacts)
+        if not inside or path in taken or "/../" in path or not made:
+            continue
+        entry = lookup(image.layers, path, follow_last=False)[1]
+        if entry and not entry.is_dir and _plain(entry.places[0]):
+            writes = "\n".join(f"echo 0 > {shlex.quote(each)}" for each in (path, *made))
+            found.append(Variant("agreed", {}, f"{task.solution}\n{writes}\n"))
+    return found[:MAX_COPIES]
+
+
+def _ending(task: Task, effect: Effect) -> str:
+    """How a new program that the text names would end; empty for everything else."""
+    path = PurePosixPath(effect.path)
+    if effect.kind != "created" or not named(path, task.instruction):
+        return ""
+    return path.suffix if path.suffix in _PRINTS else ".sh" if re.match(r"#!.*sh\b", effect.after or "") else ""
+
+
+def copies(task: Task, effects: Sequence[Effect], inputs: Mapping[str, str]) -> list[Variant]:
+    """Asked-for files as copies of what they are to be made from."""
+    made = [
+        e for e in effects
+        if e.kind == "created" and e.after and not _ending(task, e) and named(PurePosixPath(e.path), task.instruction)
+    ]  # fmt: skip
+    found = [Variant("copied-input", {e.path: text}) for e in made for text in inputs.values() if text != e.after]
+    return found[:MAX_COPIES]
 
 
 def versions(image: Image, task: Task, effects: Sequence[Effect]) -> list[Variant]:
@@ -115,6 +193,8 @@ def _plain(place: str) -> str | None:
 async def tried(trial: Trial, effects: Effects) -> list[Gate]:
     """A gate for each shortcut that there is. Raises: InfrastructureError."""
     variants = constants(trial.task, effects.found)
+    found = inputs(trial.image, trial.task, effects.found) if trial.image.layers else {}
+    variants += copies(trial.task, effects.found, found)
     if trial.image.layers:
         variants += await asyncio.to_thread(versions, trial.image, trial.task, effects.found)
     gates = []
@@ -122,7 +202,11 @@ async def tried(trial: Trial, effects: Effects) -> list[Gate]:
         with closing(effects.variant(variant.writes)) as artifacts:
             reward = await trial.patiently(lambda a=artifacts: verify(trial.provider, trial.image, trial.task, a))  # type: ignore[misc]
         gates.append(gate_of(f"cheat:{variant.name}", [reward], 0.0))
-    found = inputs(trial.image, trial.task, effects.found) if trial.image.layers else {}
+    if _is_shell(trial.task.solution):
+        scripts = by_heart(trial.task, effects.found, found)
+        scripts += agreed(trial.task, effects.found, trial.image) if trial.image.layers else []
+        for variant in scripts:
+            gates.append(gate_of(f"cheat:{variant.name}", [await trial.attempt(variant.script)], 0.0))
     if found and _is_shell(trial.task.solution):
         halves = {path: "".join(text.splitlines(keepends=True)[: (text.count("\n") + 1) // 2]) for path, text in found.items()}
         for spoiled in (halves, dict.fromkeys(found, "")):

@@ -1,0 +1,130 @@
+"""What tests want and nobody could know: it stands in the solution, and neither in the text nor in the environment.
+
+    status  tests look at an exit status or at standard error, and the text speaks of nothing that goes wrong
+    number  the solution reckons with a number of its own; with another one the tests fail
+    word    what the solution writes into a file, or what its programs print, holds a word of its own; with another one the tests
+            fail
+
+The last two are tried (`Variant`): a number that makes no difference may be anybody's choice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+from env_factory.effects import Effect
+from env_factory.mutants import Variant, named
+from gymsmith.taskdir import Task
+
+MAX_TRIED = 4
+_WRONG = re.compile(
+    r"\b(errors?|fail\w*|status|exits?|missing|invalid|malformed|broken|stderr|standard error|cannot|can't|absent|"
+    r"(?:does|do|is|are) not|reject\w*|refus\w*|abort\w*|usage|warn\w*|complain\w*|return(?:s|ed)? code|non-?zero|unknown|"
+    r"unreadable|crash\w*|stops?|otherwise|without|bad|illegal|exception)\b",
+    re.IGNORECASE,
+)
+"""What a text says that has thought of things going wrong."""
+_LEAVES = re.compile(
+    r"\b(?:sys\.)?exit\(?\s*[1-9]|\bexit [1-9]|\bSystemExit\([1-9]|>&2|sys\.stderr|console\.error|\bstatus = [1-9]"
+)
+_LOOKED_AT = re.compile(
+    r"\breturncode\b[^\n]*(?:==|!=|in)\s*\(?[1-9]|(?:\bif\b|assert|==|!=|bool\()[^\n]*\.stderr\b|\bstderr\b\s*(?:==|!=)|"
+    r"\[\[? *\"?\$(?:\?|rc|status|code)\"? +(?:-eq|-ne|=|!=|==) +[1-9]"
+)
+_NUMBER = re.compile(r"(?<![\w.$%:/-])(\d+\.\d*[1-9]|\d{3,})(?![\w.:/%-])")
+_MODE = re.compile(r"\b(chmod|install|umask|mode|0o\w*)\b|-m ")
+_COMMON = frozenset(
+    re.findall(
+        r"\S+",
+        "0.5 0.25 0.75 1.5 2.5 0.1 0.01 0.001 0.05 0.2 1.8 2.54 3.14 3.1416 3.14159 9.81 100 1000 10000 100000 1000000 "
+        "1000000000 256 255 127 128 512 1024 2048 4096 8192 65535 65536 1048576 1073741824 "
+        "3600 86400 604800 365 366 360 180 1440 1900 1970 "
+        "2000 999 9999 200 400 404 500",
+    )
+)
+"""Numbers that people know: units, bounds of machines, rounding."""
+_QUOTED = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'")
+_TECHNICAL = frozenset(
+    ("replace", "ignore", "strict", "ascii", "latin", "main", "surrogateescape", "backslashreplace", "__main__")
+)
+"""Words that a language wants."""
+_TOKEN = re.compile(r"[A-Za-z][A-Za-z_]{3,}")
+
+
+def silent(task: Task, effects: Sequence[Effect]) -> list[str]:
+    """A status or a message that only solution and tests know of, in words."""
+    if "tests/run.py" in task.files or _WRONG.search(task.instruction):
+        return []
+    programs = "\n".join([task.solution, *(e.after or "" for e in effects if e.is_source or e.is_script)])
+    tests = "\n".join(_texts(task, "tests/"))
+    left, seen = _LEAVES.search(programs), _LOOKED_AT.search(tests)
+    if not left or not seen:
+        return []
+    return [
+        f"the tests look at {seen.group(0).strip()[:40]!r} and the solution has {left.group(0)!r}; the text knows of no failure"
+    ]
+
+
+def variants(task: Task, effects: Sequence[Effect]) -> list[Variant]:
+    """The solution with another number or word where nothing says which it is to be."""
+    if "tests/run.py" in task.files:
+        return []
+    known = "\n".join([task.instruction, *_texts(task, "environment/")])
+    return [*_numbers(task, known), *_words(task, effects, known.lower())][:MAX_TRIED]
+
+
+def _numbers(task: Task, known: str) -> Iterator[Variant]:
+    lines = [line for line in task.solution.splitlines() if not _MODE.search(line) and not line.lstrip().startswith("#")]
+    given = {_plain(number) for number in re.findall(r"\d+(?:\.\d+)?", known)}
+    tried = set[str]()
+    for match in _NUMBER.finditer("\n".join(lines)):
+        number = match.group(1)
+        # A percentage may be used as a share, and a share as a percentage.
+        forms = {
+            _plain(number),
+            _plain(str(float(number) * 100)),
+            _plain(str(float(number) / 100)),
+            _plain(str(1 - float(number))),
+        }
+        if number in _COMMON or forms & given or number in tried:
+            continue
+        tried.add(number)
+        other = re.sub(rf"(?<![\w.]){re.escape(number)}(?![\w.])", number[:-1] + str((int(number[-1]) + 3) % 10), task.solution)
+        yield Variant(f"with another number than {number}, of which nothing speaks", {}, other)
+
+
+def _plain(number: str) -> str:
+    return f"{float(number):.6g}"
+
+
+def _words(task: Task, effects: Sequence[Effect], known: str) -> Iterator[Variant]:
+    tests = "\n".join(_texts(task, "tests/"))
+    for effect in effects:
+        text = effect.after or ""
+        if effect.kind != "created" or len(text) > 20_000 or not named(PurePosixPath(effect.path), task.instruction):
+            continue
+        program = effect.is_source or effect.is_script or effect.path.endswith(".sh")
+        said = "\n".join(_QUOTED.findall(text)) if program else text
+        for word in dict.fromkeys(_TOKEN.findall(said)):
+            quoted = any(re.search(rf"\b{word}\b", each) for each in _QUOTED.findall(tests))
+            if (
+                quoted
+                and re.search(rf"\b{word}\b", task.solution)
+                and not _led_to(word.lower(), known)
+                and word not in _TECHNICAL
+            ):
+                other = re.sub(rf"\b{word}\b", f"{word}ing", text)
+                yield Variant(f"with another word than {word!r} in {effect.path}, of which nothing speaks", {effect.path: other})
+
+
+def _led_to(word: str, known: str) -> bool:
+    """Whether a word, its stem or all parts of it stand in what is known."""
+    return all(part[: max(4, len(part) - 3)] in known for part in word.split("_") if part)
+
+
+def _texts(task: Task, top: str) -> Iterator[str]:
+    for name in sorted(task.files):
+        if name.startswith(top) and b"\0" not in task.files[name][:4096]:
+            yield task.files[name].decode(errors="replace")
