@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from env_factory.templates.layout import boards, screens, slides
+from env_factory.templates.layout import boards, figures, screens, slides
 from env_factory.templates.layout.pages import FIRST, Layout, Pen, Template, div, page, tag
 from env_factory.templates.words import SPLITS
 from gymsmith.errors import ConfigError
@@ -30,11 +30,10 @@ CONTRAST = 4.5
 TEMPLATES: Mapping[str, Template] = {
     template.__name__: template
     for template in (
-        slides.cards, slides.tiles, slides.stage, slides.ladder, slides.bars, slides.plan,
-        slides.timeline, slides.quote, screens.sidebar, screens.frame, screens.split,
-        screens.checker, screens.badges, screens.offers, screens.table, screens.stairs,
-        screens.pyramid, screens.hub, boards.mosaic, boards.kanban, boards.stack,
-        boards.swatches, boards.corners, boards.columns, boards.facts, boards.team,
+        slides.cards, slides.tiles, slides.stage, slides.ladder, slides.quote,
+        figures.bars, figures.plan, figures.timeline, figures.stairs, figures.pyramid, figures.hub,
+        screens.sidebar, screens.frame, screens.split, screens.checker, screens.badges, screens.offers, screens.table,
+        boards.mosaic, boards.kanban, boards.stack, boards.swatches, boards.corners, boards.columns, boards.facts, boards.team,
     )
 }  # fmt: skip
 """By the name that an order gives: layout:NAME."""

@@ -7,10 +7,20 @@ Each function samples one order from a `Pen`; see `pages.py`.
 
 from __future__ import annotations
 
-from env_factory.templates.layout.pages import FIRST, Layout, Pen, Window, ask, at, div, page, tag
-from env_factory.templates.layout.slides import fills, slide
-
-WIDE = (1600, 900)
+from env_factory.templates.layout.pages import (
+    FIRST,
+    WIDE,
+    Layout,
+    Pen,
+    Window,
+    ask,
+    at,
+    div,
+    fills,
+    page,
+    slide,
+    tag,
+)
 
 
 def mosaic(pen: Pen) -> Layout:

@@ -18,6 +18,10 @@ from sandboxes.layout import Asked
 
 FIRST = (1280, 720)
 """The window in which every page is judged."""
+STAGE = "position:relative;width:100%;height:100%"
+EDGES = {"left": 0, "top": 0, "right": 0, "bottom": 0}
+WIDE = (1600, 900)
+"""A second window."""
 
 
 class Colours(NamedTuple):
@@ -137,3 +141,13 @@ def at(x: str | float, y: str | float, width: str | float = "", height: str | fl
     parts = [("left", x), ("top", y), ("width", width), ("height", height)]
     spelled = [f"{name}:{value if isinstance(value, str) else f'{value:g}px'}" for name, value in parts if value != ""]
     return ";".join(["position:absolute", *spelled, *([more] if more else [])])
+
+
+def slide(pen: Pen) -> str:
+    """Style of a slide that fills the window."""
+    return f"#slide {{ {STAGE}; background: {pen.colours.back}; color: {pen.colours.ink} }}"
+
+
+def fills(pen: Pen) -> str:
+    """The sentence that asks for it."""
+    return f'An element with id "slide" fills the window; it is {pen.colours.back}.'

@@ -1,4 +1,4 @@
-"""Layout templates, the screens: frames, panels and lists whose parts share out a window, and figures made of boxes.
+"""Layout templates, the screens: frames, panels, boards and lists whose parts share out a window.
 
 Each function samples one order from a `Pen`; see `pages.py`.
 """
@@ -7,12 +7,20 @@ Each function samples one order from a `Pen`; see `pages.py`.
 
 from __future__ import annotations
 
-import math
-
-from env_factory.templates.layout.pages import FIRST, Layout, Pen, Window, ask, at, div, page, tag
-from env_factory.templates.layout.slides import fills, slide
-
-WIDE = (1600, 900)
+from env_factory.templates.layout.pages import (
+    FIRST,
+    WIDE,
+    Layout,
+    Pen,
+    Window,
+    ask,
+    at,
+    div,
+    fills,
+    page,
+    slide,
+    tag,
+)
 
 
 def sidebar(pen: Pen) -> Layout:
@@ -281,113 +289,4 @@ def table(pen: Pen) -> Layout:
         reference=page(css + " table { border-collapse: collapse; margin: 60px auto 0 }", div(made, id="slide", style="padding-top:1px")),
         alternative=page(css, div(lines, id="slide")),
         spoilt=(("same", "td { text-align: right", "td { text-align: center"), ("steps", f"height: {step}px", f"height: {step - 6}px"), ("distance", f"width:{widths[2]}px", f"width:{widths[2] + 30}px")),
-    )  # fmt: skip
-
-
-def stairs(pen: Pen) -> Layout:
-    """Boxes that go down in equal steps."""
-    n, dx, dy, wide, high, c = pen.of(4, 5), pen.of(180, 200), pen.of(90, 100), pen.of(160, 170), pen.of(70, 80), pen.colours
-    names, tones = [pen.title() for _ in range(n)], pen.tones(n)
-    css = f"{slide(pen)} .step {{ width: {wide}px; height: {high}px; padding: 8px; color: {c.on} }}"
-    placed = "".join(
-        div(tag("p", text=a), class_="step", style=at(80 + dx * k, 80 + dy * k, "", "", f"background:{t}"))
-        for k, (a, t) in enumerate(zip(names, tones, strict=True))
-    )
-    flow = "".join(
-        div(tag("p", text=a), class_="step", style=f"margin-left:{dx * k}px;background:{t}")
-        for k, (a, t) in enumerate(zip(names, tones, strict=True))
-    )
-    checks = (
-        ask("count", of=".step", n=n), ask("steps", of=".step", dx=dx, dy=dy), ask("size", of=".step", width=wide, height=high), ask("place", of=".step", left=80, top=80),
-        ask("holds", of=".step", texts=[[a] for a in names]), ask("fill", of=".step", colours=tones),
-    )  # fmt: skip
-    return Layout(
-        asks=(
-            fills(pen), f'{n} elements of class "step", {wide} by {high} pixels, go down like stairs: the first begins 80 pixels from the left and from the top, each next one {dx} pixels further right and {dy} pixels lower.',
-            "From the top they are: " + ", ".join(f'"{a}" ({t})' for a, t in zip(names, tones, strict=True)) + ".",
-        ),
-        texts=tuple(names),
-        windows=(Window(FIRST, checks),),
-        reference=page(css + f" #slide {{ padding: 80px; display: flex; flex-direction: column; gap: {dy - high}px }}", div(flow, id="slide")),
-        alternative=page(css, div(placed, id="slide")),
-        spoilt=(("steps", f"margin-left:{dx}px", f"margin-left:{dx + 9}px"), ("place", "padding: 80px", "padding: 72px"), ("fill", f"background:{tones[0]}", f"background:{tones[1]}")),
-    )  # fmt: skip
-
-
-def pyramid(pen: Pen) -> Layout:
-    """Tiers of growing width, one on the other."""
-    n, unit, high, gap, c = pen.of(4, 5), pen.of(180, 200), pen.of(90, 100), pen.of(8, 12), pen.colours
-    names, tones = [pen.title() for _ in range(n)], pen.tones(n)
-    css = f"{slide(pen)} .tier {{ height: {high}px; color: {c.on}; text-align: center; line-height: {high}px }} p {{ white-space: nowrap; font-size: 16px }}"
-    flex = f" #slide {{ display: flex; flex-direction: column; align-items: center; justify-content: center; gap: {gap}px }}"
-    total = n * high + (n - 1) * gap
-    made = "".join(
-        div(tag("p", text=a), class_="tier", style=f"width:{unit * (k + 1)}px;background:{t}")
-        for k, (a, t) in enumerate(zip(names, tones, strict=True))
-    )
-    placed = "".join(
-        div(
-            tag("p", text=a),
-            class_="tier",
-            style=at(
-                f"calc(50% - {unit * (k + 1) / 2:g}px)",
-                f"calc(50% - {total / 2:g}px + {k * (high + gap)}px)",
-                unit * (k + 1),
-                "",
-                f"background:{t}",
-            ),
-        )
-        for k, (a, t) in enumerate(zip(names, tones, strict=True))
-    )
-    checks = (
-        ask("proportion", of=".tier", axis="x", values=list(range(1, n + 1))), ask("same", of=[".tier"], what=["middle_x", "height"]), ask("gaps", of=[".tier"], axis="y", px=gap),
-        ask("mirror", of=".tier"), ask("holds", of=".tier", texts=[[a] for a in names]), ask("size", of=".tier", height=high), ask("fill", of=".tier", colours=tones),
-    )  # fmt: skip
-    return Layout(
-        asks=(
-            fills(pen), f'{n} elements of class "tier", {high} pixels high and {gap} pixels apart, stand one below the other, centred in the window from left to right; their widths are as 1 : 2 : ... : {n}, the uppermost at least 150 pixels.',
-            "From the top they hold: " + ", ".join(f'"{a}" ({t})' for a, t in zip(names, tones, strict=True)) + ", each in one line.",
-        ),
-        texts=tuple(names),
-        windows=(Window(FIRST, (*checks, ask("lines", of=names))),),
-        reference=page(css + flex, div(made, id="slide")),
-        alternative=page(css, div(placed, id="slide")),
-        spoilt=(("proportion", f"width:{unit * n}px", f"width:{unit * n - 80}px"), ("same", "align-items: center", "align-items: flex-start"), ("gaps", f"gap: {gap}px", f"gap: {gap + 5}px")),
-    )  # fmt: skip
-
-
-def hub(pen: Pen) -> Layout:
-    """Satellites around a hub at equal angles."""
-    n, far, c = pen.of(5, 6, 8), pen.of(230, 250), pen.colours
-    tones, names = pen.tones(2), [pen.word().capitalize() for _ in range(n + 1)]
-    wide, high = 120, 60
-    css = (
-        f"{slide(pen)} #hub {{ left: calc(50% - 80px); top: calc(50% - 50px); width: 160px; height: 100px; background: {tones[0]}; line-height: 100px }} "
-        f".node {{ width: {wide}px; height: {high}px; background: {tones[1]}; line-height: {high}px }} #hub, .node {{ position: absolute; color: {c.on}; text-align: center }}"
-    )
-    placed = "".join(
-        div(
-            tag("p", text=a),
-            class_="node",
-            style=f"left:calc(50% + {far * math.sin(2 * math.pi * k / n) - wide / 2:.2f}px);top:calc(50% - {far * math.cos(2 * math.pi * k / n) + high / 2:.2f}px)",
-        )
-        for k, a in enumerate(names[1:])
-    )
-    turned = "".join(div(tag("p", text=a), class_="node", style=f"--k:{k}") for k, a in enumerate(names[1:]))
-    trig = f" .node {{ left: calc(50% - {wide / 2:g}px + {far}px * sin(360deg * var(--k) / {n})); top: calc(50% - {high / 2:g}px - {far}px * cos(360deg * var(--k) / {n})) }}"
-    checks = (
-        ask("count", of=".node", n=n), ask("ring", of=".node", around="#hub"), ask("centred", of=["#hub"], within="page"), ask("size", of=".node", width=wide, height=high),
-        ask("holds", of="#hub", texts=[[names[0]]]), ask("fill", of=".node", colours=[tones[1]] * n), ask("same", of=["#hub", names[1]], what=["middle_x"], near=3.0),
-    )  # fmt: skip
-    body = div(tag("p", text=names[0]), id="hub")
-    return Layout(
-        asks=(
-            fills(pen), f'In the middle of the window stands an element with id "hub" ({tones[0]}) with the word "{names[0]}".',
-            f'Around it stand {n} elements of class "node" ({tones[1]}, {wide} by {high} pixels), their middles all equally far from that of the hub and at equal angles (within 3 pixels), one of them straight above it with the word "{names[1]}", the others in any order with ' + ", ".join(f'"{a}"' for a in names[2:]) + ".",
-        ),
-        texts=tuple(names),
-        windows=(Window(FIRST, checks), Window((1280, 800), checks)),
-        reference=page(css + trig, div(body + turned, id="slide")),
-        alternative=page(css, div(body + placed, id="slide")),
-        spoilt=(("ring", "--k:1", "--k:1.3"), ("size", f"height: {high}px; background", f"height: {high - 8}px; background"), ("centred", "left: calc(50% - 80px)", "left: calc(50% - 60px)")),
     )  # fmt: skip

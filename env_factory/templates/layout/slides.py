@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import math
 
-from env_factory.templates.layout.pages import FIRST, Layout, Pen, Window, ask, at, div, page, tag
-
-STAGE = "position:relative;width:100%;height:100%"
-EDGES = {"left": 0, "top": 0, "right": 0, "bottom": 0}
-
-
-def slide(pen: Pen) -> str:
-    """Style of a slide that fills the window."""
-    return f"#slide {{ {STAGE}; background: {pen.colours.back}; color: {pen.colours.ink} }}"
-
-
-def fills(pen: Pen) -> str:
-    """The sentence that asks for it."""
-    return f'An element with id "slide" fills the window; it is {pen.colours.back}.'
+from env_factory.templates.layout.pages import (
+    EDGES,
+    FIRST,
+    Layout,
+    Pen,
+    Window,
+    ask,
+    at,
+    div,
+    fills,
+    page,
+    slide,
+    tag,
+)
 
 
 def cards(pen: Pen) -> Layout:
@@ -174,177 +174,6 @@ def ladder(pen: Pen) -> Layout:
             ("margin", "gap: 20px; justify-content: center", "gap: 20px; padding-top: 4px"), ("lines", "<h1>", '<h1 style="width:120px">'),
         ),
         px=least,
-    )  # fmt: skip
-
-
-def bars(pen: Pen) -> Layout:
-    """A bar chart: heights as values."""
-    n, wide, gap, c = pen.of(4, 5, 6), pen.of(80, 96), pen.of(32, 48), pen.colours
-    values = pen.rng.sample(range(20, 100), n)
-    names, head, tone = [pen.word().capitalize() for _ in range(n)], pen.title(), pen.tones(1)[0]
-    scale, total = 4, n * wide + (n - 1) * gap
-    css = f"{slide(pen)} h1 {{ font-size: 32px; padding: 24px 0; text-align: center }} .bar {{ background: {tone}; width: {wide}px }} p {{ text-align: center }}"
-    made = [(v, tag("p", text=str(v), style=f"color:{c.on}"), tag("p", text=name)) for v, name in zip(values, names, strict=True)]
-    chart = "".join(
-        div(div(inside, class_="bar", id=f"bar{k}", style=f"height:{v * scale}px") + below, class_="column")
-        for k, (v, inside, below) in enumerate(made, start=1)
-    )
-    flex = (
-        f".chart {{ display: flex; align-items: flex-end; justify-content: center; gap: {gap}px; position: absolute; bottom: 40px; left: 0; right: 0 }} "
-        f".column {{ width: {wide}px }}"
-    )
-    placed = "".join(
-        div(
-            inside,
-            class_="bar",
-            id=f"bar{k}",
-            style=at(f"calc(50% - {total / 2:g}px + {(k - 1) * (wide + gap)}px)", "auto", "", v * scale, "bottom:80px"),
-        )
-        + tag(
-            "p",
-            text=names[k - 1],
-            style=at(f"calc(50% - {total / 2:g}px + {(k - 1) * (wide + gap)}px)", "auto", wide, "", "bottom:50px"),
-        )
-        for k, (v, inside, _) in enumerate(made, start=1)
-    )
-    checks = (
-        ask("proportion", of=".bar", axis="y", values=values), ask("same", of=[".bar"], what=["bottom", "width"]),
-        ask("gaps", of=[".bar"], axis="x", px=gap), ask("size", of=".bar", width=wide), ask("centred", of=[".bar"], within="page", axis="x"),
-        *(ask("holds", of=f"#bar{k}", texts=[[str(v)]]) for k, v in enumerate(values, start=1)), ask("fill", of=".bar", colours=[tone] * n),
-        *(ask("centred", of=[name], within=f"#bar{k}", axis="x", near=4.0) for k, name in enumerate(names, start=1)),
-    )  # fmt: skip
-    table = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
-    return Layout(
-        asks=(
-            fills(pen), f'It has the heading "{head}" and below it a bar chart of these values, from the left to the right: {table}.',
-            f'Each bar is an element of class "bar" ({tone}), {wide} pixels wide, with the ids "bar1" to "bar{n}"; bars are {gap} pixels apart, stand on one '
-            f"line, and are centred in the window from left to right. Their heights are to one another as the values, the highest at least {max(values) * 3} pixels.",
-            'The value stands inside of its bar, the name below it, centred under the bar (within 4 pixels).',
-        ),
-        texts=(head, *map(str, values), *names),
-        windows=(Window(FIRST, checks),),
-        reference=page(css + flex, div(tag("h1", text=head) + div(chart, class_="chart"), id="slide")),
-        alternative=page(css, div(tag("h1", text=head) + placed, id="slide")),
-        spoilt=(
-            ("proportion", f"height:{values[0] * scale}px", f"height:{values[0] * scale + 40}px"), ("same", "align-items: flex-end", "align-items: flex-start"),
-            ("gaps", f"gap: {gap}px", f"gap: {gap - 8}px"),
-        ),
-    )  # fmt: skip
-
-
-def plan(pen: Pen) -> Layout:
-    """A plan of weeks: where bars begin and how long they are."""
-    n, week, step, c = pen.of(4, 5), pen.of(90, 100), pen.of(64, 72), pen.colours
-    tasks = [(pen.title(), *(lambda a: (a, pen.rng.randint(3, 10 - a)))(pen.rng.randint(0, 5))) for _ in range(n)]
-    tones, high = pen.tones(n), 44
-    head = pen.title()
-    css = f"{slide(pen)} h1 {{ font-size: 34px }} .task {{ height: {high}px; padding: 8px 12px; color: {c.on} }} p {{ white-space: nowrap }}"
-    track = f"#track {{ width: {10 * week}px; background: {c.on if c.on != c.ink else '#8899aa'} }}"
-    bars_ = [
-        (f"margin-left:{a * week}px;width:{long * week}px;background:{t}", a, long, t, tag("p", text=name))
-        for (name, a, long), t in zip(tasks, tones, strict=True)
-    ]
-    ref = f" #slide {{ padding: 40px 60px }} #track {{ margin-top: 40px; padding-bottom: 20px; padding-top: 20px; display: grid; row-gap: {step - high}px }}"
-    rows = "".join(div(i, class_="task", style=s) for s, _, _, _, i in bars_)
-    placed = "".join(
-        div(i, class_="task", style=at(a * week, 20 + step * k, long * week, "", f"background:{t}"))
-        for k, (_, a, long, t, i) in enumerate(bars_)
-    )
-    alt = f" #track {{ {at(60, 130, '', 40 + step * (n - 1) + high)} }} h1 {{ {at(60, 40)} }}"
-    checks = (
-        ask("size", of="#track", width=10 * week), ask("count", of=".task", n=n), ask("size", of=".task", height=high),
-        ask("gaps", of=[".task"], axis="y", px=step - high), ask("fill", of=".task", colours=tones),
-        *(ask("place", of=f"#{chr(97 + k)}", within="#track", left=a * week, right=(10 - a - long) * week) for k, (_, a, long) in enumerate(tasks)),
-        ask("holds", of=".task", texts=[[name] for name, _, _ in tasks]),
-    )  # fmt: skip
-
-    def lettered(html: str) -> str:
-        for k in range(n):
-            html = html.replace('<div class="task" style', f'<div class="task" id="{chr(97 + k)}" style', 1)
-        return html
-
-    return Layout(
-        asks=(
-            fills(pen), f'It has the heading "{head}" and an element with id "track", {10 * week} pixels wide: a week is {week} pixels.',
-            f'In the track {n} elements of class "task", {high} pixels high, stand one below the other, {step - high} pixels apart:',
-            *(
-                f'id "{chr(97 + k)}", {t}, from the beginning of week {a + 1} to the end of week {a + long}, with the text "{name}" inside;'
-                for k, ((name, a, long), t) in enumerate(zip(tasks, tones, strict=True))
-            ),
-            f"the track itself is {track.split('background: ')[1].split(' ')[0]}.",
-        ),
-        texts=(head, *(name for name, _, _ in tasks)),
-        windows=(Window(FIRST, checks),),
-        reference=lettered(page(css + track + ref, div(tag("h1", text=head) + div(rows, id="track"), id="slide"))),
-        alternative=lettered(page(css + track + alt, div(tag("h1", text=head) + div(placed, id="track"), id="slide"))),
-        spoilt=(
-            ("place", f"margin-left:{tasks[0][1] * week}px;width:{tasks[0][2] * week}px", f"margin-left:{tasks[0][1] * week}px;width:{tasks[0][2] * week - 30}px"),
-            ("gaps", f"row-gap: {step - high}px", f"row-gap: {step - high - 5}px"), ("size", f"width: {10 * week}px", f"width: {11 * week}px"),
-        ),
-    )  # fmt: skip
-
-
-def timeline(pen: Pen) -> Layout:
-    """Points at equal distances, labels by turns above and below."""
-    n, dot = pen.of(5, 6), pen.of(24, 32)
-    names, years, tone = [pen.title() for _ in range(n)], sorted(pen.rng.sample(range(1901, 1999), n)), pen.tones(1)[0]
-    between = pen.of(150, 170) if n == 6 else pen.of(180, 200)
-    total = n * dot + (n - 1) * between
-    css = f"{slide(pen)} .dot {{ width: {dot}px; height: {dot}px; border-radius: 50%; background: {tone} }} p {{ text-align: center; white-space: nowrap }}"
-    left = f"calc(50% - {total / 2:g}px + {{}}px)"
-    away = "".join(
-        div(id=f"dot{k + 1}", class_="dot", style=at(left.format(k * (dot + between)), f"calc(50% - {dot / 2:g}px)"))
-        + tag(
-            "p",
-            text=names[k],
-            style=at(
-                left.format(k * (dot + between) - 80), f"calc(50% {'-' if k % 2 else '+'} {90 if k % 2 else 50}px)", dot + 160
-            ),
-        )
-        + tag(
-            "p",
-            text=str(years[k]),
-            style=at(
-                left.format(k * (dot + between) - 80), f"calc(50% {'-' if k % 2 else '+'} {130 if k % 2 else 90}px)", dot + 160
-            ),
-        )
-        for k in range(n)
-    )
-    cells = "".join(
-        div(
-            (tag("p", text=str(years[k])) + tag("p", text=names[k]) + div(id=f"dot{k + 1}", class_="dot")) if k % 2
-            else (div(id=f"dot{k + 1}", class_="dot") + tag("p", text=names[k]) + tag("p", text=str(years[k]))),
-            class_="up" if k % 2 else "down", style=f"grid-column:{k + 1}",
-        )
-        for k in range(n)
-    )  # fmt: skip
-    grid = (
-        f"#slide {{ display: grid; grid-template-columns: repeat({n}, {dot}px); column-gap: {between}px; justify-content: center; grid-template-rows: 50% 50% }} "
-        f".up, .down {{ display: flex; flex-direction: column; align-items: center; gap: 14px; grid-row: 1; height: calc(50vh + {dot / 2:g}px); justify-content: flex-end }} "
-        f".down {{ grid-row: 2; justify-content: flex-start; position: relative; top: -{dot / 2:g}px; height: auto }} .up p, .down p {{ width: 180px }}"
-    )
-    checks = (
-        ask("count", of=".dot", n=n), ask("same", of=[".dot"], what=["middle_y", "width", "height"]), ask("gaps", of=[".dot"], axis="x", px=between),
-        ask("size", of=".dot", width=dot, height=dot), ask("centred", of=[".dot"], within="page"),
-        *(ask("centred", of=[name], within=f"#dot{k}", axis="x") for k, name in enumerate(names, start=1)),
-        *(ask("beyond", of=names[k], than=f"#dot{k + 1}", side="above" if k % 2 else "below", least=8) for k in range(n)),
-    )  # fmt: skip
-    return Layout(
-        asks=(
-            fills(pen),
-            f'{n} round elements of class "dot" ({tone}, {dot} by {dot} pixels, ids "dot1" to "dot{n}") stand in a row, {between} pixels apart, in the middle of the '
-            "window both ways.",
-            "Each has a name and a year, the name centred on its dot from left to right, at least 8 pixels away from it: below the first dot, above the second, below the third, and so on.",
-            "; ".join(f'dot {k}: "{name}", "{year}"' for k, (name, year) in enumerate(zip(names, years, strict=True), start=1)) + ".",
-        ),
-        texts=(*names, *map(str, years)),
-        windows=(Window(FIRST, checks), Window((1600, 900), checks)),
-        reference=page(css + grid, div(cells, id="slide")),
-        alternative=page(css, div(away, id="slide")),
-        spoilt=(
-            ("gaps", f"column-gap: {between}px", f"column-gap: {between - 12}px"), ("same", f"top: -{dot / 2:g}px", "top: 6px"),
-            ("beyond", ".up p, .down p { width: 180px }", ".up p, .down p { width: 180px } .down p { position: relative; top: -90px }"), ("size", f"height: {dot}px; border", f"height: {dot + 6}px; border"),
-        ),
     )  # fmt: skip
 
 
