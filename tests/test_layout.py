@@ -123,7 +123,7 @@ def test_the_readme_tells_every_file() -> None:
 
 def test_the_guard_of_the_tables_bites() -> None:
     text = (ROOT / "README.md").read_text()
-    assert untold(text.replace("`synth/mutation.py`", "`synth/mutation_.py`")) == [
+    assert set(untold(text.replace("`synth/mutation.py`", "`synth/mutation_.py`"))) - set(untold(text)) == {
         "env_factory/synth/mutation.py is not told",
         "env_factory/synth/mutation_.py is no file",
-    ]
+    }
