@@ -28,6 +28,7 @@ coverage: $(VENV)/.installed-dev
 	rm -rf build/coverage
 	$(BIN)/coverage run -m pytest -q tests/trainer $(ARGS)
 	$(BIN)/coverage combine --quiet
+	rm -f build/coverage/data.*  # what processes that were killed left half written
 	$(BIN)/coverage report --include='trainer/engine/*,trainer/rl/*'
 	$(BIN)/coverage report --omit='trainer/engine/*,trainer/rl/*' --fail-under=90
 

@@ -20,6 +20,7 @@ from gymsmith.store import Store
 from gymsmith.worker import Context
 from trainer import checkpoint, tasks
 from trainer.config import load_recipe, parse_train
+from trainer.data import tokenizer
 from trainer.learner import Learner, main
 
 RECIPE: dict[str, Any] = {
@@ -72,6 +73,9 @@ def test_pretrain_then_sft(store: Store, corpus: Path, tmp_path: Path) -> None:
     twin = run_of(store, "pretrain", corpus=str(corpus))
     assert learn(store, twin)["weights_digest"] == summary["weights_digest"], "the same seed gives the same weights"
 
+    named = run_of(store, "pretrain", corpus=str(corpus), tokenizer=summary["tokenizer"])
+    assert learn(store, named)["weights_digest"] == summary["weights_digest"], "nor does it matter who names the tokenizer"
+
     shown = tmp_path / "demonstrations.jsonl"
     rows = [{"instruction": f"show note{i}", "steps": [[f"cat note{i}", "hello"], ["exit", ""]]} for i in range(10)]
     shown.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -83,6 +87,10 @@ def test_pretrain_then_sft(store: Store, corpus: Path, tmp_path: Path) -> None:
         assert after.weights[frozen].equal(found.weights[frozen])
     assert not after.weights["blocks.0.ffn.up.weight"].equal(found.weights["blocks.0.ffn.up.weight"])
     assert learn(store, second)["weights_digest"] == taught["weights_digest"], "the gain is shifted once"
+    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi psi"
+    large = tokenizer.store(tokenizer.train([words] * 3, 400), store.settings.tokenizers_dir)
+    with pytest.raises(ConfigError, match=r"of at most \d+ entries, got \d+; use the checkpoint's"):
+        learn(store, run_of(store, "sft", start=done.checkpoint, demonstrations=str(shown), tokenizer=large))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import pytest
 from gymsmith.config import Settings
 from gymsmith.errors import ConfigError, CorruptData
 from gymsmith.ids import ulid
-from gymsmith.schema import Run
+from gymsmith.schema import Reward, Run, Segment, VersionSpan
 from gymsmith.store import Store
 from trainer import checkpoint
 from trainer.config import parse_train
 from trainer.data import tokenizer
-from trainer.data.shards import ShardWriter
+from trainer.data.shards import Shards, ShardWriter
 from trainer.learner import Learner
 from trainer.stages.phases import stretches
 
@@ -183,6 +183,34 @@ def test_branches_of_a_plateau_are_compared_and_carried_through_sft(
         learner(store, "anneal", sources, start=str(first.checkpoint)).learn()
 
 
+def test_a_branch_is_chosen_by_what_its_rollouts_earn(
+    store: Store, sources: dict[str, Any], tmp_path: Path, hands: Callable[..., Any]
+) -> None:
+    first = learner(store, "pretrain", sources)
+    first.learn()
+    assert first.checkpoint is not None
+    plateau, shown = str(first.checkpoint.parent / "00000015"), tmp_path / "demonstrations.jsonl"
+    shown.write_text(json.dumps({"instruction": "1", "steps": [["cat 1", "1"], ["exit", ""]]}) + "\n")
+    given = {"start": plateau, "demonstrations": str(shown)}
+    by_loss = learner(store, "anneal", sources, **given).learn()["best"]
+    other = next(name for name in RECIPE["anneal"]["candidates"] if name != by_loss)
+
+    def play(item: dict[str, Any], again: int, version: str) -> dict[str, Any]:
+        """The branch with the worse loss passes three times as often; one attempt gets no verdict."""
+        passed = item["attempt"] < (3 if version == other else 1)
+        spoken = Segment(ids=[1, 2], mask=[0, 1], logprobs=[0.0, -1.0], versions=[VersionSpan(version=version, start=1, end=2)])
+        lost = version == by_loss and item["attempt"] == 3
+        return {"segments": [spoken], "reward": None if lost else Reward(value=float(passed)), "error": "away" if lost else ""}
+
+    with hands(store, play):
+        table = learner(store, "anneal", sources, **given, environments=["x", "y"]).learn()
+    earned = {name: (result["pass_rate"], result["episodes"]) for name, result in table["candidates"].items()}
+    assert earned == {by_loss: (1 / 3, 6), other: (3 / 4, 8)} and table["best"] == other
+    with pytest.raises(ConfigError, match="got a checkpoint of anneal; name one of pretrain"):
+        taught = table["candidates"][other]["sft_checkpoint"]
+        learner(store, "anneal", sources, start=taught).learn()
+
+
 def test_a_stage_computes_in_the_format_it_names(store: Store, sources: dict[str, Any]) -> None:
     losses = []
     for change in ("pretrain.rows=4", 'pretrain.format={linear="fp8",backend="reference"}'):
@@ -204,6 +232,10 @@ def test_what_does_not_fit_is_said(store: Store, sources: dict[str, Any], tmp_pa
         writer.add([1, 2, 3])
     with pytest.raises(ConfigError, match=r"got code: .*, web: other\.json"):
         learner(store, "pretrain", {"web": str(tmp_path / "other"), "code": sources["code"]}).learn()
+    with ShardWriter(tmp_path / "high", 5000, Shards(tmp_path / "web").tokenizer) as writer:
+        writer.add([1, 2, 4999])
+    with pytest.raises(ConfigError, match="source code: expected ids below 274, got 5000"):
+        learner(store, "pretrain", {"web": sources["web"], "code": str(tmp_path / "high")}).learn()
     body = bytearray((tmp_path / "web" / "00000.tokens").read_bytes())
     for at in range(0, len(body), 40):
         body[at] ^= 1
