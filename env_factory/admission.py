@@ -91,10 +91,11 @@ async def _consistent(trial: Trial, effects: Effects, by_files: bool) -> Gate:
     """Text, solution and tests speak of the same thing (`consistency.py`)."""
     task = trial.task
     found = await asyncio.to_thread(consistency.contradictions, task, effects.found)
+    found += await asyncio.to_thread(untold.nowhere, task, effects.found, trial.image)
     found += await asyncio.to_thread(clues.clues, task, effects.found)
     if not found and by_files:
         variants = [*consistency.unnamed(task, effects.found), *untold.variants(task, effects.found)]
-        rewards = await asyncio.gather(*(_reward(trial, None if v.script else effects, v) for v in variants))
+        rewards = await asyncio.gather(*(_reward(trial, effects, variant) for variant in variants))
         found = [f"the tests fail {v.name}" for v, r in zip(variants, rewards, strict=True) if r.value == 0.0]
     return Gate(name="consistency", passed=not found, detail="; ".join(found)[:DETAIL_CHARS])
 
@@ -119,7 +120,7 @@ async def _fail(trial: Trial, effects: Effects | None, name: str, variants: Sequ
 
 
 async def _reward(trial: Trial, effects: Effects | None, variant: Variant) -> Reward:
-    if effects is None:
+    if effects is None or variant.script:
         return await trial.attempt(variant.script)
     with closing(effects.variant(variant.writes)) as artifacts:
         return await trial.patiently(lambda: verify(trial.provider, trial.image, trial.task, artifacts))

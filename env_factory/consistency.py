@@ -259,3 +259,6 @@ def _unknowable(said: str, works: _Works) -> Iterator[str]:
         secret = bool(re.fullmatch(r"[\w-]+", text)) and bool(re.search(r"\d", text)) and bool(words)
         if text.lower() not in known and (secret or len(words) >= 2) and not any(word in known for word in words):
             yield f"the solution writes {text!r} into {effect.path}, which stands neither in the text nor in the environment"
+    for number in dict.fromkeys(re.findall(r"(?<![\w])[0-9a-f]{16,}(?!\w)", works.solution)):
+        if number in works.made and re.search(r"[a-f]", number) and re.search(r"\d", number) and number not in known:
+            yield f"the solution knows {number[:40]}, which stands neither in the text nor in the environment"

@@ -22,7 +22,7 @@ class Slip(NamedTuple):
 _ROUND = r"(?<![\w.])round\("
 _MIDDLE, _MEAN = r"\b(?:two )?(?:middle|central)\b", r"\b(?:mean|averaged?)\b"
 _POWERS = r"2 ?\*\* ?[123]0"
-_NUMERIC_SORT = r"\s-\w*[ngVh]"
+_NUMERIC_SORT = r"\s-[\w,.]*[ngVh]"
 SLIPS = (
     Slip(
         "half is rounded up",
@@ -48,6 +48,12 @@ SLIPS = (
         rf"{_MEAN}[^.\n]{{0,40}}{_MIDDLE}|{_MIDDLE}[^.\n]{{0,40}}{_MEAN}",
         r"\[\s*(?:len\(\w+\)|n|\w*count\w*)\s*(?://|>>)\s*[12]\s*\]|\[int\((?:len\(\w+\)|n)\s*/\s*2\)\]",
         r"\bmedian\(|% ?2|- ?1\)?\s*(?:\]|//|/)|& ?1|~\w+\]|\+ 1\) ?// ?2|percentile|quantile",
+    ),
+    Slip(
+        "percentiles are by nearest rank",
+        r"\bnearest[- ]rank\b",
+        r"\[[^\]\n]*\* ?\w+ ?(?://|/) ?100[^\]\n]*\]|\[int\([^\]\n]*\)\]|quantiles?\(|percentile\(\w+, ?\w+\)$",
+        r"ceil|-\(-|- ?1\)?\s*\]|\+ ?99|inverted_cdf|round\(",
     ),
     Slip(
         "the deviation is the population's",
@@ -89,7 +95,7 @@ SLIPS = (
         "the order falls",
         r"\b(?:in )?(?:descending|decreasing)(?: order)?\b|\b(?:largest|highest|biggest|longest|newest|latest) first\b",
         r"\bsorted\(|\.sort\(|(?:^|[|;&(]\s*)sort\b",
-        r"reverse|\[::-1\]|lambda[^\n]*-|most_common|\bsort\b[^|;\n]*(?:\s-\w*|\d\w*)r|(?i:desc)|nlargest|\btac\b|heapq|"
+        r"reverse|\[::-1\]|lambda[^\n]*-|most_common|\bsort\b[^|;\n]*\s-[\w,.]*r|(?i:desc)|nlargest|\btac\b|heapq|"
         r"ls -\w*[tS]|\(-|= -",
     ),
     Slip(
@@ -113,15 +119,21 @@ SLIPS = (
 )
 _SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _NUMBER = rf"(\d+(?:\.\d+)?|{'|'.join(_SMALL)})\b"
+_ABOVE = "(?:more|longer|older|above|higher|greater|later|larger|bigger)"
+_BELOW = "(?:fewer|less|shorter|younger|below|lower|smaller|earlier)"
 BOUNDS = (
-    (rf"\b(?:at least|no (?:fewer|less) than|a minimum of) {_NUMBER}|\b{_NUMBER} or more\b", ">", ("<", ">=", "<=")),
+    (
+        rf"\b(?:at least|no (?:fewer|less) than|a minimum of) {_NUMBER}|\b{_NUMBER}(?: \w+)? or {_ABOVE}\b",
+        ">",
+        ("<", ">=", "<="),
+    ),
     (
         rf"\b(?:more|longer|larger|greater|higher|older|bigger) than {_NUMBER}|\b(?:over|above|exceed(?:s|ing)?) {_NUMBER}",
         ">=",
         ("<=", ">", "<"),
     ),
     (
-        rf"\b(?:at most|no more than|not more than|up to|a maximum of) {_NUMBER}|\b{_NUMBER} or (?:fewer|less)\b",
+        rf"\b(?:at most|no more than|not more than|up to|a maximum of) {_NUMBER}|\b{_NUMBER}(?: \w+)? or {_BELOW}\b",
         "<",
         (">", "<=", ">="),
     ),

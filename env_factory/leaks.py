@@ -125,6 +125,10 @@ def secrets_of(task: Task, effects: Effects | None, nothing: Reward | None) -> S
     secrets.modules = frozenset(modules)
     script = [line for line in lines_of(task.solution) if not line.startswith("#")]
     secrets.hide(script, "the solution's script")
+    for effect in effects.found if effects else ():  # a script that writes a whole file again repeats what was in it
+        for each in windows(lines_of(effect.before or "")):
+            if secrets.windows.get(each) == "the solution's script":
+                del secrets.windows[each]
     for test, body in _hidden_tests(task, nothing):
         secrets.hide(body, f"the hidden test {test}")
     return secrets

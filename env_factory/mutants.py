@@ -1,8 +1,9 @@
 """Wrong work that looks like the solution: parts of it, and all of it with one thing wrong. Hidden tests must notice.
 
     halves    the solution's effects with one hunk or one asked-for file taken back; of many hunks, random halves too
-    mutants   the effects with one fault: a single-site fault in the changed lines of a Python file, a number that is off, a file
-              that is empty or ends in the middle
+    mutants   the effects with one fault: a single-site fault in the changed lines of a Python file, a step of a shell program
+              left out, a number that is off, a file that is empty or ends in the middle. Where the effect is no text (a
+              database), the fault is in the Python that the solution's script runs
 
 Both are made of what the solution does to files (`effects.py`), never of how it is written. Not every change is asked for: a file
 that the solution leaves and that no text names is its own affair, and so are notes for people in a repository of code.
@@ -95,6 +96,8 @@ def mutants(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
         made = list(_faults(effect, rng))
         rng.shuffle(made)
         by_file.append(made)
+    if any(e.after is None and e.kind in ("created", "changed") and _asked_for(e, task) for e in effects.found):
+        by_file.append(list(_inline(task.solution, rng)))
     rng.shuffle(by_file)
     chosen: list[Variant] = []
     while any(by_file) and len(chosen) < rules.max_mutants:
@@ -236,6 +239,8 @@ def _faults(effect: Effect, rng: random.Random) -> Iterator[Variant]:
         return
     if effect.is_source or not lines:
         return
+    if effect.kind == "created" and (effect.path.endswith((".sh", ".bash")) or re.match(r"#!.*sh\b", lines[0])):
+        yield from _shell(effect, rng)
     numbers = [(n, m) for n in sorted(touched) for m in NUMBER.finditer(lines[n]) if not lines[n].lstrip().startswith("#!")]
     if effect.is_script:
         numbers = []  # Many a number of a program (`split("=", 1)`) means the same when it is another.
@@ -252,14 +257,59 @@ def _faults(effect: Effect, rng: random.Random) -> Iterator[Variant]:
 def _python(effect: Effect, touched: set[int], rng: random.Random) -> Iterator[Variant]:
     assert effect.after is not None
     try:
-        found = [site for site in operators.sites(effect.path, effect.after) if site.line - 1 in touched]
+        sites = operators.sites(effect.path, effect.after, top=True)
     except SyntaxError:
         return
+    found = [site for site in sites if site.line - 1 in touched and not _same_work(site, effect.after)]
     rng.shuffle(found)
     for site in found[:12]:
         text = site.apply(effect.after)
         if text != effect.before and site.valid(effect.after):
             yield Variant(f"{effect.path}:{site.line} {site.operator}", {effect.path: text})
+
+
+def _same_work(site: operators.Site, text: str) -> bool:
+    """Whether a fault is none on a machine whose texts are UTF-8 with plain line ends."""
+    return bool(re.match(r",\s*(encoding|newline|errors|flush)\s*=", text.encode()[site.start : site.end].decode()))
+
+
+def _shell(effect: Effect, rng: random.Random) -> Iterator[Variant]:
+    """A shell program without one of its steps, or with another bound."""
+    text = effect.after or ""
+    steps = script_steps(text)
+    doing = [n for n, step in enumerate(steps) if not _SETTING.match(step)] if len(steps) > 2 else []
+    found = [
+        Variant(f"{effect.path} without `{steps[n].strip()[:40]}`", {effect.path: "".join(steps[:n] + steps[n + 1 :])})
+        for n in doing
+    ]
+    for match in re.finditer(r"-(gt|ge|lt|le)\b", text):
+        other = {"gt": "ge", "ge": "gt", "lt": "le", "le": "lt"}[match.group(1)]
+        found.append(
+            Variant(
+                f"{effect.path} with -{other} for {match.group()}",
+                {effect.path: f"{text[: match.start(1)]}{other}{text[match.end(1) :]}"},
+            )
+        )
+    rng.shuffle(found)
+    yield from found[:4]
+
+
+_PYTHON_INSIDE = re.compile(r"\bpython3?\b[^\n]*<<-?\s*([\"']?)(\w+)\1[^\n]*\n(.*?)^\2$", re.MULTILINE | re.DOTALL)
+
+
+def _inline(script: str, rng: random.Random) -> Iterator[Variant]:
+    """The script with a fault in a Python program that it holds."""
+    for match in _PYTHON_INSIDE.finditer(script):
+        program = match.group(3)
+        try:
+            found = [site for site in operators.sites("", program, top=True) if not _same_work(site, program)]
+        except SyntaxError:
+            continue
+        rng.shuffle(found)
+        for site in found[:12]:
+            if site.valid(program):
+                other = f"{script[: match.start(3)]}{site.apply(program)}{script[match.end(3) :]}"
+                yield Variant(f"the solution's script, line {site.line} of its Python: {site.operator}", {}, other)
 
 
 _SETTING = re.compile(r"\s*(#|$|:|set |cd |export |[A-Z_]+=\S*$|sleep|echo [^>|]*$|printf [^>|]*$|exit|true|source |\. )")

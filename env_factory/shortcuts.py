@@ -26,7 +26,6 @@ from pathlib import Path, PurePosixPath
 
 from env_factory import git_objects
 from env_factory.effects import SOURCE, Effect, Effects, effects_of
-from env_factory.leaks import HISTORY
 from env_factory.mutants import Variant, named
 from env_factory.trial import Trial, gate_of
 from gymsmith.schema import Gate
@@ -47,6 +46,12 @@ _PRINTS = {
     ".pl": ("print {0!r}, \"\\n\";\n", "print {0!r}, \"\\n\" while <STDIN>;\n"),
     ".rb": ("puts {0!r}\n", "STDIN.each_line {{ puts {0!r} }}\n"),
 }  # fmt: skip
+_GOES_BACK = re.compile(
+    r"\b(history|histories|reflog|stash\w*|revert\w*|bisect\w*|blame|earlier|previous|older|lost|undo|branch\w*|tags?|merg\w*|rebas\w*|"
+    r"cherry\w*|git log|check ?out|restore|recover)\b",
+    re.IGNORECASE,
+)
+"""A text in whose work the past of a repository has a part; that something may be committed says nothing of the past."""
 _IDLE = {".py": "", ".sh": "#!/bin/sh\n", ".js": "", ".pl": "", ".rb": ""}
 _RUNS = {".py": "python3", ".sh": "sh", ".pl": "perl"}
 _RECITES = {
@@ -142,7 +147,7 @@ def copies(task: Task, effects: Sequence[Effect], inputs: Mapping[str, str]) -> 
 def versions(image: Image, task: Task, effects: Sequence[Effect]) -> list[Variant]:
     """Other versions of what the solution changes, out of the histories in an image."""
     changed = [e for e in effects if e.kind == "changed" and e.before and e.after and len(e.after) < MAX_INPUT_BYTES]
-    if not changed or HISTORY.search(task.instruction):
+    if not changed or _GOES_BACK.search(task.instruction):
         return []
     found: dict[tuple[str, str], float] = {}
     for top in image.layers:

@@ -1,5 +1,6 @@
 """What tests want and nobody could know: it stands in the solution, and neither in the text nor in the environment.
 
+    nowhere the text leads to a file of the task's folder that is not there and that nobody makes
     status  tests look at an exit status or at standard error, and the text speaks of nothing that goes wrong
     number  the solution reckons with a number of its own; with another one the tests fail
     word    what the solution writes into a file, or what its programs print, holds a word of its own; with another one the tests
@@ -10,6 +11,7 @@ The last two are tried (`Variant`): a number that makes no difference may be any
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
@@ -17,6 +19,8 @@ from pathlib import PurePosixPath
 from env_factory.effects import Effect
 from env_factory.mutants import Variant, named
 from gymsmith.taskdir import Task
+from sandboxes.base import Image
+from sandboxes.image.layer import lookup
 
 MAX_TRIED = 4
 _WRONG = re.compile(
@@ -50,6 +54,9 @@ _TECHNICAL = frozenset(
     ("replace", "ignore", "strict", "ascii", "latin", "main", "surrogateescape", "backslashreplace", "__main__")
 )
 """Words that a language wants."""
+_PLACEHOLDER = re.compile(
+    r"\b(e\.g\.|for example|for instance|such as|like|example|never|not|no|don't|without|if)\b[^.\n]*$", re.I
+)
 _TOKEN = re.compile(r"[A-Za-z][A-Za-z_]{3,}")
 
 
@@ -67,6 +74,23 @@ def silent(task: Task, effects: Sequence[Effect]) -> list[str]:
     ]
 
 
+def nowhere(task: Task, effects: Sequence[Effect], image: Image) -> list[str]:
+    """Files that the text speaks of and that exist neither before nor after the work, in words."""
+    if not image.layers:
+        return []
+    others = "\n".join([task.solution, *_texts(task, "tests/"), *_texts(task, "environment/")])
+    found = []
+    for match in re.finditer(r"(?<![\w/.*<{$-])(/[\w@-][\w@./-]*\.[A-Za-z]\w{0,4})(?![\w/*>}-])", task.instruction):
+        path, before = match.group(1), task.instruction[max(0, match.start() - 60) : match.start()]
+        inside = any(path.startswith(f"{root.rstrip('/')}/") for root in task.spec.artifacts)
+        made = any(effect.path == path for effect in effects)
+        if not inside or made or path in others or _PLACEHOLDER.search(before) or PurePosixPath(path).name in others:
+            continue
+        if lookup(image.layers, path, follow_last=False)[1] is None:
+            found.append(f"the text speaks of {path}, which is not there and which nobody makes")
+    return found[:2]
+
+
 def variants(task: Task, effects: Sequence[Effect]) -> list[Variant]:
     """The solution with another number or word where nothing says which it is to be."""
     if "tests/run.py" in task.files:
@@ -81,13 +105,9 @@ def _numbers(task: Task, known: str) -> Iterator[Variant]:
     tried = set[str]()
     for match in _NUMBER.finditer("\n".join(lines)):
         number = match.group(1)
-        # A percentage may be used as a share, and a share as a percentage.
-        forms = {
-            _plain(number),
-            _plain(str(float(number) * 100)),
-            _plain(str(float(number) / 100)),
-            _plain(str(1 - float(number))),
-        }
+        # A percentage may be used as a share, a share as a percentage, and both may be added to one.
+        value = float(number)
+        forms = {_plain(str(each)) for each in (value, value * 100, value / 100, 1 - value, value - 1, (value - 1) * 100)}
         if number in _COMMON or forms & given or number in tried:
             continue
         tried.add(number)
@@ -106,7 +126,7 @@ def _words(task: Task, effects: Sequence[Effect], known: str) -> Iterator[Varian
         if effect.kind != "created" or len(text) > 20_000 or not named(PurePosixPath(effect.path), task.instruction):
             continue
         program = effect.is_source or effect.is_script or effect.path.endswith(".sh")
-        said = "\n".join(_QUOTED.findall(text)) if program else text
+        said = "\n".join(_strings(text)) if program else text
         for word in dict.fromkeys(_TOKEN.findall(said)):
             quoted = any(re.search(rf"\b{word}\b", each) for each in _QUOTED.findall(tests))
             if (
@@ -119,9 +139,21 @@ def _words(task: Task, effects: Sequence[Effect], known: str) -> Iterator[Varian
                 yield Variant(f"with another word than {word!r} in {effect.path}, of which nothing speaks", {effect.path: other})
 
 
+def _strings(program: str) -> list[str]:
+    """What stands in quotes."""
+    try:
+        tree = ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError):
+        return _QUOTED.findall(program)
+    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
 def _led_to(word: str, known: str) -> bool:
-    """Whether a word, its stem or all parts of it stand in what is known."""
-    return all(part[: max(4, len(part) - 3)] in known for part in word.split("_") if part)
+    """Whether a word or its stem stands in what is known; of a word of several parts all, one after the other."""
+    parts = [part for part in word.split("_") if part]
+    if len(parts) == 1:
+        return word[: max(4, len(word) - 3)] in known
+    return bool(re.search(r"[ _-]?".join(map(re.escape, parts)), known))
 
 
 def _texts(task: Task, top: str) -> Iterator[str]:

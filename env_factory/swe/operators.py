@@ -76,11 +76,15 @@ class Site:
         return True
 
 
-def sites(path: str, text: str) -> list[Site]:
-    """Every site of a module, in order of the text. Raises SyntaxError when this Python cannot parse it."""
+def sites(path: str, text: str, *, top: bool = False) -> list[Site]:
+    """Every site of a module's functions, in order of the text; `top`: and of what runs when it is started.
+
+    Raises SyntaxError when this Python cannot parse it.
+    """
     found: list[Site] = []
-    module = _Module(path, text)
-    for function, node, first_line in functions(ast.parse(text), ""):
+    module, tree = _Module(path, text), ast.parse(text)
+    bodies: list[tuple[str, _Body, int]] = [*functions(tree, "")]
+    for function, node, first_line in [("", tree, 1), *bodies] if top else bodies:
         seen: set[tuple[int, int, str]] = set()
         for operator, line, start, end, new in module.edits(node):
             if (start, end, new) in seen or module.data[start:end].decode() == new:
@@ -107,6 +111,7 @@ def order(pool: list[Site], seed: int) -> list[Site]:
 
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
+_Body = _Function | ast.Module
 
 
 def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, _Function, int]]:
@@ -143,7 +148,7 @@ class _Module:
         start, end = self.span(node)
         return self.data[start:end].decode()
 
-    def edits(self, function: _Function) -> Iterator[_Edit]:
+    def edits(self, function: _Body) -> Iterator[_Edit]:
         body = function.body
         if (
             body

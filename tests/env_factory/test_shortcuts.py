@@ -14,7 +14,7 @@ from env_factory import labelled, tasks
 from env_factory.bytecode import compiled_from
 from env_factory.clues import clues
 from env_factory.effects import Effect
-from env_factory.shortcuts import constants
+from env_factory.shortcuts import by_heart, constants, copies
 from env_factory.still import leak
 from gymsmith.taskdir import Task
 from tests.env_factory import blind
@@ -52,6 +52,8 @@ def found(text: str, made: dict[str, str], tests: str, solve: str = "true\n") ->
         (f"Write this into n.txt: {SENTENCE}", {"n.txt": SENTENCE}, f"t == {SENTENCE!r}", f"echo {SENTENCE}", ""),
         ('Count; s.json should look like {"a": 311, "b": 131}.', {"s.json": '{"a":311,"b":131}\n'}, "", "count", "copying"),
         ('Count; s.json should look like {"a": 100, "b": 200}.', {"s.json": '{"a":311,"b":131}\n'}, "", "count", ""),
+        ('Count; s.json looks like {"a": 3, "b": 1}.', {"s.json": '{"a":3,"b":1}\n'}, "", "count", "copying"),
+        ('Write s.json: it holds {"a": 3, "b": 1}.', {"s.json": '{"a":3,"b":1}\n'}, "", "count", ""),
     ],
 )
 def test_two_witnesses_or_none(text: str, made: dict[str, str], tests: str, solve: str, words: str) -> None:
@@ -66,11 +68,22 @@ def test_a_program_that_may_say_two_things_may_not_say_one() -> None:
         task = Task.of(replace(GOOD, instruction=text))
         return [variant.name for variant in constants(task, [Effect("/work/v.sh", "created", None, program)])]
 
+    always = ["always-PASSED", "always-PASSED", "always-FAILED", "always-FAILED"]
     assert words("Write v.sh: it prints PASSED when all is well, else FAILED. Never print NOTHING.") == [
-        "always-PASSED",
-        "always-FAILED",
+        "idle",
+        "echoing",
+        *always,
     ]
-    assert words("Write v.sh: it prints PASSED.") == [], "what can only be said one way may be said so"
+    assert words("Write v.sh: it prints PASSED.") == ["idle", "echoing"], "what can only be said one way may be said so"
+
+
+def test_programs_that_recite_and_files_that_are_copied() -> None:
+    program, given = [Effect("/work/v.py", "created", None, "print(1)\n")], {"/work/in.txt": "a\n"}
+    task = Task.of(replace(GOOD, instruction="Write v.py for in.txt, and out.txt."))
+    assert len(by_heart(task, program, given)) == 2 and not by_heart(task, program, {})
+    made = [Effect("/work/out.txt", "created", None, "b\n")]
+    assert [variant.writes for variant in copies(task, made, given)] == [{"/work/out.txt": "a\n"}]
+    assert not copies(task, made, {"/work/in.txt": "b\n"}), "a copy that is asked for"
 
 
 def test_byte_code_of_what_lies_beside_it_tells_nothing(tmp_path: Path) -> None:
