@@ -13,7 +13,7 @@ from gymsmith.config import Settings
 from gymsmith.errors import ConfigError
 from gymsmith.schema import Metric, Run, State
 from gymsmith.store import Store
-from trainer.plan.scaling import compute, optimum, power_law
+from trainer.plan.scaling import compute, levels, optimum, power_law
 
 FLOPS = np.geomspace(1e15, 1e18, 8)
 
@@ -91,3 +91,30 @@ def test_the_verb_fits_runs_of_the_store(tmp_path: Path, capsys: pytest.CaptureF
         app(["scaling", "r0", "r1", *words], standalone_mode=False)
     with pytest.raises(ConfigError, match="expected a metric 'los', run r0 has loss"):
         app(["scaling", "r0", "--metric", "los", *words], standalone_mode=False)
+
+
+def test_runs_of_equal_compute_tell_the_best_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = []
+    with Store.open(Settings(home=tmp_path)) as store:
+        for budget in (1e16, 1e17, 1e18, 1e19):
+            for f in (0.4, 0.8, 1.5, 3.0) if budget < 1e19 else (0.5, 2.0):
+                # Runs end at whole steps, so that equal budgets differ a little.
+                size, loss = 2e6 * (budget / 1e16) ** 0.5 * f, 2.0 + 1e3 / budget**0.2 + 0.05 * np.log(f) ** 2
+                ids.append(f"r{len(ids)}")
+                summary = {"parameters": size, "tokens": (1 + 0.02 * f) * budget / 6 / size}
+                store.put_run(Run(id=ids[-1], kind="pretrain", summary=summary))
+                store.put_metrics([Metric(run_id=ids[-1], step=1, name="loss", value=loss)])
+    app(["scaling", *ids, "--home", str(tmp_path), "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert [round(float(c) / 1e16) for c in found["best_sizes"]] == [1, 10, 101], "two sizes are no parabola"
+    assert list(found["best_sizes"].values()) == pytest.approx([2e6, 2e6 * 10**0.5, 2e7])
+    assert found["size_exponent"]["value"] == pytest.approx(0.5, abs=1e-3)
+    app(["scaling", *ids, "--home", str(tmp_path), "--at", "1e20"], standalone_mode=False)
+    assert "best with 1.99e+08 parameters" in capsys.readouterr().out
+    largest = [i for i in ids if i not in ("r0", "r4", "r8", "r12")]
+    with Store.open(Settings(home=tmp_path)) as store:
+        store.put_metrics([Metric(run_id="r3", step=1, name="loss", value=0.1)])
+    app(["scaling", *largest, "--home", str(tmp_path)], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "loss = floor" in shown and "the best size lies outside" in shown, "the law is told all the same"
+    assert levels([(1e6, 1e9, 2.0), (2e6, 5e8, 2.0), (2e6, 1e9, 2.0)]) == {}

@@ -135,6 +135,17 @@ class Optimum:
         return self.size_at_unit * (flops / self.unit) ** self.exponent.value
 
 
+def levels(runs: Sequence[tuple[float, float, float]]) -> dict[float, list[tuple[float, float]]]:
+    """Runs (parameters, tokens, loss) of equal compute, to a tenth, as `optimum` takes them; those of fewer than three sizes are
+    left out."""
+    found: list[tuple[float, dict[float, float]]] = []
+    for n, tokens, loss in sorted(runs, key=lambda run: compute(run[0], run[1])):
+        if not found or compute(n, tokens) > 1.1 * found[-1][0]:
+            found.append((compute(n, tokens), {}))
+        found[-1][1][n] = loss
+    return {budget: sorted(sizes.items()) for budget, sizes in found if len(sizes) >= 3}
+
+
 def optimum(runs: Mapping[float, Sequence[tuple[float, float]]], seed: int = 0) -> Optimum:
     """From budget -> [(parameters, loss), ...], at least three sizes each, at least two budgets.
 

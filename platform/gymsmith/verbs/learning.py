@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gymsmith.errors import UserError
+from gymsmith.errors import ConfigError, UserError
 from gymsmith.verbs.terminal import Home, Json, Seed, can_train, emit, listed, one_of, settings_for
 
 app = typer.Typer(no_args_is_help=True, help="Look at runs: trainings, rollouts, evaluations, demos.")
@@ -207,16 +207,30 @@ def scaling(
         losses = [final(store, run.id, metric) for run in runs]
     found = law.power_law(flops, losses)
     predicted = {budget: found.predict(budget) for budget in at or ()}
+    level = law.levels([(r.summary["parameters"], r.summary["tokens"], y) for r, y in zip(runs, losses, strict=True)])
+    best, why = None, "train three sizes at each of two budgets (equal to a tenth) to have them fitted"
+    if len(level) > 1:
+        try:
+            best = law.optimum(level)
+        except ConfigError as e:
+            why = str(e)
     if as_json:
         parts: dict[str, Any] = {name: asdict(getattr(found, name)) for name in ("floor", "scale", "exponent")}
         points = [dict(run=r.id, flops=c, loss=y) for r, c, y in zip(runs, flops, losses, strict=True)]
         ahead = [{"flops": budget} | asdict(interval) for budget, interval in predicted.items()]
-        emit({**parts, "unit": found.unit, "residual": found.residual, "points": points, "predicted": ahead})
+        law_of = {**parts, "unit": found.unit, "residual": found.residual, "points": points, "predicted": ahead}
+        emit(law_of if best is None else law_of | {"best_sizes": best.sizes, "size_exponent": asdict(best.exponent)})
         return
     print(f"loss = floor + scale * (C / {found.unit:.3g}) ** -exponent, runs scatter by {found.residual:.2g}")
     print(f"floor {found.floor}  scale {found.scale}  exponent {found.exponent}")
     for budget, interval in predicted.items():
-        print(f"at {budget:.3g} FLOPs the loss will be {interval}")
+        size = "" if best is None else f", best with {best.size(budget):.3g} parameters"
+        print(f"at {budget:.3g} FLOPs the loss will be {interval}{size}")
+    if best is None:
+        print(f"best sizes: {why}")
+    else:
+        sizes = ", ".join(f"{n:.3g} at {c:.3g} FLOPs" for c, n in best.sizes.items())
+        print(f"best sizes: {sizes}, exponent {best.exponent}")
 
 
 def rl(
