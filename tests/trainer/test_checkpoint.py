@@ -213,3 +213,18 @@ def test_what_was_altered_or_is_of_another_release_is_named(tmp_path: Path) -> N
     meta.write_text(json.dumps({"body": body, "sha256": hashlib.sha256(body.encode()).hexdigest()}))
     with pytest.raises(CorruptCheckpoint, match="got 999; it is from another release"):
         checkpoint.load(meta.parent)
+
+
+def test_in_the_foreground_a_checkpoint_is_whole_before_the_next_step(tmp_path: Path) -> None:
+    model, seen = Transformer(CONFIG, 1), list[int]()
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        found = checkpoint.newest(tmp_path)
+        seen.append(0 if found is None else found.step)
+
+    saving = SaveConfig(every_steps=1, keep=1, background=False)
+    documents = [Document(np.arange(6, 26, dtype=np.int32), np.ones(20, np.float32))]
+    optimizers, schedule = Optimizers(model, OptimConfig()), ScheduleConfig(warmup_steps=0)
+    trainer = Trainer(model, optimizers, schedule, 5, tmp_path, saving, "{}", {}, report)
+    trainer.run(TextFeed(Loader(documents, 1, 24, 0)))
+    assert seen == [0, 1, 2, 3, 4]
