@@ -9,6 +9,7 @@ from env_factory import sources
 from env_factory.orders import swe
 from env_factory.orders.errand import python_of
 from env_factory.swe import survey
+from env_factory.swe.screening import opened
 from env_factory.swe.selection import header, reaching
 from env_factory.synth import combination, mutation
 from gymsmith.bench import Row
@@ -26,7 +27,7 @@ def selection(settings: Settings, package: str, candidates: int, journal: Sequen
         python = await python_of(worker)
         source = sources.read(f"pypi:{package}", settings, python=python)
         assert isinstance(source, sources.Package)
-        async with swe.opened(source, worker) as screen:
+        async with opened(source, await worker.provider(), await worker.images()) as screen:
             known = await survey.survey(source, screen, lines=True)
             sites = mutation.pool(source, known, SEED)[:candidates]
             spent: list[list[float]] = []
@@ -36,9 +37,7 @@ def selection(settings: Settings, package: str, candidates: int, journal: Sequen
                 for site in sites:
                     text = source.files[site.path].decode()
                     chosen = reaching(known, site.path, site.first_line, header(text, site.line))
-                    written = {f"/work/{site.path}": site.apply(text)}
-                    args = list(known.passing) if whole else chosen
-                    runs.append({"args": args, "write": written, "timeout_s": known.limit_s, "observe": True})
+                    runs.append(known.run_of(known.passing if whole else chosen, {site.path: site.apply(text)}))
                 await screen.run(runs)
                 spent.append([screen.executions - tests, screen.cpu_s - cpu])
             return spent[0], spent[1], len(known.passing)
@@ -62,7 +61,7 @@ def groups(settings: Settings, package: str, most: int) -> Row:
         python = await python_of(worker)
         source = sources.read(f"pypi:{package}", settings, python=python)
         assert isinstance(source, sources.Package)
-        async with swe.opened(source, worker) as screen:
+        async with opened(source, await worker.provider(), await worker.images()) as screen:
             path = swe.survey_path(source, settings, (await worker.images()).base_digest())
             known = await survey.kept(source, screen, path, lines=True)
             before, drafted, seen = screen.executions, 0, 0

@@ -53,16 +53,7 @@ class FaultAuthor(Author[Fault]):
             function=Material(textwrap.dedent(self.original)),
             module=Material(self.healthy[start : start + MAX_MODULE_CHARS]),
         )
-        labels = {
-            "package": package.name,
-            "version": package.version,
-            "family": package.name,
-            "operator": "llm",
-            "path": function.path,
-            "function": function.name,
-            "seed": str(seed),
-            "index": f"{number:04d}",
-        }
+        labels = folder.about(package, operator="llm", path=function.path, function=function.name, seed=seed, index=number)
         super().__init__(Talk(desk, prompt, Fault, seed=int(digest(str((seed, number)).encode())[:7], 16)), labels)
 
     async def compose(self, answer: Fault) -> Draft:
@@ -81,8 +72,8 @@ class FaultAuthor(Author[Fault]):
         instruction = mutation.instruction(package, lines)
         if folder.tells(instruction, [path], judged.failed):
             raise Unfit("leak", "what users see names the file at fault; choose a fault that shows elsewhere")
-        work, hunk = tree(package), folder.hunk(self.healthy, faulty)
-        if len(hunk) >= 60 and any(hunk in data for other, data in work.items() if other != path):
+        work = tree(package)
+        if folder.copied(work, path, self.healthy, faulty):
             raise Unfit("leak", "the healthy lines stand in another file, too")
         target = f"/work/{path}"
         return folder.draft(
@@ -90,7 +81,7 @@ class FaultAuthor(Author[Fault]):
             judged,
             observed.values,
             kind="llm-bug",
-            slug=f"llm-{package.name.lower().replace('_', '-')}-{self.seed}-{self.number:04d}",
+            slug=f"llm-{package.slug}-{self.seed}-{self.number:04d}",
             description=f"Repair one fault in {package.name} {package.version}, found by what its users see.",
             keywords=("python", "debugging", package.name),
             labels=self.labels | {"fault": " ".join(what.split())[:200]},

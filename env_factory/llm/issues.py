@@ -77,8 +77,8 @@ class IssueAuthor(Author[Resolution]):
             "index": f"{number:04d}",
         }
         super().__init__(Talk(desk, prompt, Resolution, seed=int(digest(str((seed, number)).encode())[:7], 16)), labels)
-        folder = next((test for test in package.tests if not test.endswith(".py")), "")
-        self.test_path = f"{folder}/{TEST_NAME}".lstrip("/")
+        home = next((test for test in package.tests if not test.endswith(".py")), "")
+        self.test_path = f"{home}/{TEST_NAME}".lstrip("/")
 
     async def compose(self, answer: Resolution) -> Draft:
         """See `Author`."""
@@ -106,7 +106,7 @@ class IssueAuthor(Author[Resolution]):
             judged,
             observed.values,
             kind="llm-issue",
-            slug=f"llm-issue-{package.name.lower().replace('_', '-')}-{self.labels['issue']}-{self.seed}-{self.number:02d}",
+            slug=f"llm-issue-{package.slug}-{self.labels['issue']}-{self.seed}-{self.number:02d}",
             description=f"Resolve an issue of {package.name} {package.version}.",
             keywords=("python", "issue", package.name),
             labels=self.labels,

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from env_factory.sources import Package
-from env_factory.swe import screening, selection
-from env_factory.swe.screening import SUITE, Screen
+from env_factory.swe import selection
+from env_factory.swe.screening import SUITE, Screen, opened
 from env_factory.swe.selection import Observed
 from env_factory.swe.survey import Survey, survey
-from sandboxes.base import MIB, Provider, SandboxSpec
+from sandboxes.base import Provider
 from sandboxes.image.images import ImageStore
 
 MIN_LINES = 4
@@ -58,9 +58,7 @@ class Workshop:
 
     async def run(self, tests: Sequence[str], texts: Mapping[str, str], *, observe: bool = True) -> dict[str, Any]:
         """The answer of `probe/screen.py` for these tests, with files of the package exchanged. Hold the lock."""
-        write = {f"/work/{path}": text for path, text in texts.items()}
-        run = {"args": list(tests), "write": write, "timeout_s": self.known.limit_s, "observe": observe}
-        return (await self.screen.run([run]))[0]
+        return (await self.screen.run([self.known.run_of(tests, texts, observe=observe)]))[0]
 
     async def observed(self, failures: Sequence[Mapping[str, Any]], healthy: Mapping[str, str]) -> Observed:
         """What the host can compare by itself, where `healthy` texts make the package right. Hold the lock."""
@@ -82,16 +80,8 @@ class Workshop:
 @asynccontextmanager
 async def workshop(package: Package, provider: Provider, images: ImageStore) -> AsyncIterator[Workshop]:
     """Opened for as long as the block lasts. Raises: NoTests, BuildError, SandboxError."""
-    base = await images.build(screening.base_dockerfile(package), screening.base_context(package), wheelhouse=package.wheels)
-    spec = SandboxSpec(image=base.id, user="agent", memory_bytes=1024 * MIB, disk_bytes=512 * MIB, pids=256)
-    # Not counted against the slots: proofs wait for those while this one stays.
-    sandbox = await provider.create(spec)
-    try:
-        screen = Screen(sandbox, package)
-        await screen.prepare()
+    async with opened(package, provider, images) as screen:
         yield Workshop(package, screen, await survey(package, screen))
-    finally:
-        await sandbox.destroy()
 
 
 def _functions(path: str, tree: ast.AST, prefix: str) -> list[Function]:

@@ -7,7 +7,6 @@ of them and costs no set-up. What is drafted is proved elsewhere (`intake.py`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections import Counter
@@ -21,16 +20,15 @@ from env_factory.build import build
 from env_factory.candidates import Ledger, Proposal
 from env_factory.orders.errand import Errand
 from env_factory.sources import Package, Repository
-from env_factory.swe import change, screening, survey
+from env_factory.swe import change, survey
 from env_factory.swe.change import Change
 from env_factory.swe.folder import Candidate
-from env_factory.swe.screening import Screen
+from env_factory.swe.screening import Screen, opened
 from env_factory.synth import combination, issues, mutation, reconstruction
 from env_factory.synth import commits as history
 from gymsmith.config import Settings
 from gymsmith.errors import BuildError, PolicyRefused, SourceError
 from gymsmith.schema import Draft, Source, digest
-from sandboxes.base import MIB, SandboxSpec
 from sandboxes.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -57,7 +55,7 @@ async def of_package(errand: Errand, package: Package) -> dict[str, Any]:
     ledger = errand.ledger(key)
     settled, admitted = len(ledger.lines), sum(not s.reason for s in ledger.lines.values())
     ctx.progress(note="surveying the suite")
-    async with opened(package, worker) as screen:
+    async with opened(package, await worker.provider(), await worker.images()) as screen:
         stream = proposals(
             order.kind,
             package,
@@ -92,22 +90,6 @@ async def of_changes(errand: Errand, what: Repository | list[str], python: str) 
     errand.ctx.progress(note="reading the history" if repository else "reading the issues")
     made = await errand.take(mirrored(found, errand.worker, spent), key, at_once=AT_ONCE)
     return made | {"tests_run": spent.executions, "screening_cpu_seconds": round(spent.cpu_s, 3)}
-
-
-@contextlib.asynccontextmanager
-async def opened(package: Package, worker: Worker) -> AsyncIterator[Screen]:
-    """A screen with the healthy package in it. Not counted against the worker's slots: proofs wait for those meanwhile."""
-    provider, images = await worker.provider(), await worker.images()
-    base = await images.build(screening.base_dockerfile(package), screening.base_context(package), wheelhouse=package.wheels)
-    spec = SandboxSpec(image=base.id, user="agent", memory_bytes=1024 * MIB, disk_bytes=512 * MIB, pids=256)
-    sandbox = await provider.create(spec)
-    screen = Screen(sandbox, package)
-    try:
-        await screen.prepare()
-        yield screen
-    finally:
-        await screen.close()
-        await sandbox.destroy()
 
 
 async def proposals(
@@ -154,7 +136,7 @@ async def mirrored(changes: Iterator[tuple[int, Change | str]], worker: Worker, 
             continue
         image_id = ""
         try:
-            async with opened(made.after, worker) as screen:
+            async with opened(made.after, await worker.provider(), await worker.images()) as screen:
                 drafted = await change.draft(made, screen)
                 spent.executions += screen.executions
                 spent.cpu_s += screen.cpu_s

@@ -57,6 +57,11 @@ class Package:
     metadata: bytes
     """PKG-INFO."""
 
+    @property
+    def slug(self) -> str:
+        """The name as part of an environment's name."""
+        return self.name.lower().replace("_", "-")
+
     def is_test(self, path: str) -> bool:
         """Whether a file belongs to the suite."""
         return any(path == test or path.startswith(test + "/") for test in self.tests)

@@ -149,13 +149,7 @@ def _tests(change: Change, known: Survey, parts: Mapping[str, object]) -> list[s
 
 def _run(tests: Sequence[str], files: Mapping[str, str | None], known: Survey) -> dict[str, Any]:
     """Runs the files of these tests: a file that cannot be imported would end a run that names single tests of it."""
-    written = {f"/work/{path}": text for path, text in files.items()}
-    return {
-        "args": list(dict.fromkeys(test.split("::")[0] for test in tests)),
-        "write": written,
-        "timeout_s": known.limit_s,
-        "observe": True,
-    }
+    return known.run_of(dict.fromkeys(test.split("::")[0] for test in tests), files)
 
 
 async def _halves(

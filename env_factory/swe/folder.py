@@ -25,6 +25,8 @@ PROTECTED = (
     "*.pth", "*.pyc", "__pycache__", "*.so", "*.dist-info", "*.egg-info", "pytest", "pytest.py", "_pytest",
 )  # fmt: skip
 """Names that never cross into the verifier: what Python or pytest would run or read on its own account."""
+MIN_HUNK = 60
+"""Bytes of lines that are no copy by chance."""
 VERIFIER_S = 120.0
 SLOWEST = 20.0
 """How many times longer than in screening a whole suite may take."""
@@ -120,7 +122,13 @@ def tells(instruction: str, paths: Sequence[str], tests: Sequence[str]) -> bool:
     return any(test in instruction for test in tests)
 
 
-def hunk(healthy: str, faulty: str) -> bytes:
+def copied(work: Mapping[str, bytes], path: str, healthy: str, faulty: str) -> bool:
+    """Whether the healthy lines that a fault replaced in `path` can be read in another file."""
+    hunk = _hunk(healthy, faulty)
+    return len(hunk) >= MIN_HUNK and any(hunk in data for other, data in work.items() if other != path)
+
+
+def _hunk(healthy: str, faulty: str) -> bytes:
     """The healthy lines that a fault replaced, with the line before and after them."""
     old, new = healthy.split("\n"), faulty.split("\n")
     head = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), 0)

@@ -7,16 +7,18 @@ and what they need lie. Faults and what is made of them are the business of `mut
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
 
 from env_factory.sources import Package
 from gymsmith.errors import SandboxError
-from sandboxes.base import MIB, Sandbox
+from sandboxes.base import MIB, Provider, Sandbox, SandboxSpec
+from sandboxes.image.images import ImageStore
 from sandboxes.observations import Observation, evaluate
 
 WALL_PER_CPU = 8
@@ -165,6 +167,22 @@ class Screen:
             return []
         states = await evaluate(self.sandbox, observed, roots, [SITE], user="agent", timeout_s=60.0)
         return [state == "passed" for state in states]
+
+
+@contextlib.asynccontextmanager
+async def opened(package: Package, provider: Provider, images: ImageStore) -> AsyncIterator[Screen]:
+    """A screen with the healthy package in it, in a sandbox of its own that no slot of a worker counts: proofs wait for those
+    meanwhile. Raises: BuildError, SandboxError."""
+    base = await images.build(base_dockerfile(package), base_context(package), wheelhouse=package.wheels)
+    spec = SandboxSpec(image=base.id, user="agent", memory_bytes=1024 * MIB, disk_bytes=512 * MIB, pids=256)
+    sandbox = await provider.create(spec)
+    screen = Screen(sandbox, package)
+    try:
+        await screen.prepare()
+        yield screen
+    finally:
+        await screen.close()
+        await sandbox.destroy()
 
 
 def tree(package: Package) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,11 @@ class Survey:
     def limit_s(self) -> float:
         """CPU time after which a run of some tests counts as hanging."""
         return max(5.0, SLOWER * self.cpu_s)
+
+    def run_of(self, tests: Iterable[str], texts: Mapping[str, str | None], *, observe: bool = True) -> dict[str, Any]:
+        """A run for `Screen.run`: some tests, with files of the package (by path; None: it is not there) exchanged."""
+        write = {f"/work/{path}": text for path, text in texts.items()}
+        return {"args": list(tests), "write": write, "timeout_s": self.limit_s, "observe": observe}
 
 
 async def kept(package: Package, screen: Screen, path: Path, *, lines: bool = False) -> Survey:

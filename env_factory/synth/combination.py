@@ -135,8 +135,8 @@ async def _singles(wave: Sequence[_Tried], known: Survey, screen: Screen) -> Non
         trying = [(each, part, part.sites.pop(0)) for each in hopeful for part in each.parts if part.site is None and part.sites]
         reached = [_reaching(known, each, [site]) for each, _, site in trying]
         some = [sample(tests, FEW, alone[id(part)]) for tests, (_, part, _) in zip(reached, trying, strict=True)]
-        runs = zip(trying, some, strict=True)
-        answers = await screen.run([_run(each, site.apply(each.healthy), tests, known) for (each, _, site), tests in runs])
+        texts = [{each.path: site.apply(each.healthy)} for each, _, site in trying]
+        answers = await screen.run([known.run_of(tests, text) for tests, text in zip(some, texts, strict=True)])
         for (_, part, site), tests, every, answer in zip(trying, some, reached, answers, strict=True):
             judged = judge(tests, answer, known, reached=len(every))
             if not judged.reason and report(judged.described()):
@@ -158,7 +158,7 @@ async def _together(wave: Sequence[_Tried], known: Survey, screen: Screen, packa
             each.faulty = site.apply(each.faulty)
     every = [_tests(known, each) for each in left]
     tests = [_some(each, tests) for each, tests in zip(left, every, strict=True)]
-    answers = await screen.run([_run(each, each.faulty, some, known) for each, some in zip(left, tests, strict=True)])
+    answers = await screen.run([known.run_of(some, {each.path: each.faulty}) for each, some in zip(left, tests, strict=True)])
     for each, reached, some, answer in zip(left, every, tests, answers, strict=True):
         spared = sorted(set().union(*(part.passed for part in each.parts)))
         answer["outcomes"] |= dict.fromkeys(spared, "passed")
@@ -233,18 +233,13 @@ def _reaching(known: Survey, each: _Tried, sites: Sequence[Site]) -> list[str]:
     return [test for test in known.passing if test in tests]
 
 
-def _run(each: _Tried, text: str, tests: Sequence[str], known: Survey) -> dict[str, Any]:
-    return {"args": list(tests), "write": {f"/work/{each.path}": text}, "timeout_s": known.limit_s, "observe": True}
-
-
 def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | str:
     """The environment, or the reason why it would be a bad one."""
     healthy, sites, work = each.healthy, each.chosen, tree(package)
     text = instruction(package, list(dict.fromkeys(each.lines)))
     if folder.tells(text, [each.path], each.judged.failed):
         return "leak"
-    hunks = [folder.hunk(healthy, site.apply(healthy)) for site in sites]
-    if any(len(hunk) >= 60 and hunk in data for hunk in hunks for path, data in work.items() if path != each.path):
+    if any(folder.copied(work, each.path, healthy, site.apply(healthy)) for site in sites):
         return "leak"
     target = f"/work/{each.path}"
     other = next((o for site in sites if (o := other_words(healthy, site)) is not None), None)
@@ -254,7 +249,7 @@ def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | 
         each.judged,
         each.observed,
         kind="combination",
-        slug=f"{package.name.lower().replace('_', '-')}-faults-{seed}-{each.index:04d}",
+        slug=f"{package.slug}-faults-{seed}-{each.index:04d}",
         description=f"Repair {len(sites)} faults in {package.name} {package.version}, found by what its users see.",
         keywords=("python", "debugging", package.name),
         labels=folder.about(

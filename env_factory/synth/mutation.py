@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from env_factory.sources import Package
 from env_factory.swe import folder, operators
@@ -111,12 +110,7 @@ async def _wave(
     if not wave:
         return
     texts = [each.site.apply(package.files[each.site.path].decode()) for each in wave]
-    limit = known.limit_s
-
-    def run(index: int, tests: list[str], observe: bool) -> dict[str, Any]:
-        return {"args": tests, "write": {f"/work/{wave[index].site.path}": texts[index]}, "timeout_s": limit, "observe": observe}
-
-    answers = await screen.run([run(i, each.tests, True) for i, each in enumerate(wave)])
+    answers = await screen.run([known.run_of(e.tests, {e.site.path: text}) for e, text in zip(wave, texts, strict=True)])
     for each, answer in zip(wave, answers, strict=True):
         each.judged = judge(each.tests, answer, known)
     seen = await observed(package, screen, [[] if each.judged.reason else each.judged.described() for each in wave])
@@ -143,9 +137,9 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int, whole: Survey
     text = instruction(package, lines)
     if folder.tells(text, [site.path], each.judged.failed):
         return "leak"
-    hunk, work = folder.hunk(healthy, faulty), tree(package)
-    if len(hunk) >= 60 and any(hunk in data for path, data in work.items() if path != site.path):
-        return "leak"  # The healthy lines stand in another file too.
+    work = tree(package)
+    if folder.copied(work, site.path, healthy, faulty):
+        return "leak"
     target = f"/work/{site.path}"
     other = other_words(healthy, site)
     return folder.draft(
@@ -153,7 +147,7 @@ def _draft(package: Package, each: _Tried, faulty: str, seed: int, whole: Survey
         each.judged,
         each.observed.values,
         kind="mutation",
-        slug=f"{package.name.lower().replace('_', '-')}-{seed}-{each.index:04d}",
+        slug=f"{package.slug}-{seed}-{each.index:04d}",
         description=f"Repair one fault in {package.name} {package.version}, found by what its users see.",
         keywords=("python", "debugging", package.name),
         labels=folder.about(package, operator=site.operator, path=site.path, function=site.function, seed=seed, index=each.index),

@@ -152,13 +152,9 @@ def _copied(package: Package, each: _Tried, copied: Mapping[str, str]) -> str:
 
 async def _screen(wave: Sequence[_Tried], package: Package, known: Survey, screen: Screen, seed: int) -> None:
     """Find tests, values and the mutation score of each."""
-
-    def run(each: _Tried, text: str, tests: Sequence[str], observe: bool = True) -> dict[str, Any]:
-        written = {f"/work/{each.function.path}": text}
-        return {"args": list(tests), "write": written, "timeout_s": known.limit_s, "observe": observe}
-
-    blank = await screen.run([run(each, each.function.without_body(each.healthy), each.tests, False) for each in wave])
-    for each, answer in zip(wave, blank, strict=True):
+    blanks = [{each.function.path: each.function.without_body(each.healthy)} for each in wave]
+    without = [known.run_of(each.tests, blank, observe=False) for each, blank in zip(wave, blanks, strict=True)]
+    for each, answer in zip(wave, await screen.run(without), strict=True):
         each.judged = judge(each.tests, answer, known, most=MOST_BROKEN)
         each.reason = each.judged.reason
         if not each.reason and len(each.judged.failed) < MIN_TESTS:
@@ -168,7 +164,7 @@ async def _screen(wave: Sequence[_Tried], package: Package, known: Survey, scree
         each.mutants = mutants(each.function, each.healthy, seed)
     runs: list[tuple[_Tried, Site | None, str]] = [(each, None, each.function.silent(each.healthy)) for each in left]
     runs += [(each, site, site.apply(each.healthy)) for each in left for site in each.mutants]
-    answers = await screen.run([run(each, text, each.judged.failed) for each, _, text in runs])
+    answers = await screen.run([known.run_of(each.judged.failed, {each.function.path: text}) for each, _, text in runs])
     for (each, site, _), answer in zip(runs, answers, strict=True):
         each.failures += answer["failures"].values()
         broken = answer["error"] in ("hang", "died") or any(answer["outcomes"].get(t) != "passed" for t in each.judged.failed)
@@ -207,7 +203,7 @@ def _draft(package: Package, each: _Tried, known: Survey, seed: int) -> Draft | 
         each.judged,
         each.observed,
         kind="reconstruction",
-        slug=f"{package.name.lower().replace('_', '-')}-body-{seed}-{each.index:04d}",
+        slug=f"{package.slug}-body-{seed}-{each.index:04d}",
         description=f"Write a function of {package.name} {package.version} from its signature and docstring.",
         keywords=("python", "implementation", package.name),
         labels=folder.about(

@@ -13,12 +13,12 @@ import pytest
 from env_factory import sources
 from env_factory.build import build
 from env_factory.gates import prove
-from env_factory.orders import swe
 from env_factory.probe.copies import find
 from env_factory.suite import MEMBER
 from env_factory.swe import survey
 from env_factory.swe.documented import documented
 from env_factory.swe.folder import Candidate
+from env_factory.swe.screening import opened
 from env_factory.swe.selection import header, reaching
 from env_factory.synth import combination, reconstruction
 from env_factory.wheels import download_wheels
@@ -164,7 +164,7 @@ def made(doorway: Any, shelf: sources.Package, tmp_path_factory: pytest.TempPath
     path = tmp_path_factory.mktemp("surveys") / "shelf.json"
 
     async def work() -> Made:
-        async with swe.opened(shelf, doorway.worker) as screen:
+        async with opened(shelf, await doorway.worker.provider(), await doorway.worker.images()) as screen:
             known = await survey.kept(shelf, screen, path, lines=True)
             assert await survey.kept(shelf, screen, path) == known, "read again as it was written"
             before = screen.executions
