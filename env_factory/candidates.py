@@ -41,7 +41,7 @@ class Proposal:
     """A candidate as a synthesizer hands it over."""
 
     index: int
-    """Its place in the synthesizer's order."""
+    """Its place in the synthesizer's order: with the source and the seed it names the candidate."""
     draft: Draft | None
     reason: str = ""
     """Why there is no draft."""
@@ -49,6 +49,11 @@ class Proposal:
     """Who writes the draft, where that takes so long that several are written at once."""
     image_id: str = ""
     """An image that is known to be what the draft's Dockerfile says; empty: it is built."""
+
+    @classmethod
+    def of(cls, index: int, made: Draft | str) -> Proposal:
+        """What came of a candidate: its draft, or the reason why there is none (survived, hang, few-p2p, thin, leak...)."""
+        return cls(index, made) if isinstance(made, Draft) else cls(index, None, made)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from env_factory import sources
@@ -28,7 +29,7 @@ async def tutorials(errand: Errand, lessons: list[sources.Tutorial]) -> dict[str
                 if made is None:
                     del streams[n]
                     continue
-                yield Proposal(made.index * len(lessons) + n, made.draft, made.reason)
+                yield replace(made, index=made.index * len(lessons) + n)
 
     return await errand.take(proposals(), {"source": [lesson.source.digest for lesson in lessons]}, at_once=AT_ONCE)
 
@@ -43,7 +44,7 @@ async def documented(errand: Errand, python: str) -> dict[str, Any]:
         """A candidate's number tells its book."""
         for n, book in enumerate(books):
             async for made in examples.draft(book, provider, images, order.seed):
-                yield Proposal(made.index * len(books) + n, made.draft, made.reason)
+                yield replace(made, index=made.index * len(books) + n)
 
     key = {"source": [book.tutorial.source.digest for book in books]}
     return await errand.take(proposals(), key, at_once=AT_ONCE, wheels=books[0].wheels)

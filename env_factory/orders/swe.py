@@ -11,7 +11,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from env_factory.orders.errand import Errand
 from env_factory.sources import Package, Repository
 from env_factory.swe import change, survey
 from env_factory.swe.change import Change
-from env_factory.swe.folder import Candidate
 from env_factory.swe.screening import Screen, opened
 from env_factory.synth import combination, issues, mutation, reconstruction
 from env_factory.synth import commits as history
@@ -101,7 +100,7 @@ async def proposals(
     wanted: environments that are still to be admitted. per_function: drafts from one function; 0 means the kind's own number.
     """
     done = frozenset(ledger.lines)
-    made: AsyncIterator[Candidate]
+    made: AsyncIterator[Proposal]
     if kind == "mutation" and not whole:
         known = await survey.survey(package, screen)
     else:
@@ -116,7 +115,7 @@ async def proposals(
         draft = {"reconstruction": reconstruction.draft, "combination": combination.draft}[kind]
         made = draft(package, known, screen, seed, done=done)
     async for candidate in made:
-        yield Proposal(candidate.index, candidate.draft, candidate.reason)
+        yield candidate
 
 
 @dataclass(slots=True)
@@ -145,10 +144,7 @@ async def mirrored(changes: Iterator[tuple[int, Change | str]], worker: Worker, 
         except (BuildError, PolicyRefused) as error:
             log.info("event=no_image change=%s error=%s", made.slug, str(error)[:300])
             drafted = "build-failed"
-        if isinstance(drafted, Draft):
-            yield Proposal(index, drafted, image_id=image_id)
-        else:
-            yield Proposal(index, None, drafted)
+        yield replace(Proposal.of(index, drafted), image_id=image_id)
 
 
 def commits(repository: Repository, settings: Settings, python: str, ledger: Ledger) -> Iterator[tuple[int, Change | str]]:

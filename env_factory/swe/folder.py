@@ -7,7 +7,6 @@ compares by itself. Which files are wrong, which tests tell, and what the text s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import PurePosixPath
 
@@ -30,17 +29,6 @@ MIN_HUNK = 60
 VERIFIER_S = 120.0
 SLOWEST = 20.0
 """How many times longer than in screening a whole suite may take."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What a synthesizer tried."""
-
-    index: int
-    """Position in the seeded order: with the package and the seed it names the candidate."""
-    draft: Draft | None
-    reason: str = ""
-    """Why there is no draft, in a word or two: survived, hang, few-p2p, thin, leak..."""
 
 
 def about(package: Package, *, operator: str, path: str, function: str, seed: int, index: int) -> dict[str, str]:

@@ -21,10 +21,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from env_factory.candidates import Proposal
 from env_factory.sources import Package
 from env_factory.swe import folder, operators
 from env_factory.swe.documented import documented
-from env_factory.swe.folder import Candidate
 from env_factory.swe.operators import Site
 from env_factory.swe.patch import change_script
 from env_factory.swe.rewriting import other_words
@@ -110,7 +110,7 @@ def groups(package: Package, known: Survey, seed: int) -> list[list[list[Site]]]
 
 async def draft(
     package: Package, known: Survey, screen: Screen, seed: int, *, done: frozenset[int] = frozenset()
-) -> AsyncIterator[Candidate]:
+) -> AsyncIterator[Proposal]:
     """Each group in seeded order, with its draft or the reason why there is none. `done`: indices that are settled."""
     every = groups(package, known, seed)
     for start in range(0, len(every), WAVE):
@@ -124,7 +124,7 @@ async def draft(
         await _together(wave, known, screen, package)
         for each in wave:
             made = each.reason or _draft(package, each, known, seed)
-            yield Candidate(each.index, made) if isinstance(made, Draft) else Candidate(each.index, None, made)
+            yield Proposal.of(each.index, made)
 
 
 async def _singles(wave: Sequence[_Tried], known: Survey, screen: Screen) -> None:

@@ -20,13 +20,13 @@ import shlex
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from env_factory.candidates import Proposal
 from env_factory.lessons import example_files, example_pages
 from env_factory.lessons.documentation import HEAD, Book
 from env_factory.lessons.example_pages import Example
 from env_factory.lessons.state import Node, Tree, changes, describe, script
 from env_factory.lessons.walk import HOME, dockerfile, snapshot
 from env_factory.sources import Tutorial
-from env_factory.synth.tutorial import Proposed
 from env_factory.templates.words import draw
 from gymsmith.errors import SourceError
 from gymsmith.schema import Draft, TaskSpec, ToolSpec
@@ -54,7 +54,7 @@ class Tried:
     """What the reader has before."""
 
 
-async def draft(book: Book, provider: Provider, images: ImageStore, seed: int) -> AsyncIterator[Proposed]:
+async def draft(book: Book, provider: Provider, images: ImageStore, seed: int) -> AsyncIterator[Proposal]:
     """Candidates in an order that follows from the source and the seed; those without a draft say why.
 
     Raises: SourceError: no page has an example that leaves anything.
@@ -76,14 +76,11 @@ async def draft(book: Book, provider: Provider, images: ImageStore, seed: int) -
                 if isinstance(made, Tried):
                     good.append(made)
                 else:
-                    yield Proposed(index, None, made)
+                    yield Proposal.of(index, made)
                     index += 1
             tried += len(good)
             for group in _groups(rng, good):
-                drafted = await _draft(box, book, name, group, seed, index)
-                yield Proposed(
-                    index, drafted if isinstance(drafted, Draft) else None, drafted if isinstance(drafted, str) else ""
-                )
+                yield Proposal.of(index, await _draft(box, book, name, group, seed, index))
                 index += 1
         finally:
             await box.destroy()

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from env_factory.candidates import Proposal
 from env_factory.sources import Package
 from env_factory.swe import folder, operators
-from env_factory.swe.folder import Candidate
 from env_factory.swe.operators import Site
 from env_factory.swe.patch import edit_script
 from env_factory.swe.rewriting import other_words
@@ -66,7 +66,7 @@ async def draft(
     start: Mapping[str, int] | None = None,
     per_function: int = PER_FUNCTION,
     whole: bool = False,
-) -> AsyncIterator[Candidate]:
+) -> AsyncIterator[Proposal]:
     """Screen faults in seeded order, and yield each with its draft or the reason why there is none, in that order.
 
     `wanted`: how many drafts the caller hopes for; it sets how many are screened at once and changes no result.
@@ -106,7 +106,7 @@ async def _wave(
     given: dict[str, int],
     per_function: int,
     whole: bool,
-) -> AsyncIterator[Candidate]:
+) -> AsyncIterator[Proposal]:
     if not wave:
         return
     texts = [each.site.apply(package.files[each.site.path].decode()) for each in wave]
@@ -122,9 +122,7 @@ async def _wave(
         made = each.judged.reason or _draft(package, each, text, seed, known if whole else None)
         if isinstance(made, Draft):
             given[key] = given.get(key, 0) + 1
-            yield Candidate(each.index, made)
-        else:
-            yield Candidate(each.index, None, made)
+        yield Proposal.of(each.index, made)
 
 
 def _draft(package: Package, each: _Tried, faulty: str, seed: int, whole: Survey | None) -> Draft | str:

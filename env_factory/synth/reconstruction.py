@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from env_factory.candidates import Proposal
 from env_factory.sources import Package
 from env_factory.swe import folder, operators
 from env_factory.swe.documented import MIN_DOC, MIN_NODES, Documented, documented
-from env_factory.swe.folder import Candidate
 from env_factory.swe.operators import Site
 from env_factory.swe.patch import edit_script
 from env_factory.swe.rewriting import other_words
@@ -90,7 +90,7 @@ def eligible(function: Documented, known: Survey) -> str:
 
 async def draft(
     package: Package, known: Survey, screen: Screen, seed: int, *, done: frozenset[int] = frozenset()
-) -> AsyncIterator[Candidate]:
+) -> AsyncIterator[Proposal]:
     """Each function in seeded order, with its draft or the reason why there is none. `done`: indices that are settled."""
     functions = pool(package, known, seed)
     copied: Mapping[str, str] | None = None
@@ -110,7 +110,7 @@ async def draft(
         await _screen([each for each in wave if not each.reason], package, known, screen, seed)
         for each in wave:
             made = each.reason or _draft(package, each, known, seed)
-            yield Candidate(each.index, made) if isinstance(made, Draft) else Candidate(each.index, None, made)
+            yield Proposal.of(each.index, made)
 
 
 async def copies(package: Package, screen: Screen, functions: Sequence[Documented]) -> Mapping[str, str]:

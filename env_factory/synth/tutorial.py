@@ -21,6 +21,7 @@ import shlex
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
+from env_factory.candidates import Proposal
 from env_factory.lessons.commands import Line
 from env_factory.lessons.state import Tree, changes, describe, script
 from env_factory.lessons.walk import HOME, Step, dockerfile, first_tree, ground, walk
@@ -37,16 +38,7 @@ MAX_SIZE = 4
 MIN_PROSE = 30
 
 
-@dataclass(frozen=True, slots=True)
-class Proposed:
-    """A candidate: its number, its draft, or the reason why there is none (no-effect, unstable, too-many, thin)."""
-
-    index: int
-    draft: Draft | None
-    reason: str
-
-
-async def draft(source: Tutorial, provider: Provider, images: ImageStore, seed: int) -> AsyncIterator[Proposed]:
+async def draft(source: Tutorial, provider: Provider, images: ImageStore, seed: int) -> AsyncIterator[Proposal]:
     """Candidates in an order that follows from the source and the seed.
 
     Raises:
@@ -65,8 +57,7 @@ async def draft(source: Tutorial, provider: Provider, images: ImageStore, seed: 
     log.info("event=tutorial uri=%s commands=%d windows=%d", source.source.uri, len(first), len(found))
     ordered = _order(found, seed)
     for index, window in enumerate(ordered):
-        made = _draft(source, first, window, initial, seed, index)
-        yield Proposed(index, made if isinstance(made, Draft) else None, made if isinstance(made, str) else "")
+        yield Proposal.of(index, _draft(source, first, window, initial, seed, index))
 
 
 def _same(one: Step, other: Step) -> bool:
@@ -244,9 +235,10 @@ def _script(commands: Sequence[tuple[int, Step]], *, rewrite: bool = False) -> s
 
 def _other_words(command: str) -> str:
     """The same effect by other commands; the command itself where there is no such rule."""
+    written = re.fullmatch(r"([^<>;&`$(){}\n]+?)\s+>\s+([\w./-]+)", command)
+    otherwise = f"{written.group(1)} | cat > .written && mv .written {written.group(2)}" if written else command
     if re.search(r"[;&|`$(){}<*?\[\n]", command.replace(">", "", 1)):
-        written = re.fullmatch(r"([^<>;&`$(){}\n]+?)\s+>\s+([\w./-]+)", command)
-        return f"{written.group(1)} | cat > .written && mv .written {written.group(2)}" if written else command
+        return otherwise
     words = command.split()
     match words:
         case ["mv", source, target]:
@@ -268,5 +260,4 @@ def _other_words(command: str) -> str:
         case ["touch", file]:
             return f": >> {file}"
         case _:
-            written = re.fullmatch(r"([^<>;&`$(){}\n]+?)\s+>\s+([\w./-]+)", command)
-            return f"{written.group(1)} | cat > .written && mv .written {written.group(2)}" if written else command
+            return otherwise

@@ -12,12 +12,12 @@ import pytest
 
 from env_factory import sources
 from env_factory.build import build
+from env_factory.candidates import Proposal
 from env_factory.gates import prove
 from env_factory.probe.copies import find
 from env_factory.suite import MEMBER
 from env_factory.swe import survey
 from env_factory.swe.documented import documented
-from env_factory.swe.folder import Candidate
 from env_factory.swe.screening import opened
 from env_factory.swe.selection import header, reaching
 from env_factory.synth import combination, reconstruction
@@ -155,7 +155,7 @@ def shelf(doorway: Any, index_reachable: None) -> sources.Package:
     return sources.Package(about, "shelf", "1", files, ("tests",), ("",), code, wheels, pins, b"Name: shelf\nVersion: 1\n")
 
 
-Made = tuple[survey.Survey, dict[str, list[Candidate]], int]
+Made = tuple[survey.Survey, dict[str, list[Proposal]], int]
 
 
 @pytest.fixture(scope="module")
