@@ -1,6 +1,7 @@
 """Wrong work that looks like the solution: parts of it, and all of it with one thing wrong. Hidden tests must notice.
 
-    halves    the solution's effects with one hunk or one asked-for file taken back; of many hunks, random halves too
+    halves    the solution's effects with one hunk or one asked-for file taken back; of many hunks, random halves too; and its
+              programs with one step left out
     mutants   the effects with one fault: a single-site fault in the changed lines of a Python file, a step of a shell program
               left out, a number that is off, a file that is empty or ends in the middle. Where the effect is no text (a
               database), the fault is in the Python that the solution's script runs
@@ -31,6 +32,8 @@ from gymsmith.taskdir import Task
 DOCUMENTS = frozenset({".md", ".rst", ".markdown", ".adoc"})
 NUMBER = re.compile(r"(?<![\w.#])\d+(?![\w#])|(?<=[:=, ])\d+\b")
 MAX_TEXT = 200_000
+MIN_STEPS = 4
+"""Of fewer steps one that makes no difference would weigh too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class Rules:
     """Share of the halves that has to fail."""
     mutants: float = 0.8
     max_halves: int = 6
+    max_steps: int = 8
+    """Programs with one step left out."""
     max_mutants: int = 6
 
 
@@ -72,9 +77,10 @@ def halves(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
         else:
             units.append((effect.path, effect.path, -1))
     by_path = {effect.path: effect for effect in asked}
+    steps = _less(effects, task, rng)[: rules.max_steps]
     total = len(units) + len(variants)
     if total < 2:
-        return []
+        return steps
     singles = [Variant(f"without {name}", _taken_back(by_path, [(path, n)])) for path, name, n in units]
     rng.shuffle(singles)
     if len(units) >= 4:
@@ -83,7 +89,7 @@ def halves(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
         middle = len(mixed) // 2
         for part in (mixed[:middle], mixed[middle:]):
             variants.append(Variant(f"{len(part)} of {len(mixed)} parts", _taken_back(by_path, [(p, n) for p, _, n in part])))
-    return [*variants, *singles][: rules.max_halves]
+    return [*[*variants, *singles][: rules.max_halves], *steps]
 
 
 def mutants(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
@@ -96,7 +102,7 @@ def mutants(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
         made = list(_faults(effect, rng))
         rng.shuffle(made)
         by_file.append(made)
-    if any(e.after is None and e.kind in ("created", "changed") and _asked_for(e, task) for e in effects.found):
+    if any(_is_data(effect) and _asked_for(effect, task) for effect in effects.found):
         by_file.append(list(_inline(task.solution, rng)))
     rng.shuffle(by_file)
     chosen: list[Variant] = []
@@ -269,8 +275,48 @@ def _python(effect: Effect, touched: set[int], rng: random.Random) -> Iterator[V
 
 
 def _same_work(site: operators.Site, text: str) -> bool:
-    """Whether a fault is none on a machine whose texts are UTF-8 with plain line ends."""
-    return bool(re.match(r",\s*(encoding|newline|errors|flush)\s*=", text.encode()[site.start : site.end].decode()))
+    """Whether a fault is none: on a machine whose texts are UTF-8 with plain line ends, or for a program that ends soon."""
+    old, after = text.encode()[site.start : site.end].decode(), text.encode()[site.end :].decode()
+    if re.match(r",\s*(encoding|newline|errors|flush|exist_ok|check)\s*=", old):
+        return True
+    if site.operator == "drop-call" and re.match(
+        r"[\w.]*\b(close|flush|makedirs|mkdir|reconfigure|seed|setlocale|signal|chdir)\(", old
+    ):
+        return True
+    return site.new in ("split", "rsplit") and bool(re.match(r"\([^,()]*\)", after))
+
+
+def _less(effects: Effects, task: Task, rng: random.Random) -> list[Variant]:
+    """New Python programs, and those that a script runs for an effect that is no text, without one of their steps."""
+    found = []
+    for effect in effects.found:
+        if effect.kind == "created" and effect.path.endswith(".py") and effect.after and _asked_for(effect, task):
+            found += [
+                Variant(f"{effect.path} without line {site.line}", {effect.path: site.apply(effect.after)})
+                for site in _steps(effect.after)
+            ]
+    if any(_is_data(effect) and _asked_for(effect, task) for effect in effects.found):
+        for before, program, after in _programs(task.solution):
+            found += [
+                Variant(f"the script without line {site.line} of its Python", {}, f"{before}{site.apply(program)}{after}")
+                for site in _steps(program)
+            ]
+    rng.shuffle(found)
+    return found if len(found) >= MIN_STEPS else []
+
+
+def _is_data(effect: Effect) -> bool:
+    return effect.after is None and effect.kind in ("created", "changed")
+
+
+def _steps(program: str) -> list[operators.Site]:
+    try:
+        sites = operators.sites("", program, top=True)
+    except SyntaxError:
+        return []
+    return [
+        s for s in sites if s.operator.startswith("drop-") and s.new == "pass" and not _same_work(s, program) and s.valid(program)
+    ]
 
 
 def _shell(effect: Effect, rng: random.Random) -> Iterator[Variant]:
@@ -299,8 +345,7 @@ _PYTHON_INSIDE = re.compile(r"\bpython3?\b[^\n]*<<-?\s*([\"']?)(\w+)\1[^\n]*\n(.
 
 def _inline(script: str, rng: random.Random) -> Iterator[Variant]:
     """The script with a fault in a Python program that it holds."""
-    for match in _PYTHON_INSIDE.finditer(script):
-        program = match.group(3)
+    for before, program, after in _programs(script):
         try:
             found = [site for site in operators.sites("", program, top=True) if not _same_work(site, program)]
         except SyntaxError:
@@ -308,8 +353,14 @@ def _inline(script: str, rng: random.Random) -> Iterator[Variant]:
         rng.shuffle(found)
         for site in found[:12]:
             if site.valid(program):
-                other = f"{script[: match.start(3)]}{site.apply(program)}{script[match.end(3) :]}"
+                other = f"{before}{site.apply(program)}{after}"
                 yield Variant(f"the solution's script, line {site.line} of its Python: {site.operator}", {}, other)
+
+
+def _programs(script: str) -> Iterator[tuple[str, str, str]]:
+    """Python programs in here-documents, with the script before and after."""
+    for match in _PYTHON_INSIDE.finditer(script):
+        yield script[: match.start(3)], match.group(3), script[match.end(3) :]
 
 
 _SETTING = re.compile(r"\s*(#|$|:|set |cd |export |[A-Z_]+=\S*$|sleep|echo [^>|]*$|printf [^>|]*$|exit|true|source |\. )")

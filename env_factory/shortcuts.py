@@ -36,8 +36,8 @@ from sandboxes.image.layer import lookup
 
 MAX_WORDS, MAX_VERSIONS, MAX_INPUTS, MAX_COPIES = 6, 4, 4, 4
 MAX_INPUT_BYTES = 60_000
-ALIKE = 0.5
-"""Share of equal text above which a blob counts as a version of a file."""
+ALIKE = 0.35
+"""Share of text equal to a file, before or after its repair, above which a blob counts as a version of it."""
 _WORD = re.compile(r"[`\"']([\w-]{2,20})[`\"']|\b([A-Z]{3,20})\b")
 _PRINTS = {
     ".py": ("print({0!r})\n", "import sys\nfor _ in sys.stdin: print({0!r})\n"),
@@ -157,11 +157,16 @@ def versions(image: Image, task: Task, effects: Sequence[Effect]) -> list[Varian
                     continue
                 text = data.decode(errors="replace")
                 for effect in changed:
-                    alike = difflib.SequenceMatcher(None, effect.before or "", text, autojunk=False)
-                    if text not in (effect.before, effect.after) and alike.real_quick_ratio() > ALIKE and alike.ratio() > ALIKE:
-                        found[effect.path, text] = alike.ratio()
+                    alike = max(_alike(effect.before or "", text), _alike(effect.after or "", text))
+                    if text not in (effect.before, effect.after) and alike > ALIKE:
+                        found[effect.path, text] = alike
     best = sorted(found, key=lambda each: -found[each])[:MAX_VERSIONS]
     return [Variant("other-version", {path: text}) for path, text in best]
+
+
+def _alike(one: str, other: str) -> float:
+    both = difflib.SequenceMatcher(None, one, other, autojunk=False)
+    return both.ratio() if both.real_quick_ratio() > ALIKE else 0.0
 
 
 def _histories(top: Path) -> list[Path]:
