@@ -102,8 +102,8 @@ WANTED = {
     "task-04": "cheat-passes", "task-21": "leak", "task-29": "", "task-34": "contradiction", "task-40": "weak-tests",
     "task-41": "cheat-passes",
 }  # fmt: skip
-"""A sum over the agent's own file, an answer in a hidden folder, a hidden by-product, a constant answer (of which its mutants tell first), a remote's branch; and a
-sound one, with byte code beside its source."""
+"""A sum over the agent's own file, an answer in a hidden folder, a hidden by-product, a constant answer (mutants tell of it
+first), a remote's branch; and a sound one, with byte code beside its source."""
 
 
 def test_shortcuts_are_tried(doorway: Any, tmp_path: Path) -> None:
