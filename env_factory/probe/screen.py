@@ -10,6 +10,7 @@ and the answer holds, for every run, {"outcomes": {node id: "passed" | "failed" 
 {file: {line: hexadecimal number whose bit n is set where test n of "order" executes that line}}, "error": ""}.
 A file that a run writes is put back afterwards. What a failure looked like is told as text (source of the statement in the
 test, values of its names, both sides of a comparison) and judged elsewhere. Screening only proposes: the gates prove.
+It is one file because it is put into a sandbox alone.
 """
 
 from __future__ import annotations
