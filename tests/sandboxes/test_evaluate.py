@@ -65,27 +65,17 @@ def test_a_look_is_an_output_that_shows_the_token_before_it_is_used() -> None:
 
 
 def honest_outputs(task: shell.ShellTask, commands: tuple[str, ...]) -> list[tuple[str, str]]:
-    """What the commands print, from a real shell's point of view simplified: readers show every file they name or glob."""
-    return [
-        (
-            c,
-            "\n".join(task.files.values()) + "\n".join(task.files)
-            if c.split()[0] in ("ls", "cat", "grep", "head", "tail", "sh", "wc")
-            else "",
-        )
-        for c in commands
-    ]
+    """What the commands print, from a real shell's point of view simplified: readers show all files, their names and lengths."""
+    shown = "\n".join([*task.files.values(), *task.files, *(str(len(text.splitlines())) for text in task.files.values())])
+    return [(c, shown if c.split()[0] in ("ls", "cat", "grep", "head", "tail", "sh", "wc") else "") for c in commands]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_it_agrees_with_the_families_own_rule_on_ways_and_cheats(family: str) -> None:
-    verdicts = set()
+def test_honest_ways_have_looked_and_what_is_known_by_heart_has_not(family: str) -> None:
     for level in (1, 2, 3):
         for seed in range(10):
             task = shell.make(family, level, seed)
-            for way in (task.solution, *task.alternatives, *task.memorised):
-                told = honest_outputs(task, way)
-                ours = looked(task.hidden, steps(*told))
-                assert ours == shell.looked(task, told), (way, task.hidden)
-                verdicts.add(ours)
-    assert False in verdicts
+            for way in (task.solution, *task.alternatives):
+                assert looked(task.hidden, steps(*honest_outputs(task, way))) is True, (way, task.hidden)
+            for way in task.memorised:
+                assert looked(task.hidden, steps(*((command, "") for command in way))) is False, (way, task.hidden)
