@@ -1,7 +1,6 @@
 """Wrong work that looks like the solution: parts of it, and all of it with one thing wrong. Hidden tests must notice.
 
-    halves    the solution's effects with one hunk or one asked-for file taken back; of many hunks, random halves too; and its
-              programs with one step left out
+    halves    the solution's effects with one hunk or one asked-for file taken back; of many hunks, random halves too
     mutants   the effects with one fault: a single-site fault in the changed lines of a Python file, a step of a shell program
               left out, a number that is off, a file that is empty or ends in the middle. Where the effect is no text (a
               database), the fault is in the Python that the solution's script runs
@@ -77,10 +76,9 @@ def halves(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
         else:
             units.append((effect.path, effect.path, -1))
     by_path = {effect.path: effect for effect in asked}
-    steps = _less(effects, task, rng)[: rules.max_steps]
     total = len(units) + len(variants)
     if total < 2:
-        return steps
+        return []
     singles = [Variant(f"without {name}", _taken_back(by_path, [(path, n)])) for path, name, n in units]
     rng.shuffle(singles)
     if len(units) >= 4:
@@ -89,11 +87,11 @@ def halves(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
         middle = len(mixed) // 2
         for part in (mixed[:middle], mixed[middle:]):
             variants.append(Variant(f"{len(part)} of {len(mixed)} parts", _taken_back(by_path, [(p, n) for p, _, n in part])))
-    return [*[*variants, *singles][: rules.max_halves], *steps]
+    return [*variants, *singles][: rules.max_halves]
 
 
 def mutants(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
-    """The effects with one plausible fault each."""
+    """The effects with one plausible fault each, and programs with one step left out."""
     rng = random.Random(f"mutants/{task.id}")
     by_file: list[list[Variant]] = []
     for effect in effects.found:
@@ -103,12 +101,13 @@ def mutants(effects: Effects, task: Task, rules: Rules) -> list[Variant]:
         rng.shuffle(made)
         by_file.append(made)
     if any(_is_data(effect) and _asked_for(effect, task) for effect in effects.found):
-        by_file.append(list(_inline(task.solution, rng)))
+        inline = list(_inline(task.solution, rng))
+        by_file.append(inline if len(inline) >= MIN_STEPS else [])
     rng.shuffle(by_file)
     chosen: list[Variant] = []
     while any(by_file) and len(chosen) < rules.max_mutants:
         chosen += [made.pop() for made in by_file if made][: rules.max_mutants - len(chosen)]
-    return chosen
+    return [*chosen, *_less(effects, task, rng)[: rules.max_steps]]
 
 
 def restyled(effects: Effects, task: Task) -> list[Variant]:
@@ -267,11 +266,16 @@ def _python(effect: Effect, touched: set[int], rng: random.Random) -> Iterator[V
     except SyntaxError:
         return
     found = [site for site in sites if site.line - 1 in touched and not _same_work(site, effect.after)]
-    rng.shuffle(found)
-    for site in found[:12]:
+    for site in _spread(found, rng):
         text = site.apply(effect.after)
         if text != effect.before and site.valid(effect.after):
             yield Variant(f"{effect.path}:{site.line} {site.operator}", {effect.path: text})
+
+
+def _spread(sites: Sequence[operators.Site], rng: random.Random) -> list[operators.Site]:
+    """Some of the sites, at most one of a kind in a line: what makes no difference there does so twice."""
+    shuffled = rng.sample(sites, len(sites))
+    return list({(site.line, site.operator): site for site in shuffled}.values())[:12]
 
 
 def _same_work(site: operators.Site, text: str) -> bool:
@@ -350,8 +354,7 @@ def _inline(script: str, rng: random.Random) -> Iterator[Variant]:
             found = [site for site in operators.sites("", program, top=True) if not _same_work(site, program)]
         except SyntaxError:
             continue
-        rng.shuffle(found)
-        for site in found[:12]:
+        for site in _spread(found, rng):
             if site.valid(program):
                 other = f"{before}{site.apply(program)}{after}"
                 yield Variant(f"the solution's script, line {site.line} of its Python: {site.operator}", {}, other)

@@ -128,7 +128,7 @@ def _words(task: Task, effects: Sequence[Effect], known: str) -> Iterator[Varian
         program = effect.is_source or effect.is_script or effect.path.endswith(".sh")
         said = "\n".join(_strings(text)) if program else text
         for word in dict.fromkeys(_TOKEN.findall(said)):
-            quoted = any(re.search(rf"\b{word}\b", each) for each in _QUOTED.findall(tests))
+            quoted = re.search(rf"[\"']{word}[\"']", tests) if program else re.search(rf"[\"'\n][^\"'\n]*\b{word}\b", tests)
             if (
                 quoted
                 and re.search(rf"\b{word}\b", task.solution)

@@ -35,24 +35,25 @@ CommandLine = str | Sequence[str]
 """A string is run by `/bin/sh -c`; a sequence is an argument vector, looked up on the command's PATH."""
 
 USERS: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {"root": (0, 0), "agent": (1000, 1000), "tester": (1001, 1001), "nobody": (65534, 65534)}
+    {"root": (0, 0), "agent": (1000, 1000), "tester": (1001, 1001), "examiner": (1001, 1002), "nobody": (65534, 65534)}
 )
-"""User names that every image understands, whether its /etc/passwd has them or not: name -> (uid, gid) inside."""
+"""User names that every image understands, whether its /etc/passwd has them or not: name -> (uid, gid) inside. The examiner is
+the tester who may read everything."""
 
 _RESIDENT = frozenset({"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "KILL", "SETGID", "SETUID"})
-_TESTER = frozenset({"DAC_READ_SEARCH"})
+_EXAMINER = frozenset({"DAC_READ_SEARCH"})
 _BUILD = _RESIDENT | {"FSETID", "NET_BIND_SERVICE", "SETFCAP", "SYS_CHROOT"}
 CAPABILITY_TABLE: Mapping[str, Mapping[str, frozenset[str]]] = MappingProxyType(
     {
-        isolation: MappingProxyType({"resident": _RESIDENT, "workload": frozenset(), "tester": _TESTER, "build": _BUILD})
+        isolation: MappingProxyType({"resident": _RESIDENT, "workload": frozenset(), "examiner": _EXAMINER, "build": _BUILD})
         for isolation in ("namespace", "container")
     }
 )
 """provider isolation -> who -> Linux capabilities held (without CAP_). With namespaces they count only inside the sandbox's
 own user namespace. `resident` is PID 1 of a workload sandbox (PID 1 of a build sandbox holds the `build` row); `workload` is
-every command of a workload sandbox, also one that runs as root, but for those of the user `tester`: tests read what an agent
-has closed to others, as root does elsewhere, and with namespaces nothing that is not the sandbox's own; `build` is a root
-command in a sandbox of role "build"."""
+every command of a workload sandbox, also one that runs as root, but for those of the user `examiner`: imported tests read what
+an agent has closed to others, as root does elsewhere, and with namespaces nothing that is not the sandbox's own; `build` is a
+root command in a sandbox of role "build"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,7 @@ async def _examine(box: Sandbox, image: Image, task: Task, carried: tuple[str, .
         command = ["/bin/sh", "-c", _REPORT_ON_3, "sh", *command]
     result = await box.exec(
         command,
-        user="tester",
+        user="examiner" if spec.report == "reward" else "tester",
         env={"PATH": _path(image, carried), "HOME": LOGS},
         stdin=f"{secret}\n".encode() if secret else b"",
         timeout_s=spec.verifier_timeout_s,

@@ -128,8 +128,9 @@ void root_discard(uint32_t number);
 /* confine.c */
 int confine_limits(const struct create_request *request, const char **step);
 int confine_resident(int build, const char **step);
-#define TESTER_UID 1001 /* USERS["tester"] in base.py */
-int confine_keep(uint32_t uid);
+#define EXAMINER_UID 1001 /* USERS["examiner"] in base.py */
+#define EXAMINER_GID 1002
+int confine_keep(uint32_t uid, uint32_t gid);
 int confine_command(int build, int single_id);
 int confine_filter(void);
 int loopback_up(void);

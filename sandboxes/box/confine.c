@@ -21,7 +21,7 @@
 #define CAP(name) (1ull << CAP_##name)
 #define RESIDENT_CAPS \
     (CAP(CHOWN) | CAP(DAC_OVERRIDE) | CAP(DAC_READ_SEARCH) | CAP(FOWNER) | CAP(KILL) | CAP(SETGID) | CAP(SETUID))
-#define TESTER_CAPS CAP(DAC_READ_SEARCH)
+#define EXAMINER_CAPS CAP(DAC_READ_SEARCH)
 #define BUILD_CAPS (RESIDENT_CAPS | CAP(FSETID) | CAP(NET_BIND_SERVICE) | CAP(SETFCAP) | CAP(SYS_CHROOT))
 
 static int set_capabilities(uint64_t keep, uint64_t inherit) {
@@ -80,16 +80,16 @@ int confine_resident(int build, const char **step) {
     return confine_filter();
 }
 
-/* For a command, around the setting of its ids. A workload holds nothing, also as root; but tests read what an agent has closed
- * to others, as the verifiers of every other harness do, which run as root. Where PID 1 may not, tests do without. */
-int confine_keep(uint32_t uid) {
-    return uid == TESTER_UID ? prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) : 0;
+/* For a command, around the setting of its ids. A workload holds nothing, also as root; but imported tests read what an agent
+ * has closed to others, as the verifiers of other harnesses do, which run as root. Where PID 1 may not, they do without. */
+int confine_keep(uint32_t uid, uint32_t gid) {
+    return uid == EXAMINER_UID && gid == EXAMINER_GID ? prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) : 0;
 }
 
 int confine_command(int build, int single_id) {
     if (build && getuid() == 0)
         return set_capabilities(BUILD_CAPS, 0);
-    if (getuid() == TESTER_UID && !single_id && !set_capabilities(TESTER_CAPS, TESTER_CAPS))
+    if (getuid() == EXAMINER_UID && getgid() == EXAMINER_GID && !single_id && !set_capabilities(EXAMINER_CAPS, EXAMINER_CAPS))
         return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_READ_SEARCH, 0, 0);
     return set_capabilities(0, 0);
 }

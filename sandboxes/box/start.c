@@ -37,7 +37,7 @@ static int child_main(void *argument) {
     gid_t group = launch->gid;
     /* raw calls: a libc's wrappers take its thread locks, which belong to PID 1 */
     if (!launch->single_id && (syscall(SYS_setgroups, launch->uid ? 1 : 0, &group) || syscall(SYS_setresgid, group, group, group) ||
-                               confine_keep(launch->uid) || syscall(SYS_setresuid, launch->uid, launch->uid, launch->uid)))
+                               confine_keep(launch->uid, launch->gid) || syscall(SYS_setresuid, launch->uid, launch->uid, launch->uid)))
         goto fail;
     if (confine_command(launch->build, launch->single_id))
         goto fail;

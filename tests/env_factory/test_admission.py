@@ -56,12 +56,12 @@ def test_tests_that_check_a_part_fall_by_the_other_part(doorway: Any) -> None:
 
 
 def test_tests_that_look_at_the_shape_alone_are_weak(doorway: Any) -> None:
-    shape = b"#!/bin/sh\ngrep -qxE '[1-9][0-9]{2}' sum.txt 2>/dev/null && echo PASS sum || echo FAIL sum\n"
+    shape = b"#!/bin/sh\ngrep -qxE '5[0-9]{2}' sum.txt 2>/dev/null && echo PASS sum || echo FAIL sum\n"
     careless = replace(GOOD, files=FILES | {"tests/test.sh": shape}, cheats=())
     proof = proved(doorway, careless, "admission")
     assert proof.reason == "weak-tests" and "another number" in proof.detail, proof
     tolerant = proved(doorway, careless, "admission", Rules(mutants=0.5))
-    assert tolerant.reason == "", "the share is a rule"
+    assert tolerant.reason == "", tolerant
 
 
 def test_steps_of_a_script_are_left_out_whole() -> None:

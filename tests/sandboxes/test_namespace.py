@@ -74,8 +74,8 @@ def test_the_capability_table_is_the_truth(house: House) -> None:
         build = box.spec.role == "build"
         assert mask(resident, "CapPrm") == mask(resident, "CapBnd") == bits(table["build" if build else "resident"])
         assert mask(own, "CapEff") == bits(table["build" if build else "workload"])
-        tester = (await box.exec("cat /proc/self/status", user="tester")).output.decode()
-        assert mask(tester, "CapEff") == mask(tester, "CapPrm") == bits(table["tester"])
+        examiner = (await box.exec("cat /proc/self/status", user="examiner")).output.decode()
+        assert mask(examiner, "CapEff") == mask(examiner, "CapPrm") == bits(table["examiner"])
 
     house.play(scene)
     house.play(scene, role="build")
