@@ -1,7 +1,7 @@
-"""Labelled tasks by people who had not read the gates: `blind.jsonl`, on which these were tuned later, and `blind_third.jsonl`.
+"""Labelled tasks by people who had not read the gates: `blind.jsonl`, `blind_third.jsonl`, `blind_fourth.jsonl`.
 
-`write(folder)` makes what `gymsmith env judge` reads; `python -m tests.env_factory.blind FOLDER [blind_third]` does so from a
-terminal. A line of a file is one task: its name, its label, perhaps why, and the files of its folder (in base64 if no text).
+Each was judged once before the gates were tuned on it. `write(folder)` makes what `gymsmith env judge` reads;
+`python -m tests.env_factory.blind FOLDER [blind_third]` does so from a terminal. A line of a file is one task: its name, its label, perhaps why, and the files of its folder (in base64 if no text).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def read(name: str) -> list[dict[str, Any]]:
 
 
 TASKS = read("blind")
-THIRD = read("blind_third")
+THIRD, FOURTH = read("blind_third"), read("blind_fourth")
 
 
 def write(folder: Path, names: Collection[str] = (), tasks: Sequence[dict[str, Any]] = TASKS) -> Path:
@@ -32,7 +32,7 @@ def write(folder: Path, names: Collection[str] = (), tasks: Sequence[dict[str, A
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(base64.b64decode(text[4:]) if text.startswith("b64:") else text.encode())
             path.chmod(0o755 if member in ("tests/test.sh", "solution/solve.sh") else 0o644)
-    folder.joinpath("labels.toml").write_text("".join(f'{task["name"]} = "{task["label"]}"\n' for task in chosen))
+    folder.joinpath("labels.toml").write_text("".join(f"{task['name']} = {json.dumps(task['label'])}\n" for task in chosen))
     return folder
 
 

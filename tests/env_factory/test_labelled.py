@@ -79,8 +79,9 @@ def test_the_blind_half_is_whole(tmp_path: Path) -> None:
     assert all(harbor.read(tmp_path / name).files["solution/solve.sh"] for name in told)
 
 
-def test_the_third_set_is_whole(tmp_path: Path) -> None:
-    told = labelled.labels(blind.write(tmp_path, tasks=blind.THIRD))
-    assert sorted(told) == sorted(task["name"] for task in blind.THIRD)
-    assert sum(label == labelled.SOUND for label in told.values()) == 18 == len(told) - 18
+@pytest.mark.parametrize(("tasks", "sound"), [(blind.THIRD, 18), (blind.FOURTH, 20)])
+def test_the_later_sets_are_whole(tmp_path: Path, tasks: list[dict[str, Any]], sound: int) -> None:
+    told = labelled.labels(blind.write(tmp_path, tasks=tasks))
+    assert sorted(told) == sorted(task["name"] for task in tasks)
+    assert sum(label == labelled.SOUND for label in told.values()) == sound == len(told) - sound
     assert all(harbor.read(tmp_path / name).files["solution/solve.sh"] for name in told)
