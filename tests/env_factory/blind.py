@@ -1,7 +1,8 @@
 """Labelled tasks by people who had not read the gates: `blind.jsonl`, `blind_third.jsonl`, `blind_fourth.jsonl`.
 
 Each was judged once before the gates were tuned on it. `write(folder)` makes what `gymsmith env judge` reads;
-`python -m tests.env_factory.blind FOLDER [blind_third]` does so from a terminal. A line of a file is one task: its name, its label, perhaps why, and the files of its folder (in base64 if no text).
+`python -m tests.env_factory.blind FOLDER [blind_third]` does so from a terminal. A line of a file is one task: its name, its
+label, perhaps why, and the files of its folder (in base64 if no text).
 """
 
 from __future__ import annotations
