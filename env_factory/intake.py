@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 from env_factory.build import build
 from env_factory.candidates import Ledger, Problem, Proposal, Settled
-from env_factory.contamination import Benchmarks
-from env_factory.dedup import Near, profile
-from env_factory.effects import Effect
-from env_factory.gates import Level, prove
-from env_factory.rebuild import Rebuilds
-from env_factory.trial import Around
+from env_factory.gates.contamination import Benchmarks
+from env_factory.gates.dedup import Near, profile
+from env_factory.gates.effects import Effect
+from env_factory.gates.rebuild import Rebuilds
+from env_factory.gates.stages import Level, prove
+from env_factory.gates.trial import Around
 from gymsmith import taskdir
 from gymsmith.config import Settings
 from gymsmith.errors import BuildError, ImageMissing, PolicyRefused, Rejected

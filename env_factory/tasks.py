@@ -16,14 +16,15 @@ from typing import Any
 
 from pydantic import Field
 
-from env_factory import labelled, sessions, sources
+from env_factory import sessions, sources
 from env_factory.candidates import Proposal
 from env_factory.cpu_time import cpu_seconds
-from env_factory.gates import Level
+from env_factory.gates import labelled
+from env_factory.gates.mutants import Rules
+from env_factory.gates.stages import Level
 from env_factory.intake import prove_again
 from env_factory.lessons import documentation
 from env_factory.llm import orders
-from env_factory.mutants import Rules
 from env_factory.orders import lessons, seeded, swe
 from env_factory.orders.errand import Errand, Order, intake, python_of
 from env_factory.payload import checked

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from env_factory.conditions import Condition
-from env_factory.trial import Trial
+from env_factory.gates.conditions import Condition
+from env_factory.gates.trial import Trial
 from gymsmith.bench import Row
 from gymsmith.config import Settings
 from gymsmith.store import Store

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from env_factory.candidates import Ledger, Proposal
-from env_factory.gates import Level
+from env_factory.gates.stages import Level
 from env_factory.intake import Intake
 from gymsmith.errors import ConfigError
 from gymsmith.schema import GenerateKind, JobContext, Word

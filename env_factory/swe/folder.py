@@ -11,10 +11,10 @@ from importlib import resources
 from pathlib import PurePosixPath
 
 from env_factory.sources import Package
-from env_factory.suite import MEMBER as WHOLE
-from env_factory.suite import member as suite_member
 from env_factory.swe.screening import PYTEST, SITE, SUITE, base_context, base_dockerfile, suite
 from env_factory.swe.selection import Judged, roots
+from env_factory.swe.suite import MEMBER as WHOLE
+from env_factory.swe.suite import member as suite_member
 from env_factory.swe.survey import Survey
 from gymsmith.schema import Draft, TaskSpec, ToolSpec
 from sandboxes.observations import MEMBER, Observation, member
@@ -66,7 +66,7 @@ def draft(
     """The environment.
 
     work: what lies in /work when the agent comes. labels: those of the synthesizer; how many tests fail and pass is added.
-    whole: the suite that the solution alone has to pass besides (`env_factory/suite.py`). pytest: its options.
+    whole: the suite that the solution alone has to pass besides (`env_factory/swe/suite.py`). pytest: its options.
     """
     tests = tuple(dict.fromkeys([*judged.failed, *judged.passed]))
     files = dict(_shared(package, tests, pytest))

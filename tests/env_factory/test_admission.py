@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from env_factory import admission, git_objects, leaks
 from env_factory.build import build
-from env_factory.mutants import Rules, script_steps
-from env_factory.trial import Trial
+from env_factory.gates import admission, git_objects, leaks
+from env_factory.gates.mutants import Rules, script_steps
+from env_factory.gates.trial import Trial
 from gymsmith.schema import Draft
 from tests.env_factory.test_gates import DOCKERFILE, FILES, GOOD, TEST, proved
 from tests.sandboxes.graded import RING_SOLUTION, RING_TESTS, ring_task

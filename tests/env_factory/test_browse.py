@@ -18,7 +18,7 @@ from context_mgmt.chat import Chat
 from context_mgmt.fold import FoldConfig
 from env_factory import tasks
 from env_factory.build import build
-from env_factory.gates import Proof, prove
+from env_factory.gates.stages import Proof, prove
 from env_factory.synth import browse, cards
 from env_factory.templates.browse.pages import Page, documents, pack
 from env_factory.templates.browse.tools import Library, plain

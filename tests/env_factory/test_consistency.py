@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from env_factory.consistency import contradictions, reads_solution, unnamed
-from env_factory.effects import Effect
+from env_factory.gates.consistency import contradictions, reads_solution, unnamed
+from env_factory.gates.effects import Effect
 from gymsmith.taskdir import Task
 from tests.env_factory.test_gates import FILES, GOOD
 

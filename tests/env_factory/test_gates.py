@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from env_factory import gates, suite
 from env_factory.build import build
 from env_factory.cheats.corpus import corpus
-from env_factory.gates import Proof, prove
-from env_factory.mutants import Rules
-from env_factory.reasons import REASONS
-from env_factory.still import leak
-from env_factory.trial import RETRIES, asking_again
+from env_factory.gates import stages
+from env_factory.gates.mutants import Rules
+from env_factory.gates.reasons import REASONS
+from env_factory.gates.stages import Proof, prove
+from env_factory.gates.still import leak
+from env_factory.gates.trial import RETRIES, asking_again
+from env_factory.swe import suite
 from gymsmith import taskdir
 from gymsmith.errors import InfrastructureError, SandboxError, SourceError
 from gymsmith.schema import Draft, Source, TaskSpec
@@ -44,7 +45,7 @@ GOOD = Draft(
 )
 
 
-def proved(doorway: Any, draft: Draft, level: gates.Level = "full", rules: Rules = Rules()) -> Proof:
+def proved(doorway: Any, draft: Draft, level: stages.Level = "full", rules: Rules = Rules()) -> Proof:
     async def work() -> Proof:
         provider, images = await doorway.worker.provider(), await doorway.worker.images()
         image = await build(draft, images)
@@ -64,7 +65,7 @@ def test_a_good_draft_is_proved_with_all_its_evidence(doorway: Any) -> None:
     seen = {gate.name: gate.rewards for gate in proof.evidence.gates}
     assert seen["noop"] == (0.0, 0.0, 0.0) and seen["oracle"] == (1.0, 1.0, 1.0) and seen["alternative-1"] == (1.0,)
     cheats = [rewards for name, rewards in seen.items() if name.startswith("cheat:")]
-    assert len(cheats) >= gates.MIN_CHEATS + len(GOOD.cheats) and set(cheats) == {(0.0,)}
+    assert len(cheats) >= stages.MIN_CHEATS + len(GOOD.cheats) and set(cheats) == {(0.0,)}
     assert proof.evidence.environment_id == GOOD.id and proof.evidence.image_id and proof.evidence.base_digest
 
 
@@ -149,12 +150,12 @@ def test_general_cheats_take_turns_and_some_do_not() -> None:
     runner = {**FILES, "tests/run.py": b"x"}
     kind = GOOD.spec.model_copy(update={"kind": "mutation"})
     drafts = [replace(GOOD, files=runner, spec=kind, instruction=f"{GOOD.instruction} ({n})") for n in range(200)]
-    tried = [[name for name, _ in gates._general(draft, Task.of(draft))] for draft in drafts]
-    assert all(len(names) == len(set(names)) == gates.GENERAL_CHEATS["mutation"] - len(GOOD.cheats) for names in tried)
-    assert all(set(names) >= gates.ALWAYS for names in tried)
+    tried = [[name for name, _ in stages._general(draft, Task.of(draft))] for draft in drafts]
+    assert all(len(names) == len(set(names)) == stages.GENERAL_CHEATS["mutation"] - len(GOOD.cheats) for names in tried)
+    assert all(set(names) >= stages.ALWAYS for names in tried)
     assert {name for names in tried for name in names} == {cheat.name for cheat in corpus()}
     other = replace(GOOD, spec=GOOD.spec.model_copy(update={"kind": "service"}))
-    assert len(gates._general(other, Task.of(other))) >= 20, "a kind without a number of its own is tried with all that fit"
+    assert len(stages._general(other, Task.of(other))) >= 20, "a kind without a number of its own is tried with all that fit"
 
 
 def test_a_task_with_a_service_is_proved_in_its_own_sandbox(doorway: Any) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from env_factory import labelled, tasks
+from env_factory import tasks
 from env_factory.formats import harbor
-from env_factory.labelled import Judged
-from env_factory.reasons import REASONS
+from env_factory.gates import labelled
+from env_factory.gates.labelled import Judged
+from env_factory.gates.reasons import REASONS
 from gymsmith.errors import NotFound, SourceError
 from tests.env_factory import blind, defects
 

@@ -12,7 +12,7 @@ import pytest
 
 from env_factory import tasks
 from env_factory.build import build
-from env_factory.gates import GENERAL_CHEATS, Proof, prove
+from env_factory.gates.stages import GENERAL_CHEATS, Proof, prove
 from env_factory.synth import layout
 from env_factory.templates.layout.pages import Layout
 from gymsmith.config import Settings

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from env_factory.candidates import Ledger, Proposal
-from env_factory.contamination import Benchmarks
-from env_factory.dedup import LIKENESS, Near, likeness, profile, shingles, signature
-from env_factory.effects import Effect
+from env_factory.gates.contamination import Benchmarks
+from env_factory.gates.dedup import LIKENESS, Near, likeness, profile, shingles, signature
+from env_factory.gates.effects import Effect
+from env_factory.gates.rebuild import SALT, Rebuilds, recipe
 from env_factory.intake import Intake
-from env_factory.rebuild import SALT, Rebuilds, recipe
 from gymsmith.errors import SourceError
 from gymsmith.schema import Draft, Source
 from tests.env_factory.test_gates import DOCKERFILE, FILES, GOOD

@@ -13,13 +13,13 @@ import pytest
 from env_factory import sources
 from env_factory.build import build
 from env_factory.candidates import Proposal
-from env_factory.gates import prove
+from env_factory.gates.stages import prove
 from env_factory.probe.copies import find
-from env_factory.suite import MEMBER
 from env_factory.swe import survey
 from env_factory.swe.documented import documented
 from env_factory.swe.screening import opened
 from env_factory.swe.selection import header, reaching
+from env_factory.swe.suite import MEMBER
 from env_factory.synth import combination, reconstruction
 from env_factory.wheels import download_wheels
 from gymsmith.schema import Source

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from env_factory import labelled, tasks
-from env_factory.bytecode import compiled_from
-from env_factory.clues import clues
-from env_factory.effects import Effect
-from env_factory.shortcuts import by_heart, constants, copies
-from env_factory.still import leak
+from env_factory import tasks
+from env_factory.gates import labelled
+from env_factory.gates.bytecode import compiled_from
+from env_factory.gates.clues import clues
+from env_factory.gates.effects import Effect
+from env_factory.gates.shortcuts import by_heart, constants, copies
+from env_factory.gates.still import leak
 from gymsmith.taskdir import Task
 from tests.env_factory import blind
 from tests.env_factory.test_gates import FILES, GOOD

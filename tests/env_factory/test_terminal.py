@@ -11,7 +11,7 @@ import pytest
 
 from env_factory import tasks
 from env_factory.build import build
-from env_factory.gates import prove
+from env_factory.gates.stages import prove
 from env_factory.synth import repair, terminal
 from env_factory.synth.terminal import Instance
 from env_factory.templates.terminal import box, sent

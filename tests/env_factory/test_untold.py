@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from env_factory.definitions import bounds, slips
-from env_factory.effects import Effect, Effects
-from env_factory.mutants import Rules, mutants, restyled
-from env_factory.untold import silent, variants
+from env_factory.gates.definitions import bounds, slips
+from env_factory.gates.effects import Effect, Effects
+from env_factory.gates.mutants import Rules, mutants, restyled
+from env_factory.gates.untold import silent, variants
 from gymsmith.taskdir import Task
 from sandboxes.artifacts import Artifacts
 from tests.env_factory.test_gates import FILES, GOOD

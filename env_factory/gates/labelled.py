@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from env_factory.build import build
 from env_factory.formats import harbor
-from env_factory.gates import prove
-from env_factory.mutants import Rules
+from env_factory.gates.mutants import Rules
+from env_factory.gates.stages import prove
 from gymsmith.errors import BuildError, NotFound, PolicyRefused, SourceError
 from gymsmith.schema import Score
 from sandboxes.base import Provider

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from env_factory.bytecode import compiled_from
+from env_factory.gates.bytecode import compiled_from
 from gymsmith.schema import Draft, Gate
 
 TEST = re.compile(r"(test.*|.*[._-]test|conftest)\.\w+")

@@ -18,10 +18,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from env_factory.definitions import bounds, slips
-from env_factory.effects import Effect
-from env_factory.mutants import named
-from env_factory.untold import silent
+from env_factory.gates.definitions import bounds, slips
+from env_factory.gates.effects import Effect
+from env_factory.gates.mutants import named
+from env_factory.gates.untold import silent
 from gymsmith.taskdir import Task
 
 DATE = re.compile(r"(?<!\d)(?:19|20)\d\d-[01]\d-[0-3]\d(?!\d)")

@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from env_factory.effects import Effect
-from env_factory.mutants import Variant, named
+from env_factory.gates.effects import Effect
+from env_factory.gates.mutants import Variant, named
 from gymsmith.taskdir import Task
 
 MAX_ENVIRONMENT_BYTES = 8_000_000

@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from env_factory.effects import Effect
-from env_factory.mutants import Variant, named
+from env_factory.gates.effects import Effect
+from env_factory.gates.mutants import Variant, named
 from gymsmith.taskdir import Task
 from sandboxes.base import Image
 from sandboxes.image.layer import lookup

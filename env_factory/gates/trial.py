@@ -1,6 +1,6 @@
 """One draft in front of its gates: attempts in fresh sandboxes, asked again where a sandbox fails us, and what became of them.
 
-Which attempts are made, and what they must come to, is said by `gates.py` and the files beside it.
+Which attempts are made, and what they must come to, is said by `gates/stages.py` and the files beside it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from env_factory.effects import Effect
-from env_factory.mutants import Rules
+from env_factory.gates.effects import Effect
+from env_factory.gates.mutants import Rules
 from gymsmith.errors import InfrastructureError
 from gymsmith.schema import Draft, Gate, Reward
 from gymsmith.taskdir import Task

@@ -20,10 +20,10 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from env_factory import clues, consistency, leaks, mutants, shortcuts, untold
-from env_factory.effects import Effects, effects_of
-from env_factory.mutants import Variant
-from env_factory.trial import DETAIL_CHARS, Trial, gate_of
+from env_factory.gates import clues, consistency, leaks, mutants, shortcuts, untold
+from env_factory.gates.effects import Effects, effects_of
+from env_factory.gates.mutants import Variant
+from env_factory.gates.trial import DETAIL_CHARS, Trial, gate_of
 from gymsmith.errors import Capacity, OutputLimit
 from gymsmith.schema import Gate, Reward
 from sandboxes.artifacts import SHARED

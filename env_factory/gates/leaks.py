@@ -25,10 +25,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from env_factory import git_objects
-from env_factory.bytecode import compiled_from
-from env_factory.effects import CACHES, Effects, read_plain
-from env_factory.mutants import folder_named, named
+from env_factory.gates import git_objects
+from env_factory.gates.bytecode import compiled_from
+from env_factory.gates.effects import CACHES, Effects, read_plain
+from env_factory.gates.mutants import folder_named, named
 from gymsmith.schema import Gate, Reward
 from gymsmith.taskdir import Task
 from sandboxes.base import MIB, Image

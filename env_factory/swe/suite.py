@@ -40,7 +40,7 @@ def whole(task: Task) -> Task | None:
         watched = json.loads(task.files.get(observations.MEMBER, b'{"observations": []}'))
         observed = tuple(str(row["id"]) for row in watched["observations"])
     except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{MEMBER} must be as env_factory.suite writes it: {error!r}") from error
+        raise SourceError(f"{MEMBER} must be as env_factory.swe.suite writes it: {error!r}") from error
     if lost := sorted(set(task.spec.expected) - set(tests) - set(observed)):
         raise SourceError(f"{MEMBER} must name every selected test, {lost[0]!r} is missing; write it from the whole suite's ids")
     files = {**task.files, SELECT: ("\n".join(tests) + "\n").encode()}

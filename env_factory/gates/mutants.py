@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from env_factory.effects import Effect, Effects, Hunk
+from env_factory.gates.effects import Effect, Effects, Hunk
 from env_factory.swe import operators
 from gymsmith.taskdir import Task
 

@@ -24,10 +24,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 
-from env_factory import git_objects
-from env_factory.effects import SOURCE, Effect, Effects, effects_of
-from env_factory.mutants import Variant, named
-from env_factory.trial import Trial, gate_of
+from env_factory.gates import git_objects
+from env_factory.gates.effects import SOURCE, Effect, Effects, effects_of
+from env_factory.gates.mutants import Variant, named
+from env_factory.gates.trial import Trial, gate_of
 from gymsmith.schema import Gate
 from gymsmith.taskdir import Task
 from sandboxes.base import Image

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from env_factory.effects import Effect
+from env_factory.gates.effects import Effect
 from gymsmith.schema import Draft, Gate
 
 LIKENESS = 0.8

@@ -3,7 +3,7 @@
     noop         doing nothing scores 0, three times in three
     oracle       the solution scores 1, each time: three times, or under the five `conditions` at the level "admission"
     f2p, p2p     tests that the no-op fails and the oracle passes; tests that pass either way (where a draft declares how many)
-    suite        the solution passes the whole suite, where the draft brings one (`suite.py`); all else meets the selected tests
+    suite        the solution passes the whole suite, where the draft brings one; all else meets the selected tests
     alternative  every other honest solution scores 1
     cheat:NAME   every dishonest attempt scores 0: those of the draft, and the general ones that make sense for it
     leak         neither hidden tests nor the solution lie in the environment or stand in the instruction
@@ -25,16 +25,16 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from env_factory import suite
-from env_factory.admission import inspect
 from env_factory.cheats.corpus import cheats_for
-from env_factory.conditions import CONDITIONS
-from env_factory.consistency import reads_solution
-from env_factory.leaks import HISTORY
-from env_factory.mutants import Rules
-from env_factory.reasons import reason
-from env_factory.still import leak, looking
-from env_factory.trial import Around, Trial, asking_again, gate_of
+from env_factory.gates.admission import inspect
+from env_factory.gates.conditions import CONDITIONS
+from env_factory.gates.consistency import reads_solution
+from env_factory.gates.leaks import HISTORY
+from env_factory.gates.mutants import Rules
+from env_factory.gates.reasons import reason
+from env_factory.gates.still import leak, looking
+from env_factory.gates.trial import Around, Trial, asking_again, gate_of
+from env_factory.swe import suite
 from gymsmith.errors import BuildError
 from gymsmith.schema import Draft, Evidence, Gate, Reward
 from gymsmith.taskdir import Task
