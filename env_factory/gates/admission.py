@@ -94,7 +94,7 @@ async def _consistent(trial: Trial, effects: Effects, by_files: bool) -> Gate:
     found += await asyncio.to_thread(untold.nowhere, task, effects.found, trial.image)
     found += await asyncio.to_thread(clues.clues, task, effects.found)
     if not found and by_files:
-        variants = [*consistency.unnamed(task, effects.found), *untold.variants(task, effects.found)]
+        variants = [*consistency.unnamed(task, effects.found), *untold.variants(task, effects.found, trial.image)]
         rewards = await asyncio.gather(*(_reward(trial, effects, variant) for variant in variants))
         found = [f"the tests fail {v.name}" for v, r in zip(variants, rewards, strict=True) if r.value == 0.0]
     return Gate(name="consistency", passed=not found, detail="; ".join(found)[:DETAIL_CHARS])

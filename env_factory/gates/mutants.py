@@ -327,7 +327,9 @@ def _shell(effect: Effect, rng: random.Random) -> Iterator[Variant]:
     """A shell program without one of its steps, or with another bound."""
     text = effect.after or ""
     steps = script_steps(text)
-    doing = [n for n, step in enumerate(steps) if not _SETTING.match(step)] if len(steps) > 2 else []
+    doing = (
+        [n for n, step in enumerate(steps) if not _SETTING.match(step) and not _PREPARES.match(step)] if len(steps) > 2 else []
+    )
     found = [
         Variant(f"{effect.path} without `{steps[n].strip()[:40]}`", {effect.path: "".join(steps[:n] + steps[n + 1 :])})
         for n in doing
@@ -344,6 +346,10 @@ def _shell(effect: Effect, rng: random.Random) -> Iterator[Variant]:
     yield from found[:4]
 
 
+_PREPARES = re.compile(
+    r"\s*(shopt|declare|local|readonly|typeset|trap|umask|ulimit|IFS=|cleanup|function |\w+ ?\(\)|(?:\w+=\S*\s*)+$)"
+)
+"""Steps of shell programs that make no difference on many inputs."""
 _PYTHON_INSIDE = re.compile(r"\bpython3?\b[^\n]*<<-?\s*([\"']?)(\w+)\1[^\n]*\n(.*?)^\2$", re.MULTILINE | re.DOTALL)
 
 

@@ -14,15 +14,16 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from env_factory.gates.effects import Effect
+from env_factory.gates.effects import Effect, read_plain
 from env_factory.gates.mutants import Variant, named
 from gymsmith.taskdir import Task
 from sandboxes.base import Image
 from sandboxes.image.layer import lookup
 
 MAX_TRIED = 4
+MAX_KNOWN_BYTES = 200_000
 _WRONG = re.compile(
     r"\b(errors?|fail\w*|status|exits?|missing|invalid|malformed|broken|stderr|standard error|cannot|can't|absent|"
     r"(?:does|do|is|are) not|reject\w*|refus\w*|abort\w*|usage|warn\w*|complain\w*|return(?:s|ed)? code|non-?zero|unknown|"
@@ -91,12 +92,23 @@ def nowhere(task: Task, effects: Sequence[Effect], image: Image) -> list[str]:
     return found[:2]
 
 
-def variants(task: Task, effects: Sequence[Effect]) -> list[Variant]:
+def variants(task: Task, effects: Sequence[Effect], image: Image) -> list[Variant]:
     """The solution with another number or word where nothing says which it is to be."""
-    if "tests/run.py" in task.files:
+    if "tests/run.py" in task.files or task.spec.kind == "layout":  # what a page is to look like is told in people's words
         return []
-    known = "\n".join([task.instruction, *_texts(task, "environment/")])
+    known = "\n".join([task.instruction, *_texts(task, "environment/"), *_inside(task, image)])
     return [*_numbers(task, known), *_words(task, effects, known.lower())][:MAX_TRIED]
+
+
+def _inside(task: Task, image: Image) -> Iterator[str]:
+    """Names and contents of the task's own files in the image, as far as they are small: some are made as it is built."""
+    for top in image.layers:
+        for root in task.spec.artifacts:
+            for place in sorted(Path(f"{top}{root}").rglob("*")) if root != "/" else ():
+                yield place.name
+                data = None if place.is_dir() else read_plain(str(place), MAX_KNOWN_BYTES)
+                if data:
+                    yield data.decode(errors="replace")
 
 
 def _numbers(task: Task, known: str) -> Iterator[Variant]:
@@ -125,7 +137,9 @@ def _words(task: Task, effects: Sequence[Effect], known: str) -> Iterator[Varian
         text = effect.after or ""
         if effect.kind != "created" or len(text) > 20_000 or not named(PurePosixPath(effect.path), task.instruction):
             continue
-        program = effect.is_source or effect.is_script or effect.path.endswith(".sh")
+        program = effect.path.endswith(".py")
+        if not program and not effect.path.endswith((".json", ".csv", ".tsv", ".txt")):
+            continue
         said = "\n".join(_strings(text)) if program else text
         for word in dict.fromkeys(_TOKEN.findall(said)):
             quoted = re.search(rf"[\"']{word}[\"']", tests) if program else re.search(rf"[\"'\n][^\"'\n]*\b{word}\b", tests)

@@ -13,6 +13,7 @@ from env_factory.gates.mutants import Rules, mutants, restyled
 from env_factory.gates.untold import silent, variants
 from gymsmith.taskdir import Task
 from sandboxes.artifacts import Artifacts
+from sandboxes.base import Image
 from tests.env_factory.test_gates import FILES, GOOD
 
 HALF = "The tax is rounded to whole cents; half a cent is rounded up."
@@ -84,7 +85,7 @@ def test_a_status_that_no_text_speaks_of() -> None:
 def test_numbers_and_words_of_the_solution_alone_are_tried() -> None:
     def tried(text: str, solve: str, made: str = "", tests: str = "", environment: str = "", name: str = "out.json") -> list[str]:
         effects = [Effect(f"/work/{name}", "created", None, made)] if made else []
-        return [variant.name for variant in variants(task(text, solve, tests, environment), effects)]
+        return [variant.name for variant in variants(task(text, solve, tests, environment), effects, Image("none"))]
 
     rate = "python3 -c 'print(12 * 1.03)' > euros.txt\n"
     assert "1.03" in tried("Write the euros into euros.txt.", rate)[0]
