@@ -327,9 +327,10 @@ def _shell(effect: Effect, rng: random.Random) -> Iterator[Variant]:
     """A shell program without one of its steps, or with another bound."""
     text = effect.after or ""
     steps = script_steps(text)
-    doing = (
-        [n for n, step in enumerate(steps) if not _SETTING.match(step) and not _PREPARES.match(step)] if len(steps) > 2 else []
-    )
+    # A line of an awk program in quotes is no step of the shell's.
+    quoted = [sum(step.count("'") for step in steps[:n]) % 2 for n in range(len(steps))]
+    doing = [n for n, step in enumerate(steps) if not (quoted[n] or _SETTING.match(step) or _PREPARES.match(step))]
+    doing = doing if len(steps) > 2 else []
     found = [
         Variant(f"{effect.path} without `{steps[n].strip()[:40]}`", {effect.path: "".join(steps[:n] + steps[n + 1 :])})
         for n in doing
