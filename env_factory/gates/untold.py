@@ -97,7 +97,9 @@ def variants(task: Task, effects: Sequence[Effect], image: Image) -> list[Varian
     if "tests/run.py" in task.files or task.spec.kind == "layout":  # what a page is to look like is told in people's words
         return []
     known = "\n".join([task.instruction, *_texts(task, "environment/"), *_inside(task, image)])
-    return [*_numbers(task, known), *_words(task, effects, known.lower())][:MAX_TRIED]
+    # A number in what was asked for is an answer: it may follow from what is there, and a solution may have it by heart.
+    answers = "\n".join(e.after or "" for e in effects if e.kind == "created" and not e.is_source and not e.is_script)
+    return [*_numbers(task, f"{known}\n{answers}"), *_words(task, effects, known.lower())][:MAX_TRIED]
 
 
 def _inside(task: Task, image: Image) -> Iterator[str]:

@@ -92,6 +92,9 @@ def test_numbers_and_words_of_the_solution_alone_are_tried() -> None:
     assert not tried("Write the euros into euros.txt.", rate, environment="CHF 1.03")
     assert not tried("Write the euros into euros.txt, 3% more.", rate), "a share may be told in percent"
     assert not tried("Make it private.", "chmod 640 out.json\n")
+    assert not tried("Write the sum into sum.txt.", "echo 7314 > sum.txt\n", "7314\n", name="sum.txt"), (
+        "an answer may be worked out"
+    )
     program = "import json\nprint(json.dumps({'revenue_cents': 1}))\n"
     solve, tests = f"cat > out.py <<'E'\n{program}E\n", "want = {'revenue_cents': 1}"
     assert "revenue_cents" in tried("Write out.py, which prints the sum of the cents.", solve, program, tests, name="out.py")[0]
