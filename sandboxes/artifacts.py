@@ -23,6 +23,7 @@ from gymsmith.errors import OutputLimit
 from gymsmith.taskdir import Task
 from sandboxes.base import MIB, UID_SHIFT, USERS, Image, Sandbox
 from sandboxes.image.layer import AS_ROOT, OPAQUE, Entry, child, discard, is_opaque, is_whiteout, lookup, names
+from sandboxes.reaper import pid_namespace
 
 MAX_BYTES = 64 * MIB
 MAX_FILES = 10_000
@@ -66,7 +67,7 @@ class Artifacts:
 
     def copy(self) -> Artifacts:
         """The same in a directory of its own, owners, modes and deletions kept; to be closed by its owner. Call after `admit`."""
-        layer = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=scratch_dir()))
+        layer = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{mark()}-", dir=scratch_dir()))
         subprocess.run(["cp", "-a", "--", f"{self.layer}/.", str(layer)], check=True, capture_output=True)
         made = replace(self, layer=layer, dropped=list(self.dropped), closed=dict(self.closed))
         made._finalizer = weakref.finalize(made, discard, layer)
@@ -93,7 +94,7 @@ async def collect(sandbox: Sandbox, task: Task) -> Artifacts:
     shared = SHARED if task.spec.verifier_mode == "shared" else ()
     wanted = sorted({path.rstrip("/") for path in (*task.spec.artifacts, *shared) if not _forbidden(path.rstrip("/") or "/")})
     roots = tuple(path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted))
-    layer = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=scratch_dir()))
+    layer = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{mark()}-", dir=scratch_dir()))
     artifacts = Artifacts(layer, roots, task.spec.protected, keeps_owner=bool(task.spec.services))
     artifacts._finalizer = weakref.finalize(artifacts, discard, layer)
     await sandbox.freeze()
@@ -105,6 +106,11 @@ async def collect(sandbox: Sandbox, task: Task) -> Artifacts:
     if AS_ROOT:
         os.chown(layer, UID_SHIFT, UID_SHIFT)
     return artifacts
+
+
+def mark() -> str:
+    """Whose artifacts these are: a pid means something only within its namespace, and machines share /dev/shm among several."""
+    return f"{os.getpid()}.{pid_namespace()}"
 
 
 def scratch_dir() -> str:
@@ -121,8 +127,8 @@ def sweep() -> int:
     removed = 0
     for folder in {scratch_dir(), tempfile.gettempdir()}:
         for name in os.listdir(folder):
-            owner = name[len(_PREFIX) :].partition("-")[0] if name.startswith(_PREFIX) else ""
-            if owner.isdecimal() and not os.path.exists(f"/proc/{owner}"):
+            owner, _, room = (name[len(_PREFIX) :].partition("-")[0] if name.startswith(_PREFIX) else "").partition(".")
+            if owner.isdecimal() and room == pid_namespace() and not os.path.exists(f"/proc/{owner}"):
                 discard(Path(folder, name))
                 removed += 1
     return removed

@@ -184,7 +184,7 @@ class Site(NamedTuple):
             "core pattern": Path("/proc/sys/kernel/core_pattern").read_text(),
             "mounts": sorted(line for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.home) in line),
             "half-made layers": sorted(path.name for path in self.home.glob("images/tmp/*")),
-            "artifacts": sorted(path.name for path in shared.glob(f"gymsmith-artifacts-{os.getpid()}-*")),
+            "artifacts": sorted(path.name for path in shared.glob(f"gymsmith-artifacts-{os.getpid()}.*")),
             "devices": sorted(path.name for path in Path("/dev").iterdir() if not path.name.startswith(("pts", "tty", "loop"))),
         }
 

@@ -11,6 +11,7 @@ from graded import NOTE_SOLUTION, Bench, note_task, task_of
 
 from sandboxes.artifacts import collect, leads_out, scratch_dir, sweep
 from sandboxes.base import SandboxSpec
+from sandboxes.reaper import pid_namespace
 
 SHELL = note_task()
 
@@ -176,8 +177,11 @@ def test_left_over_artifacts_are_swept_and_live_ones_are_not(bench: Bench) -> No
     assert not layer.exists(), "removed with its object"
     pid = os.fork()
     if pid == 0:
-        os.mkdir(Path(scratch_dir()) / f"gymsmith-artifacts-{os.getpid()}-left")
+        for room in (pid_namespace(), "4711"):
+            os.mkdir(Path(scratch_dir()) / f"gymsmith-artifacts-{os.getpid()}.{room}-left")
         os._exit(0)
     os.waitpid(pid, 0)
     assert sweep() >= 1
-    assert not (Path(scratch_dir()) / f"gymsmith-artifacts-{pid}-left").exists()
+    assert not (Path(scratch_dir()) / f"gymsmith-artifacts-{pid}.{pid_namespace()}-left").exists()
+    elsewhere = Path(scratch_dir()) / f"gymsmith-artifacts-{pid}.4711-left"
+    elsewhere.rmdir()  # a pid of another namespace says nothing here: it was left alone
