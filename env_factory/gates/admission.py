@@ -25,10 +25,10 @@ from env_factory.gates.effects import Effects, effects_of
 from env_factory.gates.mutants import Variant
 from env_factory.gates.trial import DETAIL_CHARS, Trial, gate_of
 from gymsmith.errors import Capacity, OutputLimit
-from gymsmith.schema import Gate, Reward
+from gymsmith.schema import Gate
 from sandboxes.artifacts import SHARED
 from sandboxes.base import MIB, Image
-from sandboxes.grade import left_by, sandbox_spec, verify
+from sandboxes.grade import left_by, sandbox_spec
 
 MAX_IMAGE_BYTES = 512 * MIB
 
@@ -56,7 +56,7 @@ async def inspect(trial: Trial) -> None:
             trial.gates += await shortcuts.tried(trial, effects)
         if not trial.failed and by_files and "tests/run.py" not in task.files:
             for variant in mutants.restyled(effects, task):
-                trial.gates.append(gate_of("restyled", [await _reward(trial, effects, variant)], 1.0))
+                trial.gates.append(gate_of("restyled", [await trial.variant(effects, variant)], 1.0))
 
 
 async def _laid_out(trial: Trial, folder: Path) -> Image:
@@ -84,7 +84,7 @@ async def _carries(trial: Trial, effects: Effects) -> bool:
     """Whether the files alone, in a fresh sandbox, pass where the task is graded in the agent's own."""
     if trial.task.spec.services:
         return False
-    return (await _reward(trial, effects, Variant("all of it", {}))).value == 1.0
+    return (await trial.variant(effects, Variant("all of it", {}))).value == 1.0
 
 
 async def _consistent(trial: Trial, effects: Effects, by_files: bool) -> Gate:
@@ -95,14 +95,14 @@ async def _consistent(trial: Trial, effects: Effects, by_files: bool) -> Gate:
     found += await asyncio.to_thread(clues.clues, task, effects.found)
     if not found and by_files:
         variants = [*consistency.unnamed(task, effects.found), *untold.variants(task, effects.found, trial.image)]
-        rewards = await asyncio.gather(*(_reward(trial, effects, variant) for variant in variants))
+        rewards = await asyncio.gather(*(trial.variant(effects, variant) for variant in variants))
         found = [f"the tests fail {v.name}" for v, r in zip(variants, rewards, strict=True) if r.value == 0.0]
     return Gate(name="consistency", passed=not found, detail="; ".join(found)[:DETAIL_CHARS])
 
 
 async def _fail(trial: Trial, effects: Effects | None, name: str, variants: Sequence[Variant], share: float) -> Gate:
     """The gate that passes when about `share` of the wrong works score 0, or more."""
-    rewards = await asyncio.gather(*(_reward(trial, effects, variant) for variant in variants))
+    rewards = await asyncio.gather(*(trial.variant(effects, variant) for variant in variants))
     survived = [variant.name for variant, reward in zip(variants, rewards, strict=True) if reward.value != 0.0]
     failed = len(variants) - len(survived)
     # One of four or more may always mean the same as the solution: few lines have few mutants.
@@ -117,10 +117,3 @@ async def _fail(trial: Trial, effects: Effects | None, name: str, variants: Sequ
         seconds=round(sum(reward.seconds for reward in rewards), 4),
         detail=said[:DETAIL_CHARS],
     )
-
-
-async def _reward(trial: Trial, effects: Effects | None, variant: Variant) -> Reward:
-    if effects is None or variant.script:
-        return await trial.attempt(variant.script)
-    with closing(effects.variant(variant.writes)) as artifacts:
-        return await trial.patiently(lambda: verify(trial.provider, trial.image, trial.task, artifacts))

@@ -21,6 +21,7 @@ from pathlib import PurePosixPath
 from env_factory.gates.definitions import bounds, slips
 from env_factory.gates.effects import Effect
 from env_factory.gates.mutants import named
+from env_factory.gates.reading import programs, texts, within
 from env_factory.gates.untold import silent
 from gymsmith.taskdir import Task
 
@@ -63,10 +64,8 @@ def clues(task: Task, effects: Sequence[Effect]) -> list[str]:
 
 
 def _members(task: Task, top: str, end: str = "") -> Iterator[str]:
-    for name in sorted(task.files):
-        data = task.files[name]
-        if name.startswith(top) and name.endswith(end) and "tests/run.py" not in task.files and b"\0" not in data[:4096]:
-            yield data.decode(errors="replace")
+    """Texts of the task's own; a package's suite is not."""
+    return texts(task, top, end) if "tests/run.py" not in task.files else iter(())
 
 
 def _order(said: str, tests: Sequence[str]) -> Iterator[str]:
@@ -106,8 +105,7 @@ def _compared(text: str) -> Iterator[list[object]]:
 
 
 def _calendar(task: Task, effects: Sequence[Effect], tests: str) -> Iterator[str]:
-    programs = "\n".join([task.solution, *(each.after or "" for each in effects if each.is_source or each.is_script)])
-    if not (today := _TODAY.search(task.instruction)) or not (clock := _CLOCK.search(programs)):
+    if not (today := _TODAY.search(task.instruction)) or not (clock := _CLOCK.search(programs(task, effects))):
         return
     dated = any(DATE.search(each) for each in (tests, *_members(task, "environment/")))
     if dated and not _CLOCK.search(tests) and not _FROZEN.search(tests):
@@ -122,8 +120,7 @@ def _planted(task: Task, effects: Sequence[Effect], tests: str) -> Iterator[str]
         for match in _TESTED.finditer(line) if "assert" not in line else ():
             word = match.group(1) or match.group(2)
             path = stored.get(word, word.strip("\"'"))
-            reachable = any(path.startswith(f"{root.rstrip('/')}/") for root in task.spec.artifacts)
-            if not reachable or path in made or named(PurePosixPath(path), task.instruction):
+            if not within(path, task) or path in made or named(PurePosixPath(path), task.instruction):
                 continue
             if not any(path.endswith(each) for each in environment) and path in tests:
                 yield f"the tests look whether {path} is there, which nobody makes and no text names: an agent may put it there"
@@ -145,8 +142,8 @@ def _untold(task: Task, effects: Sequence[Effect], tests: str) -> Iterator[str]:
 
 def _defined(task: Task, effects: Sequence[Effect]) -> Iterator[str]:
     if "tests/run.py" not in task.files:
-        programs = [task.solution, *(each.after or "" for each in effects if each.is_source or each.is_script)]
-        yield from (*slips(task.instruction, "\n".join(programs)), *bounds(task.instruction, "\n".join(programs)))
+        written = programs(task, effects)
+        yield from (*slips(task.instruction, written), *bounds(task.instruction, written))
 
 
 def _given(task: Task, effects: Sequence[Effect]) -> Iterator[str]:

@@ -102,8 +102,11 @@ def secrets_of(task: Task, effects: Effects | None, nothing: Reward | None) -> S
     """What this task hides. `nothing`: the verdict on doing nothing, which tells the tests that fail without a repair."""
     secrets = Secrets(ids=tuple(test for test in task.spec.expected if "::" in test))
     modules: set[tuple[str, str]] = set()
+    there: set[int] = set()
     for effect in effects.found if effects else ():
         path = PurePosixPath(effect.path)
+        before = windows(lines_of(effect.before or ""))
+        there |= before
         if (effect.is_source and effect.kind in ("changed", "removed")) or (effect.is_source and "tests/run.py" in task.files):
             modules.add((path.parent.name, path.stem))
         if effect.before is not None:
@@ -113,7 +116,7 @@ def secrets_of(task: Task, effects: Effects | None, nothing: Reward | None) -> S
         if effect.is_source and effect.before is not None:
             said = lines_of(effect.after)
             new = set(said) - set(lines_of(effect.before))
-            fresh = windows(said, [n for n, line in enumerate(said) if line in new]) - windows(lines_of(effect.before))
+            fresh = windows(said, [n for n, line in enumerate(said) if line in new]) - before
             secrets.windows |= dict.fromkeys(fresh, f"the repaired {effect.path}")
             if len(said) < WINDOW and new:
                 secrets.hide(said, f"the repaired {effect.path}")
@@ -125,10 +128,9 @@ def secrets_of(task: Task, effects: Effects | None, nothing: Reward | None) -> S
     secrets.modules = frozenset(modules)
     script = [line for line in lines_of(task.solution) if not line.startswith("#")]
     secrets.hide(script, "the solution's script")
-    for effect in effects.found if effects else ():  # a script that writes a whole file again repeats what was in it
-        for each in windows(lines_of(effect.before or "")):
-            if secrets.windows.get(each) == "the solution's script":
-                del secrets.windows[each]
+    for each in there:  # A script that writes a whole file again repeats what was in it.
+        if secrets.windows.get(each) == "the solution's script":
+            del secrets.windows[each]
     for test, body in _hidden_tests(task, nothing):
         secrets.hide(body, f"the hidden test {test}")
     return secrets

@@ -25,6 +25,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from env_factory.gates.effects import Effect, Effects, Hunk
+from env_factory.gates.reading import within
 from env_factory.swe import operators
 from gymsmith.taskdir import Task
 
@@ -174,7 +175,7 @@ def shortened(task: Task, rules: Rules) -> list[Variant]:
 def _asked_for(effect: Effect, task: Task) -> bool:
     """Whether the task wants this change: repairs of what was there, and what its text names."""
     path = PurePosixPath(effect.path)
-    if not any(effect.path.startswith(f"{root.rstrip('/')}/") for root in task.spec.artifacts):
+    if not within(effect.path, task):
         return named(path, task.instruction)
     if effect.kind == "changed":
         return not (path.suffix.lower() in DOCUMENTS and "tests/run.py" in task.files)
@@ -261,15 +262,19 @@ def _faults(effect: Effect, rng: random.Random) -> Iterator[Variant]:
 
 def _python(effect: Effect, touched: set[int], rng: random.Random) -> Iterator[Variant]:
     assert effect.after is not None
-    try:
-        sites = operators.sites(effect.path, effect.after, top=True)
-    except SyntaxError:
-        return
-    found = [site for site in sites if site.line - 1 in touched and not _same_work(site, effect.after)]
+    found = [site for site in _sites(effect.after) if site.line - 1 in touched]
     for site in _spread(found, rng):
         text = site.apply(effect.after)
         if text != effect.before and site.valid(effect.after):
             yield Variant(f"{effect.path}:{site.line} {site.operator}", {effect.path: text})
+
+
+def _sites(program: str) -> list[operators.Site]:
+    """Where a Python program can be wrong so that it shows; nowhere in what is no Python."""
+    try:
+        return [site for site in operators.sites("", program, top=True) if not _same_work(site, program)]
+    except SyntaxError:
+        return []
 
 
 def _spread(sites: Sequence[operators.Site], rng: random.Random) -> list[operators.Site]:
@@ -314,13 +319,7 @@ def _is_data(effect: Effect) -> bool:
 
 
 def _steps(program: str) -> list[operators.Site]:
-    try:
-        sites = operators.sites("", program, top=True)
-    except SyntaxError:
-        return []
-    return [
-        s for s in sites if s.operator.startswith("drop-") and s.new == "pass" and not _same_work(s, program) and s.valid(program)
-    ]
+    return [s for s in _sites(program) if s.operator.startswith("drop-") and s.new == "pass" and s.valid(program)]
 
 
 def _shell(effect: Effect, rng: random.Random) -> Iterator[Variant]:
@@ -357,11 +356,7 @@ _PYTHON_INSIDE = re.compile(r"\bpython3?\b[^\n]*<<-?\s*([\"']?)(\w+)\1[^\n]*\n(.
 def _inline(script: str, rng: random.Random) -> Iterator[Variant]:
     """The script with a fault in a Python program that it holds."""
     for before, program, after in _programs(script):
-        try:
-            found = [site for site in operators.sites("", program, top=True) if not _same_work(site, program)]
-        except SyntaxError:
-            continue
-        for site in _spread(found, rng):
+        for site in _spread(_sites(program), rng):
             if site.valid(program):
                 other = f"{before}{site.apply(program)}{after}"
                 yield Variant(f"the solution's script, line {site.line} of its Python: {site.operator}", {}, other)

@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from env_factory.gates import git_objects
 from env_factory.gates.effects import SOURCE, Effect, Effects, effects_of
 from env_factory.gates.mutants import Variant, named
+from env_factory.gates.reading import within
 from env_factory.gates.trial import Trial, gate_of
 from gymsmith.schema import Gate
 from gymsmith.taskdir import Task
@@ -111,16 +112,10 @@ def agreed(task: Task, effects: Sequence[Effect], image: Image) -> list[Variant]
     """The same nonsense in what is asked for and in what the tests mention of the agent's own."""
     tests = b"\n".join(data for name, data in task.files.items() if name.startswith("tests/") and len(data) < MAX_INPUT_BYTES)
     taken = {effect.path for effect in effects}
-    made = [
-        e.path for e in effects if e.kind == "created" and not _ending(task, e) and named(PurePosixPath(e.path), task.instruction)
-    ]
+    made = [effect.path for effect in _asked_data(task, effects)]
     found = []
     for path in dict.fromkeys(re.findall(r"/[\w@./-]+\w", tests.decode(errors="replace"))):
-        inside = any(path.startswith(f"{root.rstrip('/')}/") for root in task.spec.artifacts)
-        if not inside or path in taken or "/../" in path or not made:
-            continue
-        entry = lookup(image.layers, path, follow_last=False)[1]
-        if entry and not entry.is_dir and _plain(entry.places[0]):
+        if made and path not in taken and _text_at(image, task, path):
             writes = "\n".join(f"echo 0 > {shlex.quote(each)}" for each in (path, *made))
             found.append(Variant("agreed", {}, f"{task.solution}\n{writes}\n"))
     return found[:MAX_COPIES]
@@ -136,12 +131,14 @@ def _ending(task: Task, effect: Effect) -> str:
 
 def copies(task: Task, effects: Sequence[Effect], inputs: Mapping[str, str]) -> list[Variant]:
     """Asked-for files as copies of what they are to be made from."""
-    made = [
-        e for e in effects
-        if e.kind == "created" and e.after and not _ending(task, e) and named(PurePosixPath(e.path), task.instruction)
-    ]  # fmt: skip
+    made = [effect for effect in _asked_data(task, effects) if effect.after]
     found = [Variant("copied-input", {e.path: text}) for e in made for text in inputs.values() if text != e.after]
     return found[:MAX_COPIES]
+
+
+def _asked_data(task: Task, effects: Sequence[Effect]) -> list[Effect]:
+    """New files that the text names and that are no programs."""
+    return [e for e in effects if e.kind == "created" and not _ending(task, e) and named(PurePosixPath(e.path), task.instruction)]
 
 
 def versions(image: Image, task: Task, effects: Sequence[Effect]) -> list[Variant]:
@@ -179,14 +176,18 @@ def inputs(image: Image, task: Task, effects: Sequence[Effect]) -> dict[str, str
     found: dict[str, str] = {}
     for word in dict.fromkeys(re.findall(r"[\w@./-]+\.[A-Za-z]\w{0,5}\b", task.instruction)):
         path = word if word.startswith("/") else f"{task.spec.workdir.rstrip('/')}/{word.removeprefix('./')}"
-        inside = any(path.startswith(f"{root.rstrip('/')}/") for root in task.spec.artifacts)
-        if not inside or path in taken or SOURCE.search(path) or "/../" in path:
-            continue
-        entry = lookup(image.layers, path, follow_last=False)[1]
-        data = _plain(entry.places[0]) if entry and not entry.is_dir else None
+        data = None if path in taken or SOURCE.search(path) else _text_at(image, task, path)
         if data and not data.startswith("#!"):
             found[path] = data
     return dict(list(found.items())[:MAX_INPUTS])
+
+
+def _text_at(image: Image, task: Task, path: str) -> str | None:
+    """A text of the task's own in the image; None for everything else."""
+    if not within(path, task) or "/../" in path:
+        return None
+    entry = lookup(image.layers, path, follow_last=False)[1]
+    return _plain(entry.places[0]) if entry and not entry.is_dir else None
 
 
 def _plain(place: str) -> str | None:
@@ -207,16 +208,11 @@ async def tried(trial: Trial, effects: Effects) -> list[Gate]:
     variants += copies(trial.task, effects.found, found)
     if trial.image.layers:
         variants += await asyncio.to_thread(versions, trial.image, trial.task, effects.found)
-    gates = []
-    for variant in variants:
-        with closing(effects.variant(variant.writes)) as artifacts:
-            reward = await trial.patiently(lambda a=artifacts: verify(trial.provider, trial.image, trial.task, a))  # type: ignore[misc]
-        gates.append(gate_of(f"cheat:{variant.name}", [reward], 0.0))
     if _is_shell(trial.task.solution):
-        scripts = by_heart(trial.task, effects.found, found)
-        scripts += agreed(trial.task, effects.found, trial.image) if trial.image.layers else []
-        for variant in scripts:
-            gates.append(gate_of(f"cheat:{variant.name}", [await trial.attempt(variant.script)], 0.0))
+        variants += by_heart(trial.task, effects.found, found)
+        variants += agreed(trial.task, effects.found, trial.image) if trial.image.layers else []
+    rewards = await asyncio.gather(*(trial.variant(effects, variant) for variant in variants))
+    gates = [gate_of(f"cheat:{v.name}", [reward], 0.0) for v, reward in zip(variants, rewards, strict=True)]
     if found and _is_shell(trial.task.solution):
         halves = {path: "".join(text.splitlines(keepends=True)[: (text.count("\n") + 1) // 2]) for path, text in found.items()}
         for spoiled in (halves, dict.fromkeys(found, "")):

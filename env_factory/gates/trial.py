@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from env_factory.gates.effects import Effect
-from env_factory.gates.mutants import Rules
+from env_factory.gates.effects import Effect, Effects
+from env_factory.gates.mutants import Rules, Variant
 from gymsmith.errors import InfrastructureError
 from gymsmith.schema import Draft, Gate, Reward
 from gymsmith.taskdir import Task
 from sandboxes.base import Image, Provider
-from sandboxes.grade import attempt_script
+from sandboxes.grade import attempt_script, verify
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,13 @@ class Trial:
             if reward.seconds < limit:
                 break
         return reward
+
+    async def variant(self, effects: Effects | None, variant: Variant) -> Reward:
+        """The reward of wrong work: of its script, or of the solution's effects as it changes them."""
+        if effects is None or variant.script:
+            return await self.attempt(variant.script)
+        with closing(effects.variant(variant.writes)) as artifacts:
+            return await self.patiently(lambda: verify(self.provider, self.image, self.task, artifacts))
 
     async def patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What `ask` gives, in one of the slots."""

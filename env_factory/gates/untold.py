@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from env_factory.gates.effects import Effect, read_plain
 from env_factory.gates.mutants import Variant, named
+from env_factory.gates.reading import programs, texts, within
 from gymsmith.taskdir import Task
 from sandboxes.base import Image
 from sandboxes.image.layer import lookup
@@ -65,9 +66,7 @@ def silent(task: Task, effects: Sequence[Effect]) -> list[str]:
     """A status or a message that only solution and tests know of, in words."""
     if "tests/run.py" in task.files or _WRONG.search(task.instruction):
         return []
-    programs = "\n".join([task.solution, *(e.after or "" for e in effects if e.is_source or e.is_script)])
-    tests = "\n".join(_texts(task, "tests/"))
-    left, seen = _LEAVES.search(programs), _LOOKED_AT.search(tests)
+    left, seen = _LEAVES.search(programs(task, effects)), _LOOKED_AT.search("\n".join(texts(task, "tests/")))
     if not left or not seen:
         return []
     return [
@@ -79,13 +78,12 @@ def nowhere(task: Task, effects: Sequence[Effect], image: Image) -> list[str]:
     """Files that the text speaks of and that exist neither before nor after the work, in words."""
     if not image.layers:
         return []
-    others = "\n".join([task.solution, *_texts(task, "tests/"), *_texts(task, "environment/")])
+    others = "\n".join([task.solution, *texts(task, "tests/"), *texts(task, "environment/")])
     found = []
     for match in re.finditer(r"(?<![\w/.*<{$-])(/[\w@-][\w@./-]*\.[A-Za-z]\w{0,4})(?![\w/*>}-])", task.instruction):
         path, before = match.group(1), task.instruction[max(0, match.start() - 60) : match.start()]
-        inside = any(path.startswith(f"{root.rstrip('/')}/") for root in task.spec.artifacts)
         made = any(effect.path == path for effect in effects)
-        if not inside or made or path in others or _PLACEHOLDER.search(before) or PurePosixPath(path).name in others:
+        if not within(path, task) or made or path in others or _PLACEHOLDER.search(before) or PurePosixPath(path).name in others:
             continue
         if lookup(image.layers, path, follow_last=False)[1] is None:
             found.append(f"the text speaks of {path}, which is not there and which nobody makes")
@@ -96,10 +94,15 @@ def variants(task: Task, effects: Sequence[Effect], image: Image) -> list[Varian
     """The solution with another number or word where nothing says which it is to be."""
     if "tests/run.py" in task.files or task.spec.kind == "layout":  # what a page is to look like is told in people's words
         return []
-    known = "\n".join([task.instruction, *_texts(task, "environment/"), *_inside(task, image)])
     # A number in what was asked for is an answer: it may follow from what is there, and a solution may have it by heart.
     answers = "\n".join(e.after or "" for e in effects if e.kind == "created" and not e.is_source and not e.is_script)
-    return [*_numbers(task, f"{known}\n{answers}"), *_words(task, effects, known.lower())][:MAX_TRIED]
+
+    def unknown(known: str) -> list[Variant]:
+        return [*_numbers(task, f"{known}\n{answers}"), *_words(task, effects, known.lower())]
+
+    told = "\n".join([task.instruction, *texts(task, "environment/")])
+    # The image is looked through only where there is something to look for.
+    return unknown("\n".join([told, *_inside(task, image)]))[:MAX_TRIED] if unknown(told) else []
 
 
 def _inside(task: Task, image: Image) -> Iterator[str]:
@@ -134,7 +137,7 @@ def _plain(number: str) -> str:
 
 
 def _words(task: Task, effects: Sequence[Effect], known: str) -> Iterator[Variant]:
-    tests = "\n".join(_texts(task, "tests/"))
+    tests = "\n".join(texts(task, "tests/"))
     for effect in effects:
         text = effect.after or ""
         if effect.kind != "created" or len(text) > 20_000 or not named(PurePosixPath(effect.path), task.instruction):
@@ -170,9 +173,3 @@ def _led_to(word: str, known: str) -> bool:
     if len(parts) == 1:
         return word[: max(4, len(word) - 3)] in known
     return bool(re.search(r"[ _-]?".join(map(re.escape, parts)), known))
-
-
-def _texts(task: Task, top: str) -> Iterator[str]:
-    for name in sorted(task.files):
-        if name.startswith(top) and b"\0" not in task.files[name][:4096]:
-            yield task.files[name].decode(errors="replace")

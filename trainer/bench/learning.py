@@ -133,7 +133,7 @@ def learning(quick: bool) -> list[Row]:
             peer,
             "bare loop, AdamW, as many bytes",
             reached / peer,
-            "<= the bare loop's, and 1.6 at full size",
+            f"<= the bare loop's, and {BITS} at full size",
             reached <= peer and (quick or reached <= BITS),
         )
     ]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from env_factory.posix_tests import HARBOR
 from env_factory.templates.terminal import box
 from env_factory.templates.terminal.template import Files, Params, Template, Watch
 from sandboxes import observations
@@ -109,11 +110,11 @@ def by_heart(shown: Any, watch: Watch) -> str:
     return f"{head}{inspect.getsource(box.lay)}\n{clear}lay(sys.argv[1], {shown!r})\n"
 
 
-TEST = b"""#!/bin/sh
+TEST = f"""#!/bin/sh
 # The host has the observations and judges them itself. Where a harness copies the whole folder here, they are judged by check.py.
 if [ -f /tests/observations.json ]; then python3 -I /tests/check.py || bad=1; fi
-[ ! -d /logs/verifier ] || echo $((1 - ${bad:-0})) > /logs/verifier/reward.txt
-"""
+{HARBOR}
+""".encode()
 CHECK = b'''"""For harnesses that run the tests inside the sandbox: evaluates the observations and compares."""
 
 import ast
