@@ -99,7 +99,7 @@ def test_tokens_one_by_one_equal_the_full_forward(name: str) -> None:
     randomise(model, 2)
     done = answers(model, torch.float64, ELASTIC)
     assert worst(model, done) <= 1e-10
-    assert sum(r.cached for r in done.values()) > 300, "the next turns found what was cached"
+    assert sum(r.cached for r in done.values()) > 270, "the next turns found what was cached"
 
 
 @pytest.mark.parametrize("geometry", [None, FIXED], ids=["probed", "fixed"])
@@ -136,8 +136,45 @@ def test_a_cache_that_forgets_its_kind_is_seen(broken: str, monkeypatch: pytest.
     assert worst(model, answers(model, torch.float64, ELASTIC)) > 1e-3
 
 
-def test_a_latent_cache_is_small() -> None:
-    latent, heads = config_of("DeepseekV3"), config_of("Qwen3")
-    assert Cache(latent, 8, 64).token_bytes == 4 * 4 * (16 + 8)
-    assert Cache(heads, 8, 64).token_bytes == 4 * 4 * 2 * 2 * 16
-    assert Cache(config_of("DeepseekV32"), 8, 64).token_bytes == 4 * 4 * (16 + 8 + 16)
+def test_a_cache_is_as_large_as_its_kind_needs() -> None:
+    def size(name: str, context: int = 64) -> int:
+        return Cache(config_of(name), 8, context, 8).slot_bytes
+
+    assert size("DeepseekV3") == 64 * 4 * 4 * (16 + 8)
+    assert size("Qwen3") == 64 * 4 * 4 * 2 * 2 * 16
+    assert size("DeepseekV32") == 64 * 4 * 4 * (16 + 8 + 16)
+    windows = [kind.window for kind in config_of("Olmo3").layers]
+    assert sorted(windows, key=str) == [8, 8, 8, None], "three windows, then a full layer"
+    assert size("Olmo3") == (3 * 24 + 64) * 4 * 2 * 2 * 16
+    assert size("Olmo3", 1024) == (3 * 24 + 1024) * 4 * 2 * 2 * 16
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_slot_goes_back_as_far_as_its_rings_and_no_further(checked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not checked:  # Control: a slot that goes back further finds other tokens there, and it shows.
+        monkeypatch.setattr(Cache, "usable", lambda self, lengths: lengths)
+    model = Transformer(config_of("Olmo3")).double()  # Windows of 8, rings of 24.
+    randomise(model, 2)
+    engine = Engine(model.config, SHAPES, ELASTIC)
+    engine.decoder = Decoder(model.config, SHAPES, ELASTIC, torch.float64)
+    engine.update(own_weights(model), "v1")
+    tokens = torch.randint(3, 96, (60,), generator=torch.Generator().manual_seed(3)).tolist()
+    done: dict[str, Request] = {}
+
+    def cached(prompt: list[int], n: int = 2) -> int:
+        rid = str(len(done))
+        engine.submit(Request(rid, prompt, n, 1.0, 0, frozenset(), lambda r: done.__setitem__(r.rid, r)))
+        while engine.busy:
+            engine.step()
+        return done[rid].cached
+
+    first = cached(tokens, 4)  # The rest of its last chunk fills the ring up to 64, so it holds 40 to 63.
+    whole = cached([*tokens[:47], 5, 6])  # The next token sees 40 to 47.
+    beyond = cached([*tokens[:46], 5, 6])  # Computed anew in a slot of its own, which holds 24 to 47 then.
+    both = cached([*tokens[:30], 5, 6])
+    third = cached([*tokens[:29], 5, 6])
+    if checked:
+        assert (first, whole, beyond, both, third) == (0, 47, 0, 0, 29)
+        assert worst(model, done) <= 1e-10
+    else:
+        assert beyond == 46 and worst(model, done) > 1e-3

@@ -19,7 +19,7 @@ from torch import Tensor
 from trainer.checkpoint import load_weights
 from trainer.config import EngineConfig
 from trainer.engine.cache import Cache, Kept
-from trainer.engine.geometry import KEYS, ROWS, Geometry, attention, key_bias, probe
+from trainer.engine.geometry import ROWS, Geometry, attention, key_bias, probe
 from trainer.model.attention import Attend
 from trainer.model.config import ModelConfig
 from trainer.model.embedding import NOTHING
@@ -47,7 +47,7 @@ class Decoder:
         self.config, self.engine = model, engine
         self.geometry = geometry or probe(model, engine)
         self.model = Transformer(model).requires_grad_(False).eval().to(dtype)
-        self.cache = Cache(model, engine.slots, engine.context + max(engine.chunk, KEYS), dtype)
+        self.cache = Cache(model, engine.slots, engine.context, engine.chunk, dtype)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy weights in. What the caches hold was computed with the old ones."""
@@ -56,6 +56,10 @@ class Decoder:
     def copy(self, source: int, target: int, length: int) -> None:
         """Give one slot the first `length` cached tokens of another."""
         self.cache.copy(source, target, length)
+
+    def usable(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Per slot, the prefix of `lengths` (slots,) cached tokens if a sequence can go on from there, or else 0."""
+        return self.cache.usable(lengths)
 
     @torch.inference_mode()
     def prefill(self, tokens: Tokens, chunks: Sequence[Chunk]) -> Tensor:
@@ -69,6 +73,7 @@ class Decoder:
         slots, starts, stops = np.zeros(rows, np.int64), np.full(rows, self.engine.context), np.full(rows, self.engine.context)
         for r, chunk in enumerate(chunks):
             slots[r], starts[r], stops[r] = chunk.slot, chunk.start, chunk.stop
+        self.cache.wrote(slots[:n], starts[:n], starts[:n] + C)
         places = starts[:, None] + np.arange(C)
         ids, previous = self._inputs(tokens, slots[:, None], np.where(places < stops[:, None], places, -1))
         positions = torch.from_numpy(places)
@@ -86,6 +91,7 @@ class Decoder:
         Returns:
             Logits (n, V) for the next token.
         """
+        self.cache.wrote(slots, lengths - 1, lengths)
         n = len(slots)
         rows, packed = self.engine.slots, _up(n, ROWS)
         if self.geometry.elastic:

@@ -212,7 +212,7 @@ class Engine:
             return np.zeros(len(self.slots), np.int64)
         ids = np.asarray(tokens[:-1], np.int64)
         same = np.logical_and.accumulate(self.held[:, : len(ids)] == ids, axis=1).sum(1)
-        return np.minimum(same, [slot.filled for slot in self.slots])
+        return self.decoder.usable(np.minimum(same, [slot.filled for slot in self.slots]))
 
     def _prefill(self) -> None:
         """One chunk for each prompt. Prompts that are equal from the start are computed once and copied."""
