@@ -23,7 +23,8 @@ from env_factory.gates.dedup import Near, profile
 from env_factory.gates.effects import Effect
 from env_factory.gates.rebuild import Rebuilds
 from env_factory.gates.stages import Level, prove
-from env_factory.gates.trial import Around
+from env_factory.gates.trial import Around, Reviewed
+from env_factory.llm.account import BudgetSpent
 from gymsmith import taskdir
 from gymsmith.config import Settings
 from gymsmith.errors import BuildError, ImageMissing, PolicyRefused, Rejected
@@ -75,11 +76,13 @@ class Intake:
         *,
         level: Level,
         wheels: Path | None = None,
+        reviewer: Reviewed | None = None,
         report: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         self.settings, self.store, self.provider, self.images, self.slots = settings, store, provider, images, slots
         self.level: Level = level
         self.wheels = wheels
+        self.reviewer = reviewer
         self.report = report
         self.base_digest = images.base_digest()
         self._rebuilds = Rebuilds(images, wheels)
@@ -157,9 +160,11 @@ class Intake:
         return Settled(index, draft.id, judged.reason, dict(draft.spec.labels))
 
     async def _settle(self, proposal: Proposal, order: str) -> Settled | None:
-        """What becomes of a proposal; None when its author cannot go on."""
+        """What becomes of a proposal; None when its author or its reviewer cannot go on, for nothing more can be paid."""
         try:
             return await self._settled(proposal, order)
+        except BudgetSpent:
+            return None
         finally:
             await self._let_pass(proposal.index)
 
@@ -219,6 +224,7 @@ class Intake:
             listed=self._benchmarks.gate,
             rebuilt=self._rebuilds.gate,
             novel=lambda draft, effects: self._novel(draft, effects, order, index),
+            reviewed=self.reviewer,
         )
         proof = await prove(
             draft, image, self.provider, level=self.level, base_digest=self.base_digest, slots=self.slots, around=around

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from env_factory import sessions, sources
 from env_factory.candidates import Proposal
@@ -22,16 +23,18 @@ from env_factory.cpu_time import cpu_seconds
 from env_factory.gates import labelled
 from env_factory.gates.mutants import Rules
 from env_factory.gates.stages import Level
+from env_factory.gates.trial import Around
 from env_factory.intake import prove_again
 from env_factory.lessons import documentation
 from env_factory.llm import orders
+from env_factory.llm.review import Reviewer
 from env_factory.orders import lessons, seeded, swe
 from env_factory.orders.errand import Errand, Order, intake, python_of
 from env_factory.payload import checked
 from env_factory.synth import corpus as text
 from gymsmith import taskdir
 from gymsmith.errors import ConfigError, SourceError, StoreError
-from gymsmith.schema import JobContext, Word
+from gymsmith.schema import JobContext, Word, digest
 from sandboxes.worker import Worker, process_worker
 
 
@@ -45,14 +48,30 @@ class Corpus(Word):
     """Characters of exercises per character of sessions."""
 
 
-class Proofs(Word):
+class Read(Word):
+    """What a payload says of a reading by a language model; see `llm/review.py`."""
+
+    review: bool = False
+    model: str = ""
+    """As in `Order`, and the budgets."""
+    budget_tokens: int = Field(default=0, ge=0)
+    budget_usd: float = Field(default=0.0, ge=0)
+
+
+class Proofs(Read):
     """Payload of a verify job."""
 
     environments: tuple[str, ...] = Field(min_length=1)
     gates: Level = "full"
 
+    @model_validator(mode="after")
+    def _reviewed_in_full(self) -> Self:
+        if self.review and self.gates != "admission":
+            raise ValueError(f"a review comes last of the gates of the level admission, got {self.gates}; ask for these")
+        return self
 
-class Bench(Word):
+
+class Bench(Read):
     """Payload of a judge job."""
 
     folder: str
@@ -97,17 +116,20 @@ def judge(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     folder = Path(asked.folder)
     total = len(labelled.labels(folder))
 
-    async def work() -> list[labelled.Judged]:
+    async def work() -> tuple[list[labelled.Judged], dict[str, Any]]:
         def report(done: int) -> None:
             ctx.progress(done=done, total=total, unit="tasks")
 
         rules = Rules(halves=asked.noticed, mutants=asked.noticed)
         provider, images = await worker.provider(), await worker.images()
-        return await labelled.judge(folder, provider, images, worker.slots, rules=rules, report=report)
+        async with _reviewing(asked, ctx, judged=str(folder)) as reviewer:
+            around = Around(reviewed=reviewer)
+            judged = await labelled.judge(folder, provider, images, worker.slots, rules=rules, around=around, report=report)
+        return judged, _spent(reviewer)
 
-    judged = worker.run(work(), ctx)
+    judged, spent = worker.run(work(), ctx)
     measured = labelled.quality(judged)
-    return {"tasks": labelled.table(judged), **{name: score.model_dump() for name, score in measured._asdict().items()}}
+    return {"tasks": labelled.table(judged), **{name: score.model_dump() for name, score in measured._asdict().items()}, **spent}
 
 
 def corpus(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
@@ -129,12 +151,32 @@ def corpus(payload: dict[str, Any], ctx: JobContext) -> dict[str, Any]:
     return {"path": str(path.relative_to(ctx.settings.home)), "documents": documents}
 
 
+@asynccontextmanager
+async def _reviewing(asked: Read | Order, ctx: JobContext, **key: Any) -> AsyncIterator[Reviewer | None]:
+    """A reviewer with a desk of its own; None where none is asked for."""
+    if not asked.review:
+        yield None
+        return
+    async with orders.desk(asked, ctx, review=True, **key) as at:
+        yield Reviewer(at)
+
+
 async def _generate(errand: Errand) -> dict[str, Any]:
+    order = errand.order
+    if order.kind.startswith("llm-"):
+        return await _llm(errand)
+    async with _reviewing(order, errand.ctx, kind=order.kind, source=order.source, seed=order.seed) as reviewer:
+        return await _made(replace(errand, reviewer=reviewer)) | _spent(reviewer)
+
+
+def _spent(reviewer: Reviewer | None) -> dict[str, Any]:
+    return reviewer.desk.account.summary() if reviewer else {}
+
+
+async def _made(errand: Errand) -> dict[str, Any]:
     order, settings = errand.order, errand.ctx.settings
     if order.kind in seeded.KINDS:
         return await seeded.carry_out(errand)
-    if order.kind.startswith("llm-"):
-        return await _llm(errand)
     scheme = order.source.partition(":")[0]
     if scheme in seeded.KINDS:
         raise ConfigError(f"expected kind {scheme} for {order.source!r}, got {order.kind!r}")
@@ -167,16 +209,24 @@ async def _llm(errand: Errand) -> dict[str, Any]:
     # Whoever wrote it is not there to be asked, so what a model wrote has to stand everything that there is.
     strict = replace(errand, order=order.model_copy(update={"gates": "admission"})) if order.gates == "full" else errand
 
-    async def take(proposals: AsyncGenerator[Proposal, None], key: dict[str, Any], wheels: Path | None = None) -> dict[str, Any]:
-        return await strict.take(proposals, key, at_once=orders.AT_ONCE, wheels=wheels)
+    key = {"kind": order.kind, "source": order.source, "seed": order.seed, "issue": digest(order.issue.encode())}
 
-    async with orders.desk(order, ctx) as at:
+    async def take(proposals: AsyncGenerator[Proposal, None], key: dict[str, Any], wheels: Path | None = None) -> dict[str, Any]:
+        reviewed = replace(strict, reviewer=Reviewer(at)) if order.review else strict
+        return await reviewed.take(proposals, key, at_once=orders.AT_ONCE, wheels=wheels)
+
+    async with orders.desk(order, ctx, **key) as at:
         provider, images = await worker.provider(), await worker.images()
         house = orders.House(ctx.settings, ctx.store, provider, images, await python_of(worker))
         return await orders.carry_out(order, at, house, take) | at.account.summary()
 
 
 async def _verify(asked: Proofs, worker: Worker, ctx: JobContext) -> dict[str, Any]:
+    async with _reviewing(asked, ctx, verified=True) as reviewer:
+        return await _proved(asked, worker, ctx, reviewer) | _spent(reviewer)
+
+
+async def _proved(asked: Proofs, worker: Worker, ctx: JobContext, reviewer: Reviewer | None) -> dict[str, Any]:
     statuses: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for done, environment_id in enumerate(asked.environments):
@@ -191,7 +241,7 @@ async def _verify(asked: Proofs, worker: Worker, ctx: JobContext) -> dict[str, A
         elif "/wheelhouse" in task.dockerfile:
             package = await asyncio.to_thread(swe.package_behind, environment.source, ctx.settings, await python_of(worker))
             wheels = package.wheels if package else None
-        now = await prove_again(await intake(asked.gates, worker, ctx, wheels), environment, task)
+        now = await prove_again(await intake(asked.gates, worker, ctx, wheels, reviewer), environment, task)
         statuses[environment_id], reasons[environment_id] = now.status.value, now.reason
     ctx.progress(done=len(asked.environments), total=len(asked.environments), unit="environments")
     return {"statuses": statuses, "reasons": reasons}

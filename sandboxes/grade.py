@@ -281,10 +281,27 @@ async def attempt_script(
     unchanged: Reward | None = None,
     env: Mapping[str, str] = MappingProxyType({}),
 ) -> Reward:
-    """The reward of a scripted agent: `script` (a solution or a cheat) run once as the agent; None does nothing at all.
+    """The reward of a scripted agent; see `tried`. Where it is 0, what the script said of its own failure is in the detail."""
+    reward, said = await tried(provider, image, task, script, unchanged=unchanged, env=env)
+    if reward.value == 0.0 and said:
+        return reward.model_copy(update={"detail": f"{reward.detail}\n{said}"[:DETAIL_CHARS]})
+    return reward
+
+
+async def tried(
+    provider: Provider,
+    image: Image,
+    task: Task,
+    script: str | None,
+    *,
+    unchanged: Reward | None = None,
+    env: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Reward, str]:
+    """A scripted agent: `script` (a solution or a cheat) run once as the agent; None does nothing at all.
 
     unchanged: see `judge`. env: added to the image's environment in both sandboxes, where a task is to show that it does not
     depend on it.
+    Returns: the reward, and how the script failed, which says nothing of the tests; empty when it ended well.
     Raises: InfrastructureError: the provider failed; a script that takes its own sandbox down scores 0.
     """
     said = ""
@@ -296,14 +313,11 @@ async def attempt_script(
                 said = await _act(box, task, script)
         except (SandboxGone, ExecTimeout) as error:
             await assert_alive(provider, image)
-            return nothing(task, f"the script's sandbox ended: {error}")
+            return nothing(task, f"the script's sandbox ended: {error}"), "its sandbox ended"
         reward = await judge(provider, image, task, box, unchanged=unchanged, env=env)
     finally:
         await box.destroy()
-    said = "\n".join(line for line in (said, f"at the start: {broken}" if broken else "") if line)
-    if reward.value == 0.0 and said:
-        return reward.model_copy(update={"detail": f"{reward.detail}\n{said}"[:DETAIL_CHARS]})
-    return reward
+    return reward, "\n".join(line for line in (said, f"at the start: {broken}" if broken else "") if line)
 
 
 async def left_by(provider: Provider, image: Image, task: Task, script: str) -> Artifacts:

@@ -19,6 +19,7 @@ from env_factory.build import build
 from env_factory.formats import harbor
 from env_factory.gates.mutants import Rules
 from env_factory.gates.stages import prove
+from env_factory.gates.trial import Around
 from gymsmith.errors import BuildError, NotFound, PolicyRefused, SourceError
 from gymsmith.schema import Score
 from sandboxes.base import Provider
@@ -73,9 +74,10 @@ async def judge(
     slots: asyncio.Semaphore,
     *,
     rules: Rules = Rules(),
+    around: Around = Around(),
     report: Callable[[int], None] = lambda _: None,
 ) -> list[Judged]:
-    """Bring every task of a labelled folder before the gates of the level "admission".
+    """Bring every task of a labelled folder before the gates of the level "admission", and of a reviewer `around` them.
 
     Raises: NotFound, SourceError: the folder is not labelled. InfrastructureError: sandboxes failed; nothing was judged then.
     """
@@ -89,7 +91,7 @@ async def judge(
             image = await build(draft, images)
         except (SourceError, PolicyRefused, BuildError) as error:
             return "build-failed" if isinstance(error, BuildError) else "refused", str(error)[:500]
-        proof = await prove(draft, image, provider, level="admission", slots=slots, rules=rules)
+        proof = await prove(draft, image, provider, level="admission", slots=slots, rules=rules, around=around)
         return proof.reason, proof.detail
 
     async def one(name: str, label: str) -> Judged:

@@ -10,13 +10,14 @@ REASONS = (
     "build-failed", "refused", "no-oracle", "noop-passes", "oracle-fails", "needs-network", "lacks-dependency", "flaky",
     "few-f2p", "few-p2p", "suite-fails", "alternative-fails", "cheat-passes", "step-not-needed", "half-passes", "weak-tests",
     "few-cheats", "leak", "contradiction", "overspecified", "duplicate", "contaminated", "not-reproducible", "reads-solution",
-    "looking", "slow",
+    "looking", "slow", "contested",
 )  # fmt: skip
 """Why a draft that was built is turned down. Screening has words of its own."""
 _WORDS = {
     "noop": "noop-passes", "oracle": "oracle-fails", "again": "flaky", "f2p": "few-f2p", "p2p": "few-p2p", "runtime": "slow",
     "suite": "suite-fails", "cheats": "few-cheats", "leak-image": "leak", "consistency": "contradiction", "halves": "half-passes",
     "mutants": "weak-tests", "contamination": "contaminated", "rebuild": "not-reproducible", "restyled": "overspecified",
+    "review:solve": "contested", "review:wrong": "cheat-passes", "review:given": "leak",
 }  # fmt: skip
 """Gate -> reason, where they differ."""
 _LACKS = {

@@ -95,9 +95,11 @@ async def prove(
     started = time.perf_counter()
     trial = Trial(draft, image, provider, slots, rules or RULES.get(draft.spec.kind, Rules()), around)
     stages = [_still, _controls]
-    stages += {"controls": [], "full": [_attempts], "admission": [_suite, _again, _inspection, _rebuilding, _every_attempt]}[
-        level
-    ]
+    stages += {
+        "controls": [],
+        "full": [_attempts],
+        "admission": [_suite, _again, _inspection, _rebuilding, _every_attempt, _review],
+    }[level]
     for stage in stages:
         await stage(trial, level)
         if trial.failed:
@@ -228,6 +230,12 @@ async def _every_attempt(trial: Trial, level: Level) -> None:
     spoken_of = HISTORY.search(trial.task.instruction)
     general = [c for c in cheats_for(trial.task) if not (spoken_of and c.name == "undo-with-git")]
     await _try(trial, [*trial.draft.cheats, *((cheat.name, cheat.script) for cheat in general)])
+
+
+async def _review(trial: Trial, level: Level) -> None:
+    """A language model's reading, where one is asked; the dearest stage, so the last."""
+    if trial.around.reviewed and not trial.failed:
+        trial.gates += await trial.around.reviewed(trial)
 
 
 async def _try(trial: Trial, cheats: Sequence[tuple[str, str]]) -> None:

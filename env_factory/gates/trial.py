@@ -18,13 +18,17 @@ from gymsmith.errors import InfrastructureError
 from gymsmith.schema import Draft, Gate, Reward
 from gymsmith.taskdir import Task
 from sandboxes.base import Image, Provider
-from sandboxes.grade import attempt_script, verify
+from sandboxes.grade import attempt_script, tried, verify
 
 log = logging.getLogger(__name__)
 
 RETRIES = 3
 DETAIL_CHARS = 500
 T = TypeVar("T")
+
+
+Reviewed = Callable[["Trial"], Awaitable[list[Gate]]]
+"""Reads a task that stood every other gate, and tells the gates of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Around:
     """Can its image be built again?"""
     novel: Callable[[Draft, tuple[Effect, ...]], Awaitable[Gate]] | None = None
     """Is it unlike those before it?"""
+    reviewed: Reviewed | None = None
+    """Does somebody who reads it come to the same?"""
 
 
 class Trial:
@@ -76,6 +82,10 @@ class Trial:
         return await self.patiently(
             lambda: attempt_script(self.provider, self.image, task or self.task, script, unchanged=unchanged, env=env or {})
         )
+
+    async def tried(self, script: str) -> tuple[Reward, str]:
+        """The reward of a script, and how it failed by itself. Raises: InfrastructureError."""
+        return await self.patiently(lambda: tried(self.provider, self.image, self.task, script, unchanged=self.nothing))
 
     async def control(self, script: str | None, *, task: Task | None = None, env: Mapping[str, str] | None = None) -> Reward:
         """An attempt that is no cheat. One that ran into the time limit may have met a busy machine, so it is made again."""

@@ -41,6 +41,7 @@ MEANING = {
     "few-p2p": "too few tests pass before and after the solution",
     "leak": "what is hidden can be read: a test or a line of the solution stands in the instruction or among the files",
     "looking": "the instruction tells what has to be looked up",
+    "contested": "somebody who did what the text says failed the tests; text and tests must agree, and the text must say it all",
     "slow": "the tests take more than half of their time limit",
     "survived": "no test of the package fails with this change; change what a test can see",
     "breaks-half": "more than half of all tests fail with this change; a realistic fault is smaller",

@@ -77,9 +77,20 @@ class Take(Protocol):
     ) -> dict[str, Any]: ...
 
 
+class Spending(Protocol):
+    """Which model is asked, and what it may cost; empty and 0: what is configured."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def budget_tokens(self) -> int: ...
+    @property
+    def budget_usd(self) -> float: ...
+
+
 @asynccontextmanager
-async def desk(order: Order, ctx: JobContext) -> AsyncIterator[Desk]:
-    """The desk of a job.
+async def desk(order: Spending, ctx: JobContext, **key: Any) -> AsyncIterator[Desk]:
+    """The desk of a job. `key`: what its questions follow from, see `Journal.of`.
 
     Raises: ConfigError: no endpoint is configured, or a budget in dollars without prices.
     """
@@ -95,7 +106,6 @@ async def desk(order: Order, ctx: JobContext) -> AsyncIterator[Desk]:
         budget_usd=order.budget_usd or settings.llm_budget_usd,
         report=report,
     )
-    key = {"kind": order.kind, "source": order.source, "seed": order.seed, "issue": digest(order.issue.encode())}
     async with LlmClient(endpoint) as client:
         yield Desk(client, account, Journal.of(settings, model=endpoint.model, **key), ctx.job.id)
 

@@ -1,8 +1,9 @@
 """Prompts are files: `prompts/NAME.md`, with a part `## system`, a part `## user`, and slots such as {{title}}.
 
-What stands in `house.md` opens the system part of each. Text that strangers wrote goes into a slot as `Material`: between two
-lines that name the text's own digest, which no text can contain, so nothing in it can pretend to be behind its end. That keeps a
-model from mistaking where data stops; that it does as it was told is nobody's promise, and the gates do not rely on it.
+What stands in `roles/ROLE.md` and `house.md` opens the system part of each. Text that strangers wrote goes into a slot as
+`Material`: between two lines that name the text's own digest, which no text can contain, so nothing in it can pretend to be
+behind its end. That keeps a model from mistaking where data stops; that it does as it was told is nobody's promise, and the gates
+do not rely on it.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def parts(name: str) -> Prompt:
     return Prompt(found[2].strip(), found[4].strip())
 
 
-def fill(name: str, /, **values: str | Material) -> Prompt:
-    """The prompt with every slot filled.
+def fill(name: str, /, role: str = "author", **values: str | Material) -> Prompt:
+    """The prompt with every slot filled, for an author or a reviewer.
 
     Raises: ValueError: a slot has no value, or a value no slot.
     """
@@ -59,9 +60,10 @@ def fill(name: str, /, **values: str | Material) -> Prompt:
     if slots != set(values):
         raise ValueError(f"prompts/{name}.md has the slots {sorted(slots)}, got values for {sorted(values)}")
     said = {key: value.fenced() if isinstance(value, Material) else value for key, value in values.items()}
-    house = resources.files("env_factory.llm").joinpath("prompts", "house.md").read_text(encoding="utf-8").strip()
+    prompts = resources.files("env_factory.llm").joinpath("prompts")
+    opening = [prompts.joinpath(*path).read_text(encoding="utf-8").strip() for path in (("roles", f"{role}.md"), ("house.md",))]
 
     def filled(part: str) -> str:
         return _SLOT.sub(lambda slot: said[slot.group(1)], part)
 
-    return Prompt(f"{house}\n\n{filled(system)}", filled(user))
+    return Prompt("\n\n".join([*opening, filled(system)]), filled(user))

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from env_factory.candidates import Ledger, Proposal
 from env_factory.gates.stages import Level
+from env_factory.gates.trial import Reviewed
 from env_factory.intake import Intake
 from gymsmith.errors import ConfigError
 from gymsmith.schema import GenerateKind, JobContext, Word
@@ -47,6 +48,14 @@ class Order(Word):
     budget_usd: float = Field(default=0.0, ge=0)
     per_function: int = Field(default=0, ge=0)
     """Mutations of one function; 0 means as many as the kind takes by itself."""
+    review: bool = False
+    """Whether a language model reads what stood every other gate; see `llm/review.py`."""
+
+    @model_validator(mode="after")
+    def _reviewed_in_full(self) -> Self:
+        if self.review and self.gates != "admission":
+            raise ValueError(f"a review comes last of the gates of the level admission, got {self.gates}; ask for these")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +65,42 @@ class Errand:
     order: Order
     worker: Worker
     ctx: JobContext
+    reviewer: Reviewed | None = None
 
     def ledger(self, key: dict[str, Any]) -> Ledger:
         """Where candidates are remembered. `key`: what they follow from besides kind and seed."""
         order = self.order
-        return Ledger.of(self.ctx.settings, format=FORMAT, kind=order.kind, seed=order.seed, gates=order.gates, **key)
+        return Ledger.of(
+            self.ctx.settings, format=FORMAT, kind=order.kind, seed=order.seed, gates=order.gates, **self._reviewing, **key
+        )
+
+    @property
+    def _reviewing(self) -> dict[str, bool]:
+        """Part of the key where it makes a difference: ledgers of orders without a review keep theirs."""
+        return {"review": True} if self.order.review else {}
 
     async def take(
         self, proposals: AsyncGenerator[Proposal, None], key: dict[str, Any], *, at_once: int, wheels: Path | None = None
     ) -> dict[str, Any]:
         """Settle candidates until as many are admitted as were ordered; the result of the job. `key`: see `ledger`."""
-        gates = await intake(self.order.gates, self.worker, self.ctx, wheels)
+        gates = await intake(self.order.gates, self.worker, self.ctx, wheels, self.reviewer)
         tally = await gates.take(proposals, self.ledger(key), self.order.n, at_once=at_once)
         made = {"admitted": tally.admitted, "candidates": tally.candidates, "reasons": dict(tally.reasons)}
         return made | ({"stopped": "budget"} if tally.stopped else {})
 
 
-async def intake(level: Level, worker: Worker, ctx: JobContext, wheels: Path | None = None) -> Intake:
+async def intake(
+    level: Level, worker: Worker, ctx: JobContext, wheels: Path | None = None, reviewer: Reviewed | None = None
+) -> Intake:
     """The intake of a worker, which reports to a job."""
     provider, images = await worker.provider(), await worker.images()
 
     def report(fields: dict[str, Any]) -> None:
         ctx.progress(**fields)
 
-    return Intake(ctx.settings, ctx.store, provider, images, worker.slots, level=level, wheels=wheels, report=report)
+    return Intake(
+        ctx.settings, ctx.store, provider, images, worker.slots, level=level, wheels=wheels, reviewer=reviewer, report=report
+    )
 
 
 async def python_of(worker: Worker) -> str:

@@ -17,6 +17,18 @@ KINDS = (
     "mutation", "reconstruction", "combination", "commit", "issue", "tutorial", "examples", "shell", "terminal", "repair",
     "layout", "browse", *models.KINDS,
 )  # fmt: skip
+Review = Annotated[
+    bool,
+    typer.Option("--review", help="After all other gates a language model does each task from its text, and tries to cheat."),
+]
+Model = Annotated[str, typer.Option(help="llm kinds and --review: the model to ask for (default: GYMSMITH_LLM_MODEL).")]
+BudgetTokens = Annotated[
+    int,
+    typer.Option(min=0, help="llm kinds and --review: stop before more tokens are bought (0: GYMSMITH_LLM_BUDGET_TOKENS)."),
+]
+BudgetUsd = Annotated[
+    float, typer.Option(min=0, help="llm kinds and --review: stop before more dollars are spent (0: GYMSMITH_LLM_BUDGET_USD).")
+]
 
 
 def generate(
@@ -38,14 +50,11 @@ def generate(
     n: Annotated[int, typer.Option("-n", help="How many admitted environments to stop at.", min=1)] = 20,
     seed: Seed = 1,
     split: Annotated[str, typer.Option(help="shell, terminal, repair, layout: train words or held_out words.")] = "train",
-    model: Annotated[str, typer.Option(help="llm kinds: the model to ask for (default: GYMSMITH_LLM_MODEL).")] = "",
+    model: Model = "",
     gates: Annotated[str, typer.Option(help="How much is asked of each: admission (everything), full, controls.")] = "admission",
-    budget_tokens: Annotated[
-        int, typer.Option(min=0, help="llm kinds: stop before more tokens than this are bought (0: GYMSMITH_LLM_BUDGET_TOKENS).")
-    ] = 0,
-    budget_usd: Annotated[
-        float, typer.Option(min=0, help="llm kinds: stop before more dollars are spent (0: GYMSMITH_LLM_BUDGET_USD).")
-    ] = 0.0,
+    budget_tokens: BudgetTokens = 0,
+    budget_usd: BudgetUsd = 0.0,
+    review: Review = False,
     issue: Annotated[
         Path | None, typer.Option(help="llm-issue: the issue, as text or as JSON with title and body (gh issue view --json).")
     ] = None,
@@ -81,7 +90,9 @@ def generate(
     source = absolute(source)
     one_of("--gates", gates, LEVELS)
     payload = {"source": source, "kind": kind, "n": n, "seed": seed, "split": split, "gates": gates}
-    payload |= models.asked(kind, source, model=model, budget_tokens=budget_tokens, budget_usd=budget_usd, issue=issue)
+    payload |= models.asked(
+        kind, source, model=model, budget_tokens=budget_tokens, budget_usd=budget_usd, issue=issue, review=review
+    )
     with attached(settings_for(home)) as house:
         job = house.run("generate", payload, label=f"{kind} from {source}", quiet=as_json)
     if as_json:
@@ -175,6 +186,10 @@ def env_show(
 def env_verify(
     env_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Environments to prove again, from scratch.")],
     gates: Annotated[str, typer.Option(help="How much is asked of each: admission (everything), full, controls.")] = "admission",
+    review: Review = False,
+    model: Model = "",
+    budget_tokens: BudgetTokens = 0,
+    budget_usd: BudgetUsd = 0.0,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -182,9 +197,10 @@ def env_verify(
     from gymsmith.attach import attached
 
     one_of("--gates", gates, LEVELS)
+    read = models.reading(review, model=model, budget_tokens=budget_tokens, budget_usd=budget_usd)
     with attached(settings_for(home)) as house:
         ids = [house.store.find_environment(given).id for given in env_ids]
-        job = house.run("verify", {"environments": ids, "gates": gates}, label="proofs", quiet=as_json)
+        job = house.run("verify", {"environments": ids, "gates": gates} | read, label="proofs", quiet=as_json)
     emit(job.result) if as_json else print(json.dumps(job.result, indent=2))
     raise typer.Exit(0 if all(status == "verified" for status in job.result["statuses"].values()) else 1)
 
@@ -195,6 +211,10 @@ def env_judge(
         Path, typer.Argument(help='Task folders in Harbor\'s format, and labels.toml: NAME = "sound" or what is wrong.')
     ],
     noticed: Annotated[float, typer.Option(help="Share of wrong work that a task's tests must notice.", min=0, max=1)] = 0.8,
+    review: Review = False,
+    model: Model = "",
+    budget_tokens: BudgetTokens = 0,
+    budget_usd: BudgetUsd = 0.0,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -202,6 +222,7 @@ def env_judge(
     from gymsmith.attach import attached
 
     payload = {"folder": str(folder.expanduser().resolve()), "noticed": noticed}
+    payload |= models.reading(review, model=model, budget_tokens=budget_tokens, budget_usd=budget_usd)
     with attached(settings_for(home)) as house:
         job = house.run("judge", payload, label=f"tasks of {folder}", quiet=as_json)
     if as_json:
@@ -212,3 +233,5 @@ def env_judge(
     for name in ("precision", "recall"):
         score = job.result[name]
         print(f"{name} {score['rate']:.3f} ({score['passed']} of {score['n']}; 95% {score['low']:.3f} to {score['high']:.3f})")
+    for line in models.bought(job.result):
+        print(line)

@@ -13,16 +13,35 @@ KINDS: tuple[str, ...] = get_args(LlmKind)
 MAX_ISSUE_BYTES = 4 * 1024 * 1024
 
 
-def asked(kind: str, source: str, *, model: str, budget_tokens: int, budget_usd: float, issue: Path | None) -> dict[str, Any]:
+def reading(review: bool, *, model: str, budget_tokens: int, budget_usd: float) -> dict[str, Any]:
+    """The part of a payload that is about a review.
+
+    Raises: UserError: what goes with it, without it.
+    """
+    given = {
+        name: value for name, value in (("model", model), ("budget_tokens", budget_tokens), ("budget_usd", budget_usd)) if value
+    }
+    if given and not review:
+        raise UserError(f"expected --{next(iter(given)).replace('_', '-')} with --review, got it alone")
+    return {"review": True, **given} if review else {}
+
+
+def asked(
+    kind: str, source: str, *, model: str, budget_tokens: int, budget_usd: float, issue: Path | None, review: bool
+) -> dict[str, Any]:
     """The part of an order's payload that is about a model.
 
     Raises: UserError: an option that this kind does not take, or lacks.
     """
     given = {"model": model, "budget_tokens": budget_tokens, "budget_usd": budget_usd}
     given = {name: value for name, value in given.items() if value}
-    if given and kind not in KINDS:
+    if given and kind not in KINDS and not review:
         option = next(iter(given)).replace("_", "-")
-        raise UserError(f"expected --{option} with a kind that asks a language model ({', '.join(KINDS)}), got it with {kind!r}")
+        raise UserError(
+            f"expected --{option} with --review or a kind that asks a language model ({', '.join(KINDS)}), got it with {kind!r}"
+        )
+    if review:
+        given["review"] = True
     needed = kind == "llm-issue" and not source.startswith(("issue:", "github:", "swebench:"))
     if (issue is not None) != needed:
         got = "it" if issue else "none"

@@ -1,0 +1,224 @@
+"""A second reader: a language model does a task from its text alone, and tries to get by without doing it.
+
+Without a model the gates find what shows when it is run. What text and tests share, such as a definition that both the solution
+and the tests misread, shows to nobody but a reader. So a model that sees neither tests nor solution writes two honest attempts
+and some wrong ones, and each is run:
+
+    review:solve  an honest attempt passes, or failed by its own fault: who is to blame is asked of a model that sees everything
+    review:wrong  no wrong attempt passes: whether one that does was wrong is asked of a model that sees the text, not the tests
+    review:given  nothing hands the result over, so that an attempt passes which only copies it
+
+No word of a model turns a task down by itself. It takes a run that came out otherwise than the text says, and a quotation, word
+for word, of what the text or the tests say there. Where a model says nothing usable the task stands, and the evidence says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from env_factory.gates.trial import DETAIL_CHARS, Trial
+from env_factory.llm.conversation import Desk, Shape, Talk, Unfit
+from env_factory.llm.prompt import Material, Prompt, fill
+from env_factory.llm.view import at_start, hidden
+from gymsmith.errors import Rejected
+from gymsmith.schema import Gate, Reward
+
+SOLVES = 3
+"""Answers with honest attempts that a task is given."""
+MAX_WRONG = 6
+MIN_QUOTE = 4
+"""Characters of a quotation."""
+
+
+class Wrong(Shape):
+    """Work that is not what was asked for."""
+
+    script: str
+    violates: str
+
+
+class Given(Shape):
+    """A place that hands the result over; empty where there is none."""
+
+    place: str
+    script: str
+
+
+class Work(Shape):
+    """See prompts/solve.md."""
+
+    reading: str
+    script: str
+    other: str
+    wrong: list[Wrong]
+    given: Given
+
+
+class Blame(Shape):
+    """See prompts/arbitrate.md."""
+
+    reading: str
+    fault: Literal["attempt", "contradiction", "untold"]
+    text_says: str
+    tests_want: str
+
+
+class Verdict(Shape):
+    """On one script."""
+
+    number: int
+    reading: str
+    done: Literal["yes", "side", "no", "copied"]
+    clause: str
+
+
+class Verdicts(Shape):
+    """See prompts/done.md."""
+
+    verdicts: list[Verdict]
+
+
+class Reviewer:
+    """Of one job; see `Around.reviewed`."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    async def __call__(self, trial: Trial) -> list[Gate]:
+        """The gates, up to the first that fails.
+
+        Raises:
+            BudgetSpent, LlmError, LlmRefused: see `Desk.ask`.
+            InfrastructureError: sandboxes failed.
+        """
+        try:
+            return await _Review(self.desk, trial, await at_start(trial)).gates()
+        except Rejected as error:
+            said = f"not concluded, for the model gave no usable answer ({error.reason}): {error.detail}"
+            return [Gate(name="review", passed=True, detail=said[:DETAIL_CHARS])]
+
+
+class _Review:
+    def __init__(self, desk: Desk, trial: Trial, files: str) -> None:
+        self.desk, self.trial, self.files = desk, trial, files
+        self.instruction = trial.task.instruction
+        self.tests, self.solution = hidden(trial.task)
+        self.seed = int(trial.draft.id[:7], 16)
+
+    async def gates(self) -> list[Gate]:
+        talk = self._talk(self._prompt("solve", workdir=self.trial.task.spec.workdir), Work)
+        work = await talk.ask()
+        solved = await self._solved(talk, work)
+        return [solved, *(await self._wrong(work))] if solved.passed else [solved]
+
+    async def _solved(self, talk: Talk[Work], work: Work) -> Gate:
+        """Honest attempts, and who is to blame where they fail."""
+        overlooked = ""
+        for n in range(1, SOLVES + 1):
+            tried = await asyncio.gather(*(self._run(script) for script in (work.script, work.other)))
+            failed = [each for each in tried if each[1].value != 1.0]
+            for script, reward, said in failed:
+                blame = await self._blame(script, reward, said)
+                if blame.fault != "attempt":
+                    found = f"the text says {blame.text_says!r}, " if blame.text_says else "nothing says it, and "
+                    detail = f"{blame.fault}: {found}the tests want {blame.tests_want!r}. {blame.reading}"
+                    return self._gate("solve", False, detail, [r for _, r, _ in tried])
+                overlooked = said or f"the text says: {blame.text_says}"
+            if len(failed) < len(tried):
+                return self._gate("solve", True, f"done from the text alone in answer {n}", [r for _, r, _ in tried])
+            if n < SOLVES and talk.asked < talk.tries:
+                talk.object(Unfit("overlooked", "the scripts do not do what is asked for.", overlooked))
+                work = await talk.ask()
+        detail = f"no honest attempt passed, each by its own fault; the last one: {overlooked}"
+        return self._gate("solve", True, detail, [r for _, r, _ in tried])
+
+    async def _blame(self, script: str, reward: Reward, said: str) -> Blame:
+        """Whose fault it is that an honest attempt failed; its own where it did not even run."""
+        if said:
+            return Blame(reading=said, fault="attempt", text_says="", tests_want="")
+        states = "\n".join(f"{test}: {state}" for test, state in reward.tests.items())
+        prompt = self._prompt(
+            "arbitrate",
+            attempt=Material(script),
+            outcome=Material(f"{states}\n{reward.detail}"),
+            tests=Material(self.tests),
+            solution=Material(self.solution),
+        )
+        talk = self._talk(prompt, Blame)
+        while True:
+            blame = await talk.ask()
+            problems = []
+            if blame.fault != "untold":
+                problems += _unquoted("text_says", blame.text_says, "the text or the files", (self.instruction, self.files))
+            if blame.fault != "attempt":
+                problems += _unquoted("tests_want", blame.tests_want, "the tests", (self.tests,))
+            if not problems:
+                return blame
+            talk.object(Unfit("llm-quote", " ".join(problems)))
+
+    async def _wrong(self, work: Work) -> list[Gate]:
+        """What gets by without the work."""
+        scripts = [wrong.script for wrong in work.wrong[:MAX_WRONG] if wrong.script.strip()]
+        if work.given.script.strip():
+            scripts.append(work.given.script)
+        tried = await asyncio.gather(*(self._run(script) for script in scripts))
+        passing = [script for script, reward, _ in tried if reward.value == 1.0]
+        rewards = [reward for _, reward, _ in tried]
+        verdicts = await self._verdicts(passing) if passing else []
+        gates = []
+        for name, word in (("wrong", "no"), ("given", "copied")):
+            found = [v for v in verdicts if v.done == word]
+            said = "; ".join(
+                f"against {v.clause!r}: {v.reading}" if word == "no" else f"{v.clause!r} hands it over" for v in found
+            )
+            told = said or f"{len(scripts)} were tried, {len(passing)} passed: {', '.join(v.done for v in verdicts) or 'none'}"
+            gates.append(self._gate(name, not found, told, rewards if word == "no" else []))
+        return gates
+
+    async def _verdicts(self, scripts: Sequence[str]) -> list[Verdict]:
+        """Whether scripts do what the text asks, by a reader who has seen no tests."""
+        shown = "\n\n".join(f"Script {n}:\n\n{Material(script).fenced()}" for n, script in enumerate(scripts, 1))
+        talk = self._talk(self._prompt("done", scripts=shown), Verdicts)
+        while True:
+            verdicts = (await talk.ask()).verdicts
+            problems = []
+            if [v.number for v in verdicts] != list(range(1, len(scripts) + 1)):
+                problems.append(f"expected a verdict on each of the {len(scripts)} scripts, in order.")
+            for v in verdicts:
+                if v.done in ("no", "copied"):
+                    where = "the text or the files"
+                    problems += _unquoted(f"verdict {v.number}: clause", v.clause, where, (self.instruction, self.files))
+            if not problems:
+                return verdicts
+            talk.object(Unfit("llm-quote", " ".join(problems)))
+
+    async def _run(self, script: str) -> tuple[str, Reward, str]:
+        script = script if script.startswith("#!") else f"#!/bin/bash\n{script}"
+        return script, *(await self.trial.tried(script))
+
+    def _prompt(self, name: str, **more: str | Material) -> Prompt:
+        shown = {"instruction": Material(self.instruction), "files": Material(self.files)}
+        return fill(name, role="reviewer", **shown, **more)
+
+    def _talk(self, prompt: Prompt, shape: type[Any]) -> Talk[Any]:
+        return Talk(self.desk, prompt, shape, seed=self.seed)
+
+    def _gate(self, name: str, passed: bool, detail: str, rewards: Sequence[Reward]) -> Gate:
+        return Gate(
+            name=f"review:{name}",
+            passed=passed,
+            rewards=tuple(reward.value for reward in rewards),
+            seconds=round(sum(reward.seconds for reward in rewards), 4),
+            detail=detail[:DETAIL_CHARS],
+        )
+
+
+def _unquoted(field: str, quote: str, name: str, texts: Iterable[str]) -> list[str]:
+    """What is wrong with a quotation: nothing where it stands in one of the texts, whatever the white space."""
+    wanted = re.sub(r"\s+", " ", quote).strip()
+    if len(wanted) >= MIN_QUOTE and any(wanted in re.sub(r"\s+", " ", text) for text in texts):
+        return []
+    return [f"{field} must be words of {name}, copied exactly and without a gap, got {quote[:120]!r}."]
