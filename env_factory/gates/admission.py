@@ -22,7 +22,7 @@ from pathlib import Path
 
 from env_factory.gates import clues, consistency, leaks, mutants, shortcuts, untold
 from env_factory.gates.effects import Effects, effects_of
-from env_factory.gates.mutants import Variant
+from env_factory.gates.mutants import Variant, leaving
 from env_factory.gates.trial import DETAIL_CHARS, Trial, gate_of
 from gymsmith.errors import Capacity, OutputLimit
 from gymsmith.schema import Gate
@@ -90,30 +90,35 @@ async def _carries(trial: Trial, effects: Effects) -> bool:
 async def _consistent(trial: Trial, effects: Effects, by_files: bool) -> Gate:
     """Text, solution and tests speak of the same thing (`consistency.py`)."""
     task = trial.task
-    found = await asyncio.to_thread(consistency.contradictions, task, effects.found)
-    found += await asyncio.to_thread(untold.nowhere, task, effects.found, trial.image)
-    found += await asyncio.to_thread(clues.clues, task, effects.found)
+    apparent = await asyncio.to_thread(consistency.contradictions, task, effects.found)
+    apparent += await asyncio.to_thread(untold.nowhere, task, effects.found, trial.image)
+    doubt = trial.hold(Gate(name="consistency", passed=not apparent, detail="; ".join(apparent)[:DETAIL_CHARS]))
+    if not doubt.passed:
+        return doubt
+    found = await asyncio.to_thread(clues.clues, task, effects.found)
     if not found and by_files:
         variants = [*consistency.unnamed(task, effects.found), *untold.variants(task, effects.found, trial.image)]
         rewards = await asyncio.gather(*(trial.variant(effects, variant) for variant in variants))
         found = [f"the tests fail {v.name}" for v, r in zip(variants, rewards, strict=True) if r.value == 0.0]
-    return Gate(name="consistency", passed=not found, detail="; ".join(found)[:DETAIL_CHARS])
+    return Gate(name="consistency", passed=False, detail="; ".join(found)[:DETAIL_CHARS]) if found else doubt
 
 
 async def _fail(trial: Trial, effects: Effects | None, name: str, variants: Sequence[Variant], share: float) -> Gate:
     """The gate that passes when about `share` of the wrong works score 0, or more."""
     rewards = await asyncio.gather(*(trial.variant(effects, variant) for variant in variants))
-    survived = [variant.name for variant, reward in zip(variants, rewards, strict=True) if reward.value != 0.0]
+    surviving = [variant for variant, reward in zip(variants, rewards, strict=True) if reward.value != 0.0]
+    survived = [variant.name for variant in surviving]
     failed = len(variants) - len(survived)
     # One of four or more may always mean the same as the solution: few lines have few mutants.
     allowed = max(int((1 - share) * len(variants) + 1e-9), 1 if len(variants) >= 4 and share < 1 else 0)
     said = f"{failed} of {len(variants)} failed, all but {allowed} must" if variants else "there are none to try"
     if survived:
         said += f"; not noticed: {', '.join(survived)}"
-    return Gate(
+    gate = Gate(
         name=name,
         passed=len(survived) <= allowed,
         rewards=tuple(reward.value for reward in rewards),
         seconds=round(sum(reward.seconds for reward in rewards), 4),
         detail=said[:DETAIL_CHARS],
     )
+    return trial.hold(gate, *(variant.script or leaving(effects, variant) for variant in surviving), allowed=allowed)

@@ -28,6 +28,9 @@ from sandboxes.image.images import ImageStore
 
 SOUND = "sound"
 AT_ONCE = 4
+"""Tasks that are tried at the same time."""
+READ_AT_ONCE = 32
+"""The same where a model reads them: most of these wait for an answer. Sandboxes are bounded elsewhere."""
 
 
 class Judged(NamedTuple):
@@ -82,7 +85,7 @@ async def judge(
     Raises: NotFound, SourceError: the folder is not labelled. InfrastructureError: sandboxes failed; nothing was judged then.
     """
     labelled = sorted((await asyncio.to_thread(labels, folder)).items())
-    turns = asyncio.Semaphore(AT_ONCE)
+    turns = asyncio.Semaphore(READ_AT_ONCE if around.reviewed else AT_ONCE)
     done = 0
 
     async def verdict(name: str) -> tuple[str, str]:

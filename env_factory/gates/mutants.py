@@ -19,6 +19,7 @@ import contextlib
 import json
 import random
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -27,6 +28,7 @@ from typing import NamedTuple
 from env_factory.gates.effects import Effect, Effects, Hunk
 from env_factory.gates.reading import within
 from env_factory.swe import operators
+from gymsmith.schema import digest
 from gymsmith.taskdir import Task
 
 DOCUMENTS = frozenset({".md", ".rst", ".markdown", ".adoc"})
@@ -55,6 +57,23 @@ class Variant(NamedTuple):
     name: str
     writes: Mapping[str, str | None]
     script: str = ""
+
+
+def leaving(effects: Effects | None, variant: Variant) -> str:
+    """A script that leaves what a variant does, as far as that is text, for whoever reads it."""
+    lines = ["#!/bin/bash"]
+    for effect in effects.found if effects else ():
+        text = variant.writes.get(effect.path, effect.after)
+        if effect.path in variant.writes and text is None:
+            continue
+        if effect.kind == "removed" and text is None:
+            lines.append(f"rm -r {shlex.quote(effect.path)}")
+        elif text is None:
+            lines.append(f"# {effect.path}: {effect.kind}, which no text shows")
+        else:
+            mark = f"END_{digest(text.encode())[:8]}"
+            lines.append(f"cat > {shlex.quote(effect.path)} <<'{mark}'\n{text.rstrip(chr(10))}\n{mark}")
+    return "\n".join(lines) + "\n"
 
 
 def halves(effects: Effects, task: Task, rules: Rules) -> list[Variant]:

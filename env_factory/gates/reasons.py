@@ -18,6 +18,7 @@ _WORDS = {
     "suite": "suite-fails", "cheats": "few-cheats", "leak-image": "leak", "consistency": "contradiction", "halves": "half-passes",
     "mutants": "weak-tests", "contamination": "contaminated", "rebuild": "not-reproducible", "restyled": "overspecified",
     "review:solve": "contested", "review:wrong": "cheat-passes", "review:given": "leak",
+    "review:consistency": "contradiction", "review:halves": "half-passes", "review:mutants": "weak-tests",
 }  # fmt: skip
 """Gate -> reason, where they differ."""
 _LACKS = {

@@ -7,6 +7,8 @@ and some wrong ones, and each is run:
     review:solve  an honest attempt passes, or failed by its own fault: who is to blame is asked of a model that sees everything
     review:wrong  no wrong attempt passes: whether one that does was wrong is asked of a model that sees the text, not the tests
     review:given  nothing hands the result over, so that an attempt passes which only copies it
+    review:GATE   what a gate could not be sure of: halves and mutants that the tests accept may be all that was asked for, and
+                  what reads like a contradiction is none where both honest attempts pass
 
 No word of a model turns a task down by itself. It takes a run that came out otherwise than the text says, and a quotation, word
 for word, of what the text or the tests say there. Where a model says nothing usable the task stands, and the evidence says so.
@@ -29,6 +31,8 @@ from gymsmith.schema import Gate, Reward
 SOLVES = 3
 """Answers with honest attempts that a task is given."""
 MAX_WRONG = 6
+MAX_HELD = 8
+"""Of what the tests accept and one gate doubts, as many are read."""
 MIN_QUOTE = 4
 """Characters of a quotation."""
 
@@ -98,7 +102,8 @@ class Reviewer:
             return await _Review(self.desk, trial, await at_start(trial)).gates()
         except Rejected as error:
             said = f"not concluded, for the model gave no usable answer ({error.reason}): {error.detail}"
-            return [Gate(name="review", passed=True, detail=said[:DETAIL_CHARS])]
+            held = [Gate(name=f"review:{doubt.gate}", passed=False, detail=doubt.said) for doubt in trial.doubts]
+            return [Gate(name="review", passed=True, detail=said[:DETAIL_CHARS]), *held]
 
 
 class _Review:
@@ -112,7 +117,8 @@ class _Review:
         talk = self._talk(self._prompt("solve", workdir=self.trial.task.spec.workdir), Work)
         work = await talk.ask()
         solved = await self._solved(talk, work)
-        return [solved, *(await self._wrong(work))] if solved.passed else [solved]
+        gates = [solved, *self._agreed(solved)]
+        return [*gates, *(await self._accepted(work))] if all(gate.passed for gate in gates) else gates
 
     async def _solved(self, talk: Talk[Work], work: Work) -> Gate:
         """Honest attempts, and who is to blame where they fail."""
@@ -159,24 +165,40 @@ class _Review:
                 return blame
             talk.object(Unfit("llm-quote", " ".join(problems)))
 
-    async def _wrong(self, work: Work) -> list[Gate]:
-        """What gets by without the work."""
+    async def _accepted(self, work: Work) -> list[Gate]:
+        """Whether what the tests accept, though it was meant to be wrong, is what the text asks for."""
         scripts = [wrong.script for wrong in work.wrong[:MAX_WRONG] if wrong.script.strip()]
         if work.given.script.strip():
             scripts.append(work.given.script)
         tried = await asyncio.gather(*(self._run(script) for script in scripts))
         passing = [script for script, reward, _ in tried if reward.value == 1.0]
-        rewards = [reward for _, reward, _ in tried]
-        verdicts = await self._verdicts(passing) if passing else []
+        held = [(doubt, doubt.scripts[:MAX_HELD]) for doubt in self.trial.doubts if doubt.scripts]
+        accepted = [*passing, *(script for _, shown in held for script in shown)]
+        verdicts = await self._verdicts(accepted) if accepted else []
         gates = []
         for name, word in (("wrong", "no"), ("given", "copied")):
-            found = [v for v in verdicts if v.done == word]
+            found = [v for v in verdicts[: len(passing)] if v.done == word]
             said = "; ".join(
                 f"against {v.clause!r}: {v.reading}" if word == "no" else f"{v.clause!r} hands it over" for v in found
             )
-            told = said or f"{len(scripts)} were tried, {len(passing)} passed: {', '.join(v.done for v in verdicts) or 'none'}"
-            gates.append(self._gate(name, not found, told, rewards if word == "no" else []))
+            told = said or f"{len(scripts)} were tried, {len(passing)} passed"
+            gates.append(self._gate(name, not found, told, [reward for _, reward, _ in tried] if word == "no" else []))
+        at = len(passing)
+        for doubt, shown in held:
+            wrong = [v for v in verdicts[at : at + len(shown)] if v.done in ("no", "copied")]
+            at += len(shown)
+            share = len(wrong) / len(shown)
+            said = "; ".join(f"against {v.clause!r}: {v.reading}" for v in wrong)
+            told = f"{len(wrong)} of {len(shown)} lack what is asked for{f': {said}' if said else ''}; {doubt.said}"
+            gates.append(self._gate(doubt.gate, share * len(doubt.scripts) <= doubt.allowed, told))
         return gates
+
+    def _agreed(self, solved: Gate) -> list[Gate]:
+        """What seemed to be a contradiction is none where both honest attempts, made from the text, pass."""
+        both = all(value == 1.0 for value in solved.rewards)
+        found = [doubt for doubt in self.trial.doubts if not doubt.scripts]
+        said = "two attempts from the text pass, so it is none: " if both else "and not every honest attempt passes: "
+        return [self._gate(doubt.gate, both, said + doubt.said) for doubt in found]
 
     async def _verdicts(self, scripts: Sequence[str]) -> list[Verdict]:
         """Whether scripts do what the text asks, by a reader who has seen no tests."""
@@ -206,7 +228,7 @@ class _Review:
     def _talk(self, prompt: Prompt, shape: type[Any]) -> Talk[Any]:
         return Talk(self.desk, prompt, shape, seed=self.seed)
 
-    def _gate(self, name: str, passed: bool, detail: str, rewards: Sequence[Reward]) -> Gate:
+    def _gate(self, name: str, passed: bool, detail: str, rewards: Sequence[Reward] = ()) -> Gate:
         return Gate(
             name=f"review:{name}",
             passed=passed,

@@ -36,6 +36,8 @@ TRIES = 6
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 """An answer that goes on behind this is cut off and counts as endless."""
+LEAST_SECRET = 8
+"""Characters of a key that is one; servers of one's own take "x", "none" or "EMPTY"."""
 BYTES_PER_TOKEN = 3
 """For what an endpoint does not count itself; English and code have four, so budgets are met rather early."""
 OPTIONAL = ("response_format", "max_tokens", "temperature", "seed")
@@ -218,8 +220,8 @@ class LlmClient:
             ) from None
 
     def clean(self, text: str) -> str:
-        """The text without the key, should an endpoint repeat it."""
-        return text.replace(self.endpoint.key, "[key]") if self.endpoint.key else text
+        """The text without the key, should an endpoint repeat it. Short ones are placeholders, which stand in any text."""
+        return text.replace(self.endpoint.key, "[key]") if len(self.endpoint.key) >= LEAST_SECRET else text
 
     async def _post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes, bool]:
         """(status, headers, body up to MAX_ANSWER_BYTES, whether that was all of it)."""

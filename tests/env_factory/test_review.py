@@ -210,3 +210,29 @@ def test_orders_proofs_and_labelled_sets_may_be_read(doorway: Any, tmp_path: Pat
             session.order(gates="full")
     with pytest.raises(ConfigError, match="review comes last"):
         tasks.verify({"environments": made["admitted"], "gates": "controls", "review": True}, doorway)
+
+
+def test_a_reader_weighs_what_a_gate_cannot_be_sure_of(doorway: Any, tmp_path: Path) -> None:
+    """A change of which one half is only tidier: no test can see it, and the gate of halves takes it for a gap in the tests."""
+    broken = (
+        RIGHT.partition("END'\n")[2][:-4].replace("i == 0 or ", "").replace("import sys\n", "import sys\n\n# counts\n# peaks\n")
+    )
+    solution = RIGHT.replace("import sys\n", "import sys\n\n# Counts the peaks.\n")
+    folder = task(tmp_path / "set/tidier", CASES, solution, files={"peaks.py": broken})
+    text = (
+        (folder / "instruction.md").read_text().replace("Write the program /work/peaks.py:", "Repair the program /work/peaks.py:")
+    )
+    (folder / "instruction.md").write_text(text)
+    task(tmp_path / "set/defective", BLIND_CASES, "#!/bin/bash\n")
+    (tmp_path / "set/labels.toml").write_text('tidier = "sound"\ndefective = "its solution does nothing"\n')
+
+    def verdict(done: str) -> str:
+        def answer(body: dict[str, Any]) -> str:
+            return f"review-{done}" if "by the letter of the text" in body["messages"][0]["content"] else "review-work"
+
+        with serving(answer) as served:
+            door = type(doorway)(doorway.settings.model_copy(update=served.settings()), doorway.store)
+            asked = {"folder": str(tmp_path / "set"), "review": bool(done)}
+            return str({row["name"]: row["verdict"] for row in tasks.judge(asked, door)["tasks"]}["tidier"])
+
+    assert [verdict(""), verdict("aside"), verdict("wrong-passed")] == ["half-passes", "verified", "half-passes"]
