@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def task(folder: Path, cases: dict[str, str], solution: str = RIGHT, more: str =
     )
     members = {
         "instruction.md": TEXT,
-        "task.toml": 'version = "1.0"\n[verifier]\ntimeout_sec = 60.0\n[agent]\ntimeout_sec = 60.0\n',
+        "task.toml": 'version = "1.0"\n[verifier]\ntimeout_sec = 10.0\n[agent]\ntimeout_sec = 10.0\n',
         "environment/Dockerfile": dockerfile,
         "environment/work/example.txt": "3 1 2 1\n",
         "solution/solve.sh": solution,
@@ -214,11 +215,8 @@ def test_orders_proofs_and_labelled_sets_may_be_read(doorway: Any, tmp_path: Pat
 
 def test_a_reader_weighs_what_a_gate_cannot_be_sure_of(doorway: Any, tmp_path: Path) -> None:
     """A change of which one half is only tidier: no test can see it, and the gate of halves takes it for a gap in the tests."""
-    broken = (
-        RIGHT.partition("END'\n")[2][:-4].replace("i == 0 or ", "").replace("import sys\n", "import sys\n\n# counts\n# peaks\n")
-    )
-    solution = RIGHT.replace("import sys\n", "import sys\n\n# Counts the peaks.\n")
-    folder = task(tmp_path / "set/tidier", CASES, solution, files={"peaks.py": broken})
+    broken = RIGHT.partition("END'\n")[2][:-4].replace("i == 0 or ", "").replace("import sys\n", "import sys\nimport os\n")
+    folder = task(tmp_path / "set/tidier", CASES, files={"peaks.py": broken})
     text = (
         (folder / "instruction.md").read_text().replace("Write the program /work/peaks.py:", "Repair the program /work/peaks.py:")
     )
@@ -232,7 +230,9 @@ def test_a_reader_weighs_what_a_gate_cannot_be_sure_of(doorway: Any, tmp_path: P
 
         with serving(answer) as served:
             door = type(doorway)(doorway.settings.model_copy(update=served.settings()), doorway.store)
-            asked = {"folder": str(tmp_path / "set"), "review": bool(done)}
+            # Answers are remembered for a folder.
+            folder = shutil.copytree(tmp_path / "set", tmp_path / f"set-{done}")
+            asked = {"folder": str(folder), "review": bool(done)}
             return str({row["name"]: row["verdict"] for row in tasks.judge(asked, door)["tasks"]}["tidier"])
 
     assert [verdict(""), verdict("aside"), verdict("wrong-passed")] == ["half-passes", "verified", "half-passes"]
