@@ -69,7 +69,7 @@ def leaving(effects: Effects | None, variant: Variant) -> str:
         if effect.kind == "removed" and text is None:
             lines.append(f"rm -r {shlex.quote(effect.path)}")
         elif text is None:
-            lines.append(f"# {effect.path}: {effect.kind}, which no text shows")
+            lines.append(f"# {effect.path} is left as the reference leaves it")
         else:
             mark = f"END_{digest(text.encode())[:8]}"
             lines.append(f"cat > {shlex.quote(effect.path)} <<'{mark}'\n{text.rstrip(chr(10))}\n{mark}")

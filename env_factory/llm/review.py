@@ -5,7 +5,8 @@ and the tests misread, shows to nobody but a reader. So a model that sees neithe
 and some wrong ones, and each is run:
 
     review:solve  an honest attempt passes, or failed by its own fault: who is to blame is asked of a model that sees everything
-    review:wrong  no wrong attempt passes: whether one that does was wrong is asked of a model that sees the text, not the tests
+    review:wrong  no wrong attempt passes, but for one misreading of four or more: whether one that does was wrong is asked of a
+                  model that sees the text, not the tests
     review:given  nothing hands the result over, so that an attempt passes which only copies it
     review:GATE   what a gate could not be sure of: halves and mutants that the tests accept may be all that was asked for, and
                   what reads like a contradiction is none where both honest attempts pass
@@ -40,6 +41,7 @@ MIN_QUOTE = 4
 class Wrong(Shape):
     """Work that is not what was asked for."""
 
+    sort: Literal["part", "misread", "invented", "changed", "silenced"]
     script: str
     violates: str
 
@@ -167,29 +169,31 @@ class _Review:
 
     async def _accepted(self, work: Work) -> list[Gate]:
         """Whether what the tests accept, though it was meant to be wrong, is what the text asks for."""
-        scripts = [wrong.script for wrong in work.wrong[:MAX_WRONG] if wrong.script.strip()]
+        scripts: list[tuple[str, str]] = [(wrong.script, wrong.sort) for wrong in work.wrong[:MAX_WRONG] if wrong.script.strip()]
+        allowed = 1 if len(scripts) >= 4 else 0
         if work.given.script.strip():
-            scripts.append(work.given.script)
-        tried = await asyncio.gather(*(self._run(script) for script in scripts))
-        passing = [script for script, reward, _ in tried if reward.value == 1.0]
+            scripts.append((work.given.script, "given"))
+        tried = await asyncio.gather(*(self._run(script) for script, _ in scripts))
+        through = [(run[0], sort) for run, (_, sort) in zip(tried, scripts, strict=True) if run[1].value == 1.0]
+        passing, sorts = [script for script, _ in through], [sort for _, sort in through]
         held = [(doubt, doubt.scripts[:MAX_HELD]) for doubt in self.trial.doubts if doubt.scripts]
         accepted = [*passing, *(script for _, shown in held for script in shown)]
         verdicts = await self._verdicts(accepted) if accepted else []
-        gates = []
-        for name, word in (("wrong", "no"), ("given", "copied")):
-            found = [v for v in verdicts[: len(passing)] if v.done == word]
-            said = "; ".join(
-                f"against {v.clause!r}: {v.reading}" if word == "no" else f"{v.clause!r} hands it over" for v in found
-            )
-            told = said or f"{len(scripts)} were tried, {len(passing)} passed"
-            gates.append(self._gate(name, not found, told, [reward for _, reward, _ in tried] if word == "no" else []))
+        judged = list(zip(verdicts, sorts, strict=False))
+        wrong, copied = ([(v, sort) for v, sort in judged if v.done == word] for word in ("no", "copied"))
+        said = "; ".join(f"{sort}, against {v.clause!r}: {v.reading}" for v, sort in wrong)
+        told = f"{len(scripts)} were tried, {len(passing)} passed{f'; {said}' if said else ''}"
+        # As with mutants: a single misreading that no test notices is a gap, and few tests have none.
+        fine = all(sort == "misread" for _, sort in wrong) and len(wrong) <= allowed
+        gates = [self._gate("wrong", fine, told, [reward for _, reward, _ in tried])]
+        gates.append(self._gate("given", not copied, "; ".join(f"{v.clause!r} hands it over" for v, _ in copied)))
         at = len(passing)
         for doubt, shown in held:
-            wrong = [v for v in verdicts[at : at + len(shown)] if v.done in ("no", "copied")]
+            lacking = [v for v in verdicts[at : at + len(shown)] if v.done in ("no", "copied")]
             at += len(shown)
-            share = len(wrong) / len(shown)
-            said = "; ".join(f"against {v.clause!r}: {v.reading}" for v in wrong)
-            told = f"{len(wrong)} of {len(shown)} lack what is asked for{f': {said}' if said else ''}; {doubt.said}"
+            share = len(lacking) / len(shown)
+            said = "; ".join(f"against {v.clause!r}: {v.reading}" for v in lacking)
+            told = f"{len(lacking)} of {len(shown)} lack what is asked for{f': {said}' if said else ''}; {doubt.said}"
             gates.append(self._gate(doubt.gate, share * len(doubt.scripts) <= doubt.allowed, told))
         return gates
 

@@ -42,6 +42,9 @@ INNER = RIGHT.replace(
 CASES = {"3 1 2 1": "2", "1 2 2 3": "1", "4 4": "0", "9 8 9 8 9": "3", "-5 -9 0": "2"}
 INNER_CASES = {"3 1 2 1": "1", "5 1 1 1 7": "0", "1 2 2 3": "0", "9 8 9 8 9": "1", "1 5 2 6 2": "2"}
 BLIND_CASES = {"1 2 1": "1", "0 4 4 0": "0", "1 5 2 6 2": "2"}
+"""Tests that never look at the ends."""
+FLAT_CASES = {"3 1 2 1": "2", "9 8 9 8 9": "3", "-5 -9 0": "2"}
+"""Tests in which no neighbours are equal."""
 CHECK = """import os
 import subprocess
 
@@ -147,19 +150,22 @@ def test_a_task_that_nobody_solved_stands_and_the_evidence_says_so(doorway: Any,
 
 
 @pytest.mark.parametrize(
-    ("verdict", "found"),
+    ("cases", "verdict", "found"),
     [
-        (["review-wrong-passed"], "cheat-passes"),
-        (["review-two-verdicts", "review-wrong-passed"], "cheat-passes"),
-        (["review-aside"], ""),
+        (BLIND_CASES, ["review-wrong-passed"], "cheat-passes"),
+        (BLIND_CASES, ["review-two-verdicts", "review-wrong-passed"], "cheat-passes"),
+        (BLIND_CASES, ["review-aside"], ""),
+        (FLAT_CASES, ["review-wrong-passed"], ""),  # One of four, and a misreading.
+        (BLIND_CASES | FLAT_CASES, [], ""),
     ],
 )
 def test_wrong_work_that_passes_is_judged_by_who_sees_no_tests(
-    doorway: Any, tmp_path: Path, verdict: list[str], found: str
+    doorway: Any, tmp_path: Path, cases: dict[str, str], verdict: list[str], found: str
 ) -> None:
-    gates, asked = review(doorway, task(tmp_path, BLIND_CASES), ["review-work", *verdict])
-    assert word(gates) == found and gates[1].rewards == (1.0, 0.0, 0.0, 0.0)
-    assert "Script 1:" in asked[1] and "Script 2:" not in asked[1] and "0 4 4 0" not in asked[1] and "violates" not in asked[1]
+    gates, asked = review(doorway, task(tmp_path, cases), ["review-work", *verdict])
+    assert word(gates) == found and sum(gates[1].rewards) == bool(verdict) and len(gates[1].rewards) == 4
+    if verdict:
+        assert "Script 1:" in asked[1] and "Script 2:" not in asked[1] and "assert" not in asked[1] and "violates" not in asked[1]
 
 
 def test_what_hands_the_work_over_is_a_leak(doorway: Any, tmp_path: Path) -> None:
@@ -209,6 +215,10 @@ def test_orders_proofs_and_labelled_sets_may_be_read(doorway: Any, tmp_path: Pat
         assert short["admitted"] == [] and short["stopped"] == "budget"
         with pytest.raises(ConfigError, match="review comes last"):
             session.order(gates="full")
+    with serving(["broken-json"] * 4) as served:
+        door = type(doorway)(doorway.settings.model_copy(update=served.settings()), doorway.store)
+        proved = tasks.verify({"environments": made["admitted"], "gates": "admission", "review": True}, door)
+        assert set(proved["statuses"].values()) == {"verified"} and proved["llm_calls"] == len(served.asked) == 4
     with pytest.raises(ConfigError, match="review comes last"):
         tasks.verify({"environments": made["admitted"], "gates": "controls", "review": True}, doorway)
 

@@ -106,6 +106,8 @@ def test_tokens_that_nobody_counted_are_estimated_and_said_to_be() -> None:
 def test_a_key_in_an_answer_is_taken_out() -> None:
     answer, _ = answered(["repeats-the-key"])
     assert KEY not in answer.text and "The key is [key]." in answer.text
+    # Servers of one's own take anything, and "x" stands in every script.
+    assert LlmClient(Endpoint("http://127.0.0.1/v1", "m", "x")).clean("exit 0") == "exit 0"
 
 
 @pytest.mark.parametrize(
