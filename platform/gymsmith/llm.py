@@ -84,8 +84,8 @@ class Endpoint:
         """
         if not settings.llm_url:
             raise ConfigError(
-                "this kind needs a language model and none is configured; set GYMSMITH_LLM_URL (such as https://HOST/v1), "
-                "GYMSMITH_LLM_KEY and GYMSMITH_LLM_MODEL, or choose a kind that needs none: mutation, tutorial, shell"
+                "a language model is asked for and none is configured; set GYMSMITH_LLM_URL (such as https://HOST/v1), "
+                "GYMSMITH_LLM_KEY and GYMSMITH_LLM_MODEL, or go without --review and the kinds llm-..."
             )
         parts = urlsplit(settings.llm_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -175,7 +175,8 @@ def test_equal_orders_with_one_key_are_one_job(client: TestClient, store: Store)
 
 
 def test_a_bad_order_makes_no_job(client: TestClient, store: Store) -> None:
-    for body in (ORDER | {"kind": "magic"}, ORDER | {"n": 0}, ORDER | {"colour": "red"}, {"kind": "shell"}):
+    wrong = ({"kind": "magic"}, {"n": 0}, {"colour": "red"}, {"review": True, "gates": "full"})
+    for body in (*(ORDER | each for each in wrong), {"kind": "shell"}):
         answer = client.post(f"{V}/environments:generate", json=body)
         assert answer.status_code == 422 and answer.json()["code"] == "invalid" and answer.json()["errors"]
     assert client.post(f"{V}/evaluations", json={"run_id": "nope", "name": "x", "environments": ["a"]}).status_code == 404

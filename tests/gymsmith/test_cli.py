@@ -72,8 +72,9 @@ WRONG = {
     "unknown split": (("generate", "shell:all", "--kind", "shell", "--split", "x"), "train, held_out, got 'x'"),
     "budget without a model": (
         ("generate", "shell:all", "--kind", "shell", "--budget-usd", "1"),
-        "expected --budget-usd with a kind",
+        "expected --budget-usd with --review or a kind",
     ),
+    "model without a review": (("env", "judge", "/nope", "--model", "m"), "expected --model with --review, got it alone"),
     "no issue": (("generate", "git:x", "--kind", "llm-issue"), "expected --issue FILE with --kind llm-issue"),
     "no such issue": (("generate", "git:x", "--kind", "llm-issue", "--issue", "/nope.md"), "there is no such file"),
     "unknown status": (("env", "list", "--status", "bogus"), "got 'bogus'"),

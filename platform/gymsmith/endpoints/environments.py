@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gymsmith import folder
 from gymsmith.difficulty import Difficulty
@@ -32,10 +32,19 @@ class Order(BaseModel):
     levels: list[int] = Field(default_factory=list, max_length=50)
     gates: Literal["admission", "full", "controls"] = "admission"
     issue: str = Field(default="", max_length=200_000, description="Kind llm-issue: the issue's text.")
-    model: str = Field(default="", max_length=200, description="Kinds llm-...: the model to ask for, if not the configured one.")
-    budget_tokens: int = Field(default=0, ge=0, description="Kinds llm-...: stop before more tokens are bought.")
-    budget_usd: float = Field(default=0.0, ge=0, description="Kinds llm-...: stop before more dollars are spent.")
+    model: str = Field(
+        default="", max_length=200, description="Kinds llm-..., and review: a model other than the configured one."
+    )
+    budget_tokens: int = Field(default=0, ge=0, description="Kinds llm-..., and review: stop before more tokens are bought.")
+    budget_usd: float = Field(default=0.0, ge=0, description="Kinds llm-..., and review: stop before more dollars are spent.")
     per_function: int = Field(default=0, ge=0, description="Mutations of one function; 0 means the kind's own number.")
+    review: bool = Field(default=False, description="A language model reads what passed all other gates; with gates admission.")
+
+    @model_validator(mode="after")
+    def _reviewed_in_full(self) -> Self:
+        if self.review and self.gates != "admission":
+            raise ValueError(f"a review comes last of the gates of the level admission, got {self.gates}; ask for these")
+        return self
 
 
 class Incoming(BaseModel):
