@@ -128,8 +128,9 @@ class _Review:
         for n in range(1, SOLVES + 1):
             tried = await asyncio.gather(*(self._run(script) for script in (work.script, work.other)))
             failed = [each for each in tried if each[1].value != 1.0]
+            last = n == SOLVES or talk.asked >= talk.tries
             for script, reward, said in failed:
-                blame = await self._blame(script, reward, said)
+                blame = await self._blame(script, reward, said, last)
                 if blame.fault != "attempt":
                     found = f"the text says {blame.text_says!r}, " if blame.text_says else "nothing says it, and "
                     detail = f"{blame.fault}: {found}the tests want {blame.tests_want!r}. {blame.reading}"
@@ -137,21 +138,22 @@ class _Review:
                 overlooked = said or f"the text says: {blame.text_says}"
             if len(failed) < len(tried):
                 return self._gate("solve", True, f"done from the text alone in answer {n}", [r for _, r, _ in tried])
-            if n < SOLVES and talk.asked < talk.tries:
-                talk.object(Unfit("overlooked", "the scripts do not do what is asked for.", overlooked))
-                work = await talk.ask()
+            if last:
+                break
+            talk.object(Unfit("overlooked", "the scripts do not do what is asked for.", overlooked))
+            work = await talk.ask()
         detail = f"no honest attempt passed, each by its own fault; the last one: {overlooked}"
         return self._gate("solve", True, detail, [r for _, r, _ in tried])
 
-    async def _blame(self, script: str, reward: Reward, said: str) -> Blame:
-        """Whose fault it is that an honest attempt failed; its own where it did not even run."""
-        if said:
+    async def _blame(self, script: str, reward: Reward, said: str, last: bool) -> Blame:
+        """Whose fault it is that an honest attempt failed; its own where it did not even run, unless that is all that came."""
+        if said and not last:
             return Blame(reading=said, fault="attempt", text_says="", tests_want="")
         states = "\n".join(f"{test}: {state}" for test, state in reward.tests.items())
         prompt = self._prompt(
             "arbitrate",
             attempt=Material(script),
-            outcome=Material(f"{states}\n{reward.detail}"),
+            outcome=Material("\n".join(filter(None, (states, reward.detail, said)))),
             tests=Material(self.tests),
             solution=Material(self.solution),
         )

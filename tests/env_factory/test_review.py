@@ -143,8 +143,9 @@ def test_an_attempt_that_overlooked_something_is_told_so_in_the_texts_words(door
 
 
 def test_a_task_that_nobody_solved_stands_and_the_evidence_says_so(doorway: Any, tmp_path: Path) -> None:
-    # The same attempt again is no new question to whoever judges it.
-    script = ["review-careless", "review-blames-the-attempt", *["review-careless"] * (SOLVES - 1)]
+    # The same attempt again is no new question to whoever judges it; one that does not even run is asked about in the end.
+    blamed = "review-blames-the-attempt"
+    script = ["review-careless", blamed, *["review-careless"] * (SOLVES - 1), blamed]
     gates, _ = review(doorway, task(tmp_path, CASES), script)
     assert word(gates) == "" and "no honest attempt passed" in gates[0].detail
 
