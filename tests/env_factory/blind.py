@@ -1,4 +1,4 @@
-"""Labelled tasks by people who had not read the gates: `blind.jsonl`, `blind_third.jsonl`, `blind_fourth.jsonl`.
+"""Labelled tasks by people who had not read the gates: `blind.jsonl`, `blind_third.jsonl` and so on to `blind_sixth.jsonl`.
 
 Each was judged once before the gates were tuned on it. `write(folder)` makes what `gymsmith env judge` reads;
 `python -m tests.env_factory.blind FOLDER [blind_third]` does so from a terminal. A line of a file is one task: its name, its
@@ -21,7 +21,7 @@ def read(name: str) -> list[dict[str, Any]]:
 
 
 TASKS = read("blind")
-THIRD, FOURTH = read("blind_third"), read("blind_fourth")
+THIRD, FOURTH, FIFTH, SIXTH = (read(f"blind_{which}") for which in ("third", "fourth", "fifth", "sixth"))
 
 
 def write(folder: Path, names: Collection[str] = (), tasks: Sequence[dict[str, Any]] = TASKS) -> Path:

@@ -80,9 +80,12 @@ def test_the_blind_half_is_whole(tmp_path: Path) -> None:
     assert all(harbor.read(tmp_path / name).files["solution/solve.sh"] for name in told)
 
 
-@pytest.mark.parametrize(("tasks", "sound"), [(blind.THIRD, 18), (blind.FOURTH, 20)])
-def test_the_later_sets_are_whole(tmp_path: Path, tasks: list[dict[str, Any]], sound: int) -> None:
+@pytest.mark.parametrize(
+    ("tasks", "sound", "defective"),
+    [(blind.THIRD, 18, 18), (blind.FOURTH, 20, 20), (blind.FIFTH, 20, 24), (blind.SIXTH, 20, 20)],
+)
+def test_the_later_sets_are_whole(tmp_path: Path, tasks: list[dict[str, Any]], sound: int, defective: int) -> None:
     told = labelled.labels(blind.write(tmp_path, tasks=tasks))
     assert sorted(told) == sorted(task["name"] for task in tasks)
-    assert sum(label == labelled.SOUND for label in told.values()) == sound == len(told) - sound
+    assert sum(label == labelled.SOUND for label in told.values()) == sound == len(told) - defective
     assert all(harbor.read(tmp_path / name).files["solution/solve.sh"] for name in told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from env_factory.llm.review import SOLVES, Reviewer
 from gymsmith.errors import ConfigError
 from gymsmith.llm import Endpoint, LlmClient
 from gymsmith.schema import Gate, Status
+from tests.env_factory import blind, readings
 from tests.env_factory.endpoint import KEY, serving
 from tests.env_factory.llm_session import Session, objection
 
@@ -247,3 +249,23 @@ def test_a_reader_weighs_what_a_gate_cannot_be_sure_of(doorway: Any, tmp_path: P
             return str({row["name"]: row["verdict"] for row in tasks.judge(asked, door)["tasks"]}["tidier"])
 
     assert [verdict(""), verdict("aside"), verdict("wrong-passed")] == ["half-passes", "verified", "half-passes"]
+
+
+def test_what_readers_of_an_unseen_set_answered_gives_the_verdicts_again(doorway: Any, tmp_path: Path) -> None:
+    """Three of the sixth set: the whole of it is run again as `readings.py` says."""
+    wanted = {"task-12": "verified", "task-14": "contested", "task-22": "cheat-passes"}
+    folder = blind.write(tmp_path, wanted, blind.SIXTH)
+    endpoint = readings.server()
+    thread = threading.Thread(target=endpoint.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{endpoint.server_address[1]}/v1"
+        there = {"llm_url": url, "llm_key": "", "llm_model": "readers"}
+        door = type(doorway)(doorway.settings.model_copy(update=there), doorway.store)
+        result = tasks.judge({"folder": str(folder), "review": True}, door)
+    finally:
+        endpoint.shutdown()
+        endpoint.server_close()
+        thread.join()
+    assert {row["name"]: row["verdict"] for row in result["tasks"]} == wanted
+    assert result["precision"]["rate"] == result["recall"]["rate"] == 1.0 and result["llm_calls"] >= 5
