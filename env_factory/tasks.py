@@ -27,6 +27,7 @@ from env_factory.gates.trial import Around
 from env_factory.intake import prove_again
 from env_factory.lessons import documentation
 from env_factory.llm import orders
+from env_factory.llm.account import BudgetSpent
 from env_factory.llm.review import Reviewer
 from env_factory.orders import lessons, seeded, swe
 from env_factory.orders.errand import Errand, Order, intake, python_of
@@ -170,7 +171,7 @@ async def _generate(errand: Errand) -> dict[str, Any]:
 
 
 def _spent(reviewer: Reviewer | None) -> dict[str, Any]:
-    return reviewer.desk.account.summary() if reviewer else {}
+    return reviewer.desk.account.summary() | {"unread": reviewer.unread} if reviewer else {}
 
 
 async def _made(errand: Errand) -> dict[str, Any]:
@@ -212,13 +213,14 @@ async def _llm(errand: Errand) -> dict[str, Any]:
     key = {"kind": order.kind, "source": order.source, "seed": order.seed, "issue": digest(order.issue.encode())}
 
     async def take(proposals: AsyncGenerator[Proposal, None], key: dict[str, Any], wheels: Path | None = None) -> dict[str, Any]:
-        reviewed = replace(strict, reviewer=Reviewer(at)) if order.review else strict
+        reviewed = replace(strict, reviewer=reviewer) if reviewer else strict
         return await reviewed.take(proposals, key, at_once=orders.AT_ONCE, wheels=wheels)
 
     async with orders.desk(order, ctx, **key) as at:
         provider, images = await worker.provider(), await worker.images()
+        reviewer = Reviewer(at) if order.review else None
         house = orders.House(ctx.settings, ctx.store, provider, images, await python_of(worker))
-        return await orders.carry_out(order, at, house, take) | at.account.summary()
+        return await orders.carry_out(order, at, house, take) | at.account.summary() | _spent(reviewer)
 
 
 async def _verify(asked: Proofs, worker: Worker, ctx: JobContext) -> dict[str, Any]:
@@ -241,7 +243,10 @@ async def _proved(asked: Proofs, worker: Worker, ctx: JobContext, reviewer: Revi
         elif "/wheelhouse" in task.dockerfile:
             package = await asyncio.to_thread(swe.package_behind, environment.source, ctx.settings, await python_of(worker))
             wheels = package.wheels if package else None
-        now = await prove_again(await intake(asked.gates, worker, ctx, wheels, reviewer), environment, task)
+        try:
+            now = await prove_again(await intake(asked.gates, worker, ctx, wheels, reviewer), environment, task)
+        except BudgetSpent as error:
+            return {"statuses": statuses, "reasons": reasons, "stopped": "budget", "detail": str(error)}
         statuses[environment_id], reasons[environment_id] = now.status.value, now.reason
     ctx.progress(done=len(asked.environments), total=len(asked.environments), unit="environments")
     return {"statuses": statuses, "reasons": reasons}

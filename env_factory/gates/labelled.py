@@ -105,7 +105,13 @@ async def judge(
         report(done)
         return Judged(name, label, reason, detail)
 
-    return list(await asyncio.gather(*(one(name, label) for name, label in labelled)))
+    running = [asyncio.create_task(one(name, label)) for name, label in labelled]
+    try:
+        return list(await asyncio.gather(*running))
+    finally:
+        for each in running:
+            each.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def quality(judged: Sequence[Judged]) -> Quality:

@@ -51,6 +51,10 @@ class Rules:
     max_mutants: int = 6
 
 
+MAX_LEFT, MAX_BESIDE = 20_000, 4_000
+"""Characters of a text that a variant changes, and of one beside it, that a reader is shown."""
+
+
 class Variant(NamedTuple):
     """Wrong work: paths as they were (None) or with another text; or, without files, another script."""
 
@@ -60,19 +64,21 @@ class Variant(NamedTuple):
 
 
 def leaving(effects: Effects | None, variant: Variant) -> str:
-    """A script that leaves what a variant does, as far as that is text, for whoever reads it."""
-    lines = ["#!/bin/bash"]
+    """A script that leaves what a variant does, for whoever reads it: what it changes in full, what is long by name."""
+    lines = ["#!/bin/bash", "# Modes are as the reference leaves them."]
     for effect in effects.found if effects else ():
         text = variant.writes.get(effect.path, effect.after)
+        place = shlex.quote(effect.path)
         if effect.path in variant.writes and text is None:
             continue
         if effect.kind == "removed" and text is None:
-            lines.append(f"rm -r {shlex.quote(effect.path)}")
-        elif text is None:
+            lines.append(f"rm -r {place}")
+        elif text is None or len(text) > (MAX_LEFT if effect.path in variant.writes else MAX_BESIDE):
             lines.append(f"# {effect.path} is left as the reference leaves it")
         else:
             mark = f"END_{digest(text.encode())[:8]}"
-            lines.append(f"cat > {shlex.quote(effect.path)} <<'{mark}'\n{text.rstrip(chr(10))}\n{mark}")
+            lines.append(f"mkdir -p {shlex.quote(str(PurePosixPath(effect.path).parent))}")
+            lines.append(f"cat > {place} <<'{mark}'\n{text.rstrip(chr(10))}\n{mark}" if text else f": > {place}")
     return "\n".join(lines) + "\n"
 
 

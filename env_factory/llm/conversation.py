@@ -66,7 +66,7 @@ class Desk:
         """What environments carry that a model had a hand in."""
         return f"llm:{self.client.endpoint.model}"
 
-    async def ask(self, messages: list[Message], schema: dict[str, Any], seed: int) -> Answer:
+    async def ask(self, messages: list[Message], schema: dict[str, Any], seed: int, max_tokens: int = MAX_TOKENS) -> Answer:
         """The answer to a question, bought at most once.
 
         Raises:
@@ -74,16 +74,16 @@ class Desk:
             LlmError, LlmRefused: see `LlmClient.complete`.
         """
         asked = {"model": self.client.endpoint.model, "messages": messages, "schema": schema, "seed": seed}
-        asked |= {"max_tokens": MAX_TOKENS, "temperature": TEMPERATURE}
+        asked |= {"max_tokens": max_tokens, "temperature": TEMPERATURE}
         key = digest(json.dumps(asked, sort_keys=True).encode())
         if (known := self.journal.answers.get(key)) is not None:
             self.account.remember()
             return known
-        reserved = await self.account.reserve(sum(len(m["content"]) for m in messages), MAX_TOKENS)
+        reserved = await self.account.reserve(sum(len(m["content"]) for m in messages), max_tokens)
         answer: Answer | None = None
         try:
             answer = await self.client.complete(
-                messages, max_tokens=MAX_TOKENS, temperature=TEMPERATURE, seed=seed, schema=schema
+                messages, max_tokens=max_tokens, temperature=TEMPERATURE, seed=seed, schema=schema
             )
             self.journal.add(key, self.job_id, answer)
         finally:
@@ -94,8 +94,11 @@ class Desk:
 class Talk(Generic[T]):
     """One conversation. Belongs to one candidate."""
 
-    def __init__(self, desk: Desk, prompt: Prompt, shape: type[T], *, seed: int, tries: int = TRIES) -> None:
+    def __init__(
+        self, desk: Desk, prompt: Prompt, shape: type[T], *, seed: int, tries: int = TRIES, max_tokens: int = MAX_TOKENS
+    ) -> None:
         self.desk, self.prompt, self.shape, self.seed, self.tries = desk, prompt, shape, seed, tries
+        self.max_tokens = max_tokens
         self.asked = 0
         self.problem: Unfit | None = None
         self._last = ""
@@ -112,7 +115,7 @@ class Talk(Generic[T]):
                 assert self.problem is not None
                 raise Rejected(self.problem.reason, f"{self.problem.said} {self.problem.output}"[:2000].strip())
             schema = self.shape.model_json_schema()
-            answer = await self.desk.ask(self._messages(), schema, self.seed + self.asked)
+            answer = await self.desk.ask(self._messages(), schema, self.seed + self.asked, self.max_tokens)
             self.asked += 1
             self._last = answer.text
             try:
@@ -150,7 +153,7 @@ def shaped(answer: Answer, shape: type[T]) -> T:
     if answer.finish == "declined":
         raise Unfit("llm-declined", "no JSON object came, but a refusal", answer.text)
     if answer.finish == "length":
-        raise Unfit("llm-length", f"it was longer than {MAX_TOKENS} tokens and broke off; write less")
+        raise Unfit("llm-length", "it reached the limit of tokens and broke off; write less")
     text = answer.text.strip()
     if found := _FENCE.match(text):
         text = found.group(1)

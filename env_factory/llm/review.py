@@ -23,19 +23,28 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from env_factory.gates.trial import DETAIL_CHARS, Trial
-from env_factory.llm.conversation import Desk, Shape, Talk, Unfit
+from env_factory.llm.conversation import MAX_TOKENS, Desk, Shape, Talk, Unfit
 from env_factory.llm.prompt import Material, Prompt, fill
 from env_factory.llm.view import at_start, hidden
 from gymsmith.errors import Rejected
 from gymsmith.schema import Gate, Reward
 
+UNREAD = "review"
+"""The gate that says that a reading came to nothing, or broke off."""
 SOLVES = 3
 """Answers with honest attempts that a task is given."""
 MAX_WRONG = 6
 MAX_HELD = 8
 """Of what the tests accept and one gate doubts, as many are read."""
-MIN_QUOTE = 4
-"""Characters of a quotation."""
+MIN_WRONG = 4
+MAX_ANSWER = 16_384
+"""Tokens of an answer that holds eight scripts."""
+MAX_QUESTION = 160_000
+"""Characters of a question; about 40,000 tokens."""
+MAX_STATES = 200
+"""Tests whose state is told."""
+MIN_QUOTE = 12
+"""Characters of a quotation, unless it is a whole line."""
 
 
 class Wrong(Shape):
@@ -92,6 +101,8 @@ class Reviewer:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
+        self.unread = 0
+        """Readings that came to nothing."""
 
     async def __call__(self, trial: Trial) -> list[Gate]:
         """The gates, up to the first that fails.
@@ -100,12 +111,9 @@ class Reviewer:
             BudgetSpent, LlmError, LlmRefused: see `Desk.ask`.
             InfrastructureError: sandboxes failed.
         """
-        try:
-            return await _Review(self.desk, trial, await at_start(trial)).gates()
-        except Rejected as error:
-            said = f"not concluded, for the model gave no usable answer ({error.reason}): {error.detail}"
-            held = [Gate(name=f"review:{doubt.gate}", passed=False, detail=doubt.said) for doubt in trial.doubts]
-            return [Gate(name="review", passed=True, detail=said[:DETAIL_CHARS]), *held]
+        gates = await _Review(self.desk, trial, await at_start(trial)).gates()
+        self.unread += any(gate.name == UNREAD for gate in gates)
+        return gates
 
 
 class _Review:
@@ -116,11 +124,26 @@ class _Review:
         self.seed = int(trial.draft.id[:7], 16)
 
     async def gates(self) -> list[Gate]:
-        talk = self._talk(self._prompt("solve", workdir=self.trial.task.spec.workdir), Work)
-        work = await talk.ask()
-        solved = await self._solved(talk, work)
-        gates = [solved, *self._agreed(solved)]
-        return [*gates, *(await self._accepted(work))] if all(gate.passed for gate in gates) else gates
+        gates: list[Gate] = []
+        try:
+            talk = self._talk(self._prompt("solve", workdir=self.trial.task.spec.workdir), Work, MAX_ANSWER)
+            work = await self._work(talk)
+            solved = await self._solved(talk, work)
+            gates += [solved, *self._agreed(solved)]
+            if all(gate.passed for gate in gates):
+                gates += await self._accepted(work)
+        except Rejected as error:
+            said = f"not concluded, for the model gave no usable answer ({error.reason}): {error.detail}"
+            told = {gate.name for gate in gates}
+            held = [self._gate(d.gate, False, d.said) for d in self.trial.doubts if f"review:{d.gate}" not in told]
+            gates += [Gate(name=UNREAD, passed=True, detail=said[:DETAIL_CHARS]), *held]
+        return gates
+
+    async def _work(self, talk: Talk[Work]) -> Work:
+        """The next answer with enough in it. Raises: Rejected."""
+        while len((work := await talk.ask()).wrong) < MIN_WRONG:
+            talk.object(Unfit("llm-shape", f"wrong must hold {MIN_WRONG} to {MAX_WRONG} scripts, got {len(work.wrong)}"))
+        return work
 
     async def _solved(self, talk: Talk[Work], work: Work) -> Gate:
         """Honest attempts, and who is to blame where they fail."""
@@ -130,7 +153,11 @@ class _Review:
             failed = [each for each in tried if each[1].value != 1.0]
             last = n == SOLVES or talk.asked >= talk.tries
             for script, reward, said in failed:
-                blame = await self._blame(script, reward, said, last)
+                try:
+                    blame = await self._blame(script, reward, said, last)
+                except Rejected as error:
+                    overlooked = f"nobody could say whose fault it was ({error.reason})"
+                    continue
                 if blame.fault != "attempt":
                     found = f"the text says {blame.text_says!r}, " if blame.text_says else "nothing says it, and "
                     detail = f"{blame.fault}: {found}the tests want {blame.tests_want!r}. {blame.reading}"
@@ -141,7 +168,10 @@ class _Review:
             if last:
                 break
             talk.object(Unfit("overlooked", "the scripts do not do what is asked for.", overlooked))
-            work = await talk.ask()
+            try:
+                work = await self._work(talk)
+            except Rejected:
+                break
         detail = f"no honest attempt passed, each by its own fault; the last one: {overlooked}"
         return self._gate("solve", True, detail, [r for _, r, _ in tried])
 
@@ -149,7 +179,7 @@ class _Review:
         """Whose fault it is that an honest attempt failed; its own where it did not even run, unless that is all that came."""
         if said and not last:
             return Blame(reading=said, fault="attempt", text_says="", tests_want="")
-        states = "\n".join(f"{test}: {state}" for test, state in reward.tests.items())
+        states = "\n".join([f"{test}: {state}" for test, state in reward.tests.items()][:MAX_STATES])
         prompt = self._prompt(
             "arbitrate",
             attempt=Material(script),
@@ -229,10 +259,15 @@ class _Review:
 
     def _prompt(self, name: str, **more: str | Material) -> Prompt:
         shown = {"instruction": Material(self.instruction), "files": Material(self.files)}
-        return fill(name, role="reviewer", **shown, **more)
+        prompt = fill(name, role="reviewer", **shown, **more)
+        if len(prompt.user) > MAX_QUESTION:
+            raise Rejected(
+                "llm-length", f"the question would have {len(prompt.user)} characters, at most {MAX_QUESTION} are asked"
+            )
+        return prompt
 
-    def _talk(self, prompt: Prompt, shape: type[Any]) -> Talk[Any]:
-        return Talk(self.desk, prompt, shape, seed=self.seed)
+    def _talk(self, prompt: Prompt, shape: type[Any], max_tokens: int = MAX_TOKENS) -> Talk[Any]:
+        return Talk(self.desk, prompt, shape, seed=self.seed, max_tokens=max_tokens)
 
     def _gate(self, name: str, passed: bool, detail: str, rewards: Sequence[Reward] = ()) -> Gate:
         return Gate(
@@ -245,8 +280,17 @@ class _Review:
 
 
 def _unquoted(field: str, quote: str, name: str, texts: Iterable[str]) -> list[str]:
-    """What is wrong with a quotation: nothing where it stands in one of the texts, whatever the white space."""
-    wanted = re.sub(r"\s+", " ", quote).strip()
-    if len(wanted) >= MIN_QUOTE and any(wanted in re.sub(r"\s+", " ", text) for text in texts):
+    """What is wrong with a quotation: nothing where it stands in one of the texts, whatever the white space. Marks between files,
+    and few letters that stand anywhere, are none."""
+    wanted = _flat(quote)
+    lines = [line for text in texts for line in text.split("\n") if not line.startswith("--- ")]
+    if wanted and (wanted in map(_flat, lines) or (len(wanted) >= MIN_QUOTE and wanted in _flat(" ".join(lines)))):
         return []
-    return [f"{field} must be words of {name}, copied exactly and without a gap, got {quote[:120]!r}."]
+    return [
+        f"{field} must be words of {name}, copied exactly and without a gap, a whole line or at least {MIN_QUOTE} characters, "
+        f"got {quote[:120]!r}."
+    ]
+
+
+def _flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()

@@ -53,6 +53,8 @@ class Order(Word):
 
     @model_validator(mode="after")
     def _reviewed_in_full(self) -> Self:
+        if self.review and self.kind == "llm-setup":
+            raise ValueError("llm-setup makes no environments that could be read; leave the review out")
         if self.review and self.gates != "admission":
             raise ValueError(f"a review comes last of the gates of the level admission, got {self.gates}; ask for these")
         return self
@@ -75,9 +77,9 @@ class Errand:
         )
 
     @property
-    def _reviewing(self) -> dict[str, bool]:
+    def _reviewing(self) -> dict[str, str]:
         """Part of the key where it makes a difference: ledgers of orders without a review keep theirs."""
-        return {"review": True} if self.order.review else {}
+        return {"review": self.order.model or self.ctx.settings.llm_model} if self.order.review else {}
 
     async def take(
         self, proposals: AsyncGenerator[Proposal, None], key: dict[str, Any], *, at_once: int, wheels: Path | None = None

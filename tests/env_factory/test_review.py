@@ -135,7 +135,7 @@ def test_what_nobody_could_know_is_contested(doorway: Any, tmp_path: Path) -> No
     mode = "assert os.stat('/work/peaks.py').st_mode & 0o777 == 0o755"
     folder = task(tmp_path, CASES, f"{RIGHT}chmod 755 peaks.py\n", mode)
     gates, _ = review(doorway, folder, ["review-work", "review-untold"])
-    assert word(gates) == "contested" and "nothing says it, and the tests want '0o755'" in gates[0].detail
+    assert word(gates) == "contested" and "nothing says it, and the tests want" in gates[0].detail and "0o755" in gates[0].detail
 
 
 def test_an_attempt_that_overlooked_something_is_told_so_in_the_texts_words(doorway: Any, tmp_path: Path) -> None:

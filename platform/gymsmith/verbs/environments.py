@@ -202,7 +202,8 @@ def env_verify(
         ids = [house.store.find_environment(given).id for given in env_ids]
         job = house.run("verify", {"environments": ids, "gates": gates} | read, label="proofs", quiet=as_json)
     emit(job.result) if as_json else print(json.dumps(job.result, indent=2))
-    raise typer.Exit(0 if all(status == "verified" for status in job.result["statuses"].values()) else 1)
+    fine = all(status == "verified" for status in job.result["statuses"].values()) and not job.result.get("stopped")
+    raise typer.Exit(0 if fine else 1)
 
 
 @app.command("judge")

@@ -40,6 +40,8 @@ def asked(
         raise UserError(
             f"expected --{option} with --review or a kind that asks a language model ({', '.join(KINDS)}), got it with {kind!r}"
         )
+    if review and kind == "llm-setup":
+        raise UserError("expected --review with a kind that makes environments, got it with 'llm-setup'")
     if review:
         given["review"] = True
     needed = kind == "llm-issue" and not source.startswith(("issue:", "github:", "swebench:"))
@@ -89,5 +91,6 @@ def bought(result: dict[str, Any]) -> list[str]:
     tokens = f"{result['llm_prompt_tokens']:,} tokens in, {result['llm_completion_tokens']:,} out"
     cost = f", {result['llm_cost_usd']:.4f} USD" if result["llm_cost_usd"] else ""
     again = f", {result['llm_remembered']} answers were there already" if result["llm_remembered"] else ""
+    unread = f", {result['unread']} readings came to nothing" if result.get("unread") else ""
     stopped = "; stopped by the budget: a larger one goes on from here" if result.get("stopped") else ""
-    return [*lines, f"{result['llm_model']}: {result['llm_calls']} answers, {tokens}{cost}{again}{stopped}"]
+    return [*lines, f"{result['llm_model']}: {result['llm_calls']} answers, {tokens}{cost}{again}{unread}{stopped}"]
