@@ -71,8 +71,12 @@ def test_tests_and_verdict_are_out_of_the_services_reach(bench: Bench, in_place:
         "while :; do cat /tests/secret > /tmp/found 2>/tmp/why; for p in /proc/[0-9]*; do echo PASS seen > $p/fd/1; "
         "echo PASS seen > $p/fd/3; done; echo 1 > /logs/verifier/reward.txt; sleep 0.05; done 2>/dev/null"
     )
-    wait = "i=0; until grep -q denied /tmp/why || [ -s /tmp/found ] || [ $i = 150 ]; do sleep 0.1; i=$((i + 1)); done\n"
-    test = f"{wait}[ -s /tmp/found ] && echo 'FAIL hidden' || echo 'PASS hidden'\ngrep -q denied /tmp/why && echo 'PASS tried'\n"
+    # The spy empties both files in each round, so what was seen once is kept.
+    wait = (
+        "t= f= i=0; until [ $t$f ] || [ $i = 150 ]; do grep -q denied /tmp/why && t=1; [ -s /tmp/found ] && f=1; "
+        "sleep 0.1; i=$((i + 1)); done\n"
+    )
+    test = f"{wait}[ $f ] && echo 'FAIL hidden' || echo 'PASS hidden'\n[ $t ] && echo 'PASS tried'\n"
     task = shared(
         test, "hidden", "tried", files={"tests/secret": "4711\n"}, services=(Service(name="spy", command="sh /work/spy"),)
     )
