@@ -35,7 +35,7 @@ from env_factory.payload import checked
 from env_factory.synth import corpus as text
 from gymsmith import taskdir
 from gymsmith.errors import ConfigError, SourceError, StoreError
-from gymsmith.schema import JobContext, Word, digest
+from gymsmith.schema import JobContext, Word, digest, last_of_admission
 from sandboxes.worker import Worker, process_worker
 
 
@@ -67,8 +67,7 @@ class Proofs(Read):
 
     @model_validator(mode="after")
     def _reviewed_in_full(self) -> Self:
-        if self.review and self.gates != "admission":
-            raise ValueError(f"a review comes last of the gates of the level admission, got {self.gates}; ask for these")
+        last_of_admission(self.review, self.gates)
         return self
 
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 from env_factory.gates.trial import DETAIL_CHARS, Trial
 from env_factory.llm.conversation import MAX_TOKENS, Desk, Shape, Talk, Unfit
@@ -96,6 +96,9 @@ class Verdicts(Shape):
     verdicts: list[Verdict]
 
 
+T = TypeVar("T", bound=Shape)
+
+
 class Reviewer:
     """Of one job; see `Around.reviewed`."""
 
@@ -141,9 +144,12 @@ class _Review:
 
     async def _work(self, talk: Talk[Work]) -> Work:
         """The next answer with enough in it. Raises: Rejected."""
-        while len((work := await talk.ask()).wrong) < MIN_WRONG:
-            talk.object(Unfit("llm-shape", f"wrong must hold {MIN_WRONG} to {MAX_WRONG} scripts, got {len(work.wrong)}"))
-        return work
+
+        def few(work: Work) -> list[str]:
+            wanted = f"wrong must hold {MIN_WRONG} to {MAX_WRONG} scripts, got {len(work.wrong)}"
+            return [wanted] if len(work.wrong) < MIN_WRONG else []
+
+        return await _fitting(talk, few, "llm-shape")
 
     async def _solved(self, talk: Talk[Work], work: Work) -> Gate:
         """Honest attempts, and who is to blame where they fail."""
@@ -187,22 +193,18 @@ class _Review:
             tests=Material(self.tests),
             solution=Material(self.solution),
         )
-        talk = self._talk(prompt, Blame)
-        while True:
-            blame = await talk.ask()
-            problems = []
-            if blame.fault != "untold":
-                problems += _unquoted("text_says", blame.text_says, "the text or the files", (self.instruction, self.files))
-            if blame.fault != "attempt":
-                problems += _unquoted("tests_want", blame.tests_want, "the tests", (self.tests,))
-            if not problems:
-                return blame
-            talk.object(Unfit("llm-quote", " ".join(problems)))
+
+        def unquoted(blame: Blame) -> list[str]:
+            problems = [] if blame.fault == "untold" else self._unsaid("text_says", blame.text_says)
+            wanted = [] if blame.fault == "attempt" else _unquoted("tests_want", blame.tests_want, "the tests", (self.tests,))
+            return problems + wanted
+
+        return await _fitting(self._talk(prompt, Blame), unquoted, "llm-quote")
 
     async def _accepted(self, work: Work) -> list[Gate]:
         """Whether what the tests accept, though it was meant to be wrong, is what the text asks for."""
         scripts: list[tuple[str, str]] = [(wrong.script, wrong.sort) for wrong in work.wrong[:MAX_WRONG] if wrong.script.strip()]
-        allowed = 1 if len(scripts) >= 4 else 0
+        allowed = 1 if len(scripts) >= MIN_WRONG else 0
         if work.given.script.strip():
             scripts.append((work.given.script, "given"))
         tried = await asyncio.gather(*(self._run(script) for script, _ in scripts))
@@ -239,19 +241,22 @@ class _Review:
     async def _verdicts(self, scripts: Sequence[str]) -> list[Verdict]:
         """Whether scripts do what the text asks, by a reader who has seen no tests."""
         shown = "\n\n".join(f"Script {n}:\n\n{Material(script).fenced()}" for n, script in enumerate(scripts, 1))
-        talk = self._talk(self._prompt("done", scripts=shown), Verdicts)
-        while True:
-            verdicts = (await talk.ask()).verdicts
+
+        def unfounded(answer: Verdicts) -> list[str]:
             problems = []
-            if [v.number for v in verdicts] != list(range(1, len(scripts) + 1)):
+            if [v.number for v in answer.verdicts] != list(range(1, len(scripts) + 1)):
                 problems.append(f"expected a verdict on each of the {len(scripts)} scripts, in order.")
-            for v in verdicts:
+            for v in answer.verdicts:
                 if v.done in ("no", "copied"):
-                    where = "the text or the files"
-                    problems += _unquoted(f"verdict {v.number}: clause", v.clause, where, (self.instruction, self.files))
-            if not problems:
-                return verdicts
-            talk.object(Unfit("llm-quote", " ".join(problems)))
+                    problems += self._unsaid(f"verdict {v.number}: clause", v.clause)
+            return problems
+
+        talk = self._talk(self._prompt("done", scripts=shown), Verdicts)
+        return (await _fitting(talk, unfounded, "llm-quote")).verdicts
+
+    def _unsaid(self, field: str, quote: str) -> list[str]:
+        """What is wrong with a quotation from what the agent is told."""
+        return _unquoted(field, quote, "the text or the files", (self.instruction, self.files))
 
     async def _run(self, script: str) -> tuple[str, Reward, str]:
         script = script if script.startswith("#!") else f"#!/bin/bash\n{script}"
@@ -277,6 +282,13 @@ class _Review:
             seconds=round(sum(reward.seconds for reward in rewards), 4),
             detail=detail[:DETAIL_CHARS],
         )
+
+
+async def _fitting(talk: Talk[T], problems: Callable[[T], list[str]], reason: str) -> T:
+    """The next answer without problems; what they are is told to the model. Raises: Rejected."""
+    while found := problems(answer := await talk.ask()):
+        talk.object(Unfit(reason, " ".join(found)))
+    return answer
 
 
 def _unquoted(field: str, quote: str, name: str, texts: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ from env_factory.gates.stages import Level
 from env_factory.gates.trial import Reviewed
 from env_factory.intake import Intake
 from gymsmith.errors import ConfigError
-from gymsmith.schema import GenerateKind, JobContext, Word
+from gymsmith.schema import GenerateKind, JobContext, Word, last_of_admission
 from sandboxes.base import SandboxSpec
 from sandboxes.worker import Worker
 
@@ -55,8 +55,7 @@ class Order(Word):
     def _reviewed_in_full(self) -> Self:
         if self.review and self.kind == "llm-setup":
             raise ValueError("llm-setup makes no environments that could be read; leave the review out")
-        if self.review and self.gates != "admission":
-            raise ValueError(f"a review comes last of the gates of the level admission, got {self.gates}; ask for these")
+        last_of_admission(self.review, self.gates)
         return self
 
 

@@ -22,6 +22,12 @@ class Word(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def last_of_admission(review: bool, gates: str) -> None:
+    """Raises: ValueError: a review is asked for without the gates that it comes last of."""
+    if review and gates != "admission":
+        raise ValueError(f"a review comes last of the gates of the level admission, got {gates}; ask for these")
+
+
 def now() -> datetime:
     """The current time in UTC."""
     return datetime.now(UTC)

@@ -11,7 +11,7 @@ from gymsmith import folder
 from gymsmith.difficulty import Difficulty
 from gymsmith.endpoints.envelope import Cursor, Envelope, IdempotencyKey, Limit, SettingsDep, StoreDep, labels_of, order
 from gymsmith.errors import NotFound
-from gymsmith.schema import Environment, Evidence, GenerateKind, Job, Status
+from gymsmith.schema import Environment, Evidence, GenerateKind, Job, Status, last_of_admission
 
 router = APIRouter(tags=["environments"])
 Labels = Annotated[tuple[str, ...], Query(description="KEY:VALUE, repeatable; all must hold.", max_length=20)]
@@ -42,8 +42,7 @@ class Order(BaseModel):
 
     @model_validator(mode="after")
     def _reviewed_in_full(self) -> Self:
-        if self.review and self.gates != "admission":
-            raise ValueError(f"a review comes last of the gates of the level admission, got {self.gates}; ask for these")
+        last_of_admission(self.review, self.gates)
         return self
 
 

@@ -18,9 +18,7 @@ def reading(review: bool, *, model: str, budget_tokens: int, budget_usd: float) 
 
     Raises: UserError: what goes with it, without it.
     """
-    given = {
-        name: value for name, value in (("model", model), ("budget_tokens", budget_tokens), ("budget_usd", budget_usd)) if value
-    }
+    given = _given(model, budget_tokens, budget_usd)
     if given and not review:
         raise UserError(f"expected --{next(iter(given)).replace('_', '-')} with --review, got it alone")
     return {"review": True, **given} if review else {}
@@ -33,8 +31,7 @@ def asked(
 
     Raises: UserError: an option that this kind does not take, or lacks.
     """
-    given = {"model": model, "budget_tokens": budget_tokens, "budget_usd": budget_usd}
-    given = {name: value for name, value in given.items() if value}
+    given = _given(model, budget_tokens, budget_usd)
     if given and kind not in KINDS and not review:
         option = next(iter(given)).replace("_", "-")
         raise UserError(
@@ -49,6 +46,11 @@ def asked(
         got = "it" if issue else "none"
         raise UserError(f"expected --issue FILE with --kind llm-issue, unless the source is an issue, got {got} with {kind!r}")
     return given | ({"issue": issue_text(issue)} if issue is not None else {})
+
+
+def _given(model: str, budget_tokens: int, budget_usd: float) -> dict[str, Any]:
+    told = {"model": model, "budget_tokens": budget_tokens, "budget_usd": budget_usd}
+    return {name: value for name, value in told.items() if value}
 
 
 def issue_text(path: Path) -> str:
